@@ -1,0 +1,81 @@
+# The only place where command spellings live. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+## Use it
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^## / {printf "\n%s\n", substr($$0, 4)} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: setup ## Run the example: flights_etl, then flights_train, through Airflow in one process
+	@$(BIN)/mlpkg run flights_etl flights_train
+
+test: setup ## Run everything that checks the project
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/nbdev-test --n-workers 2
+	$(BIN)/pytest
+
+lab: setup ## Open JupyterLab on the notebooks
+	@$(BIN)/jupyter lab --ip 127.0.0.1 --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter nbs
+
+mlflow: setup ## Open the MLflow UI on the runs made here: http://127.0.0.1:5000
+	@$(BIN)/mlpkg ui mlflow
+
+airflow: setup ## Open the Airflow UI, with scheduler, on the same database and DAGs: http://127.0.0.1:8080
+	@$(BIN)/mlpkg ui airflow
+
+## Work on it
+
+setup: $(READY) ## Make the virtual environment from requirements.lock
+
+$(READY): requirements.lock pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else f"Python {sys.version.split()[0]} is not supported: make PYTHON=python3.12 ...")'
+	@echo "Setting up $(VENV) from requirements.lock; this takes a few minutes once."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(READY)
+
+prepare: setup ## Clean the notebooks, export the package, write README.md, test
+	@$(MAKE) --no-print-directory clean-notebooks export readme test
+
+export: setup ## Export nbs/ to mlpkg/
+	@$(BIN)/nbdev-export
+
+clean-notebooks: setup ## Remove noise from the notebooks
+	@$(BIN)/nbdev-clean
+
+readme: setup ## Write README.md from nbs/index.ipynb
+	@$(BIN)/python docs/readme.py
+
+docs: setup ## Build the documentation site into _docs/
+	@$(BIN)/python docs/build.py
+
+docs-serve: docs ## Read the documentation site: http://127.0.0.1:8000
+	@$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory _docs
+
+bench: setup ## Measure, side by side with stock papermill and a plain script
+	@$(BIN)/python bench/train.py
+
+hooks: setup ## Let git merge and diff notebooks cell by cell, without noise
+	@git config --local merge.jupyternotebook.name nbdev-merge
+	@git config --local merge.jupyternotebook.driver "'$(CURDIR)/$(BIN)/nbdev-merge' %O %A %B %P"
+	@git config --local diff.jupyternotebook.command "'$(CURDIR)/$(BIN)/nbdev-diff-driver'"
+
+lock: setup ## Refresh requirements.lock from pyproject.toml
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
+
+build: setup ## Build wheel and source distribution into dist/
+	@$(BIN)/python -m build --no-isolation
+
+## Production
+
+env: ## Write .env with fresh secrets for docker-compose.yml
+	@$(PYTHON) docker/env.py
+
+.PHONY: help run test lab mlflow airflow setup prepare export clean-notebooks readme docs docs-serve bench hooks lock build env

@@ -1,0 +1,51 @@
+"""
+### Flights: which flights will arrive late?
+
+Trains the candidate models in parallel, each a run of the same notebook, evaluates the best of them on the held-out
+months beside the champion, registers it, and makes it champion if it is better by the margin in `settings.ini`.
+
+Steps: **train** (once for each candidate) -> **evaluate** -> **register**. Table: `split/flights`. Model: `flights`.
+"""
+
+from datetime import datetime, timedelta
+
+from airflow.sdk import DAG, Param, task
+
+from mlpkg.airflow import NotebookOperator, notebook_step, recorded_run
+
+NOTEBOOKS = "nbs/pipelines/flights"
+
+
+@task
+def candidates(params=None) -> list[dict[str, str]]:
+    "Parameters of each training run"
+    return [{"candidate": name} for name in params["candidates"]]
+
+
+with DAG(
+    "flights_train",
+    doc_md=__doc__,
+    schedule=None,
+    start_date=datetime(2013, 1, 1),
+    catchup=False,
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=30)},
+    params={
+        "candidates": Param(
+            ["logistic_regression", "random_forest", "hist_gradient_boosting"], type="array", description="Models to try"
+        ),
+        "months": Param("", type="string", description="Months to train on; empty: all that the split gave to training"),
+        "budget": Param(3, type="integer", minimum=0, description="Trials of the hyperparameter search for each candidate"),
+        "seed": Param(0, type="integer", description="Seed of everything that is drawn at random"),
+    },
+    tags=["flights", "train"],
+):
+    with recorded_run():
+        train = NotebookOperator.partial(
+            task_id="train",
+            input_nb=f"{NOTEBOOKS}/20_train.ipynb",
+            dag_params=True,
+            map_index_template="{{ task.parameters['candidate'] }}",
+        ).expand(parameters=candidates())
+        evaluate = notebook_step(NOTEBOOKS, "22_evaluate", parameters={"candidates": train.output})
+        register = notebook_step(NOTEBOOKS, "24_register", parameters=evaluate.output)
+        train >> evaluate >> register

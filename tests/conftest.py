@@ -1,0 +1,167 @@
+"""A small project in a temporary folder: its own settings, notebooks, DAGs, MLflow and Airflow, all real."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HERE = Path(__file__).parent
+KERNEL = {"name": "python3", "display_name": "python3", "language": "python"}
+
+SETTINGS = """
+[local]
+lake.root = var/lake
+tracking.uri = sqlite:///var/mlflow.db
+tracking.artifacts = var/artifacts
+steps.spool = var/spool
+airflow.home = var/airflow
+airflow.dags = dags
+"""
+
+
+def write_notebook(path: Path, *cells: str, tags: tuple[str, ...] = ("parameters",), kernel: dict = KERNEL) -> Path:
+    "Write a step notebook; the first cell gets the tags"
+    nb = nbformat.v4.new_notebook(metadata={"kernelspec": kernel} if kernel else {})
+    nb.cells = [nbformat.v4.new_code_cell(source) for source in cells]
+    nb.cells[0].metadata["tags"] = list(tags)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, path)
+    return path
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60, what: str = "it"):
+    "Wait until a condition holds, and return what it returned"
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{what} did not happen within {seconds} s")
+
+
+def processes_with(text: str) -> list[int]:
+    "Pids of the processes whose command line or environment holds a text; zombies have neither"
+    found = []
+    for line in subprocess.run(["ps", "axwwe", "-o", "pid=,args="], capture_output=True, text=True).stdout.splitlines():
+        pid, _, rest = line.strip().partition(" ")
+        if text in rest and int(pid) != os.getpid() and "axwwe" not in rest:
+            found.append(int(pid))
+    return found
+
+
+@dataclass
+class Project:
+    "A project on disk, and ways to run things in it"
+
+    root: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        "A clean environment that points to this project"
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLPKG_", "MLFLOW_", "AIRFLOW"))}
+        return {**kept, "MLPKG_SETTINGS": str(self.root / "settings.ini"), "COLUMNS": "200", "NO_COLOR": "1"}
+
+    def notebook(self, name: str, *cells: str, **kwargs) -> Path:
+        "A step notebook of this project"
+        return write_notebook(self.root / "notebooks" / f"{name}.ipynb", *cells, **kwargs)
+
+    def start(self, *command: str, **env: str) -> subprocess.Popen:
+        "Start a command in the project, in a process group of its own"
+        return subprocess.Popen(
+            command, cwd=self.root, env=self.env | env, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def mlpkg(self, *args: str, code: int | None = 0, timeout: float = 300, **env: str) -> str:
+        "Run the command line; its output"
+        process = self.start(sys.executable, "-c", "from mlpkg.cli import main; main()", *args, **env)
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        assert code is None or process.returncode == code, output
+        return output
+
+    @property
+    def settings(self):
+        from mlpkg.settings import load_settings
+
+        return load_settings(file=self.root / "settings.ini", env={})
+
+    @property
+    def mlflow(self):
+        "A client of the project's MLflow store"
+        from mlpkg.tracking import client
+
+        return client(self.settings)
+
+    def pipeline_runs(self, dag: str) -> list:
+        "Pipeline runs of a DAG, newest first"
+        from mlpkg.tracking import pipeline_runs
+
+        return pipeline_runs(self.mlflow, dag)
+
+    def steps(self, run) -> dict:
+        "Step runs of a pipeline run, by the name shown"
+        from mlpkg.tracking import step_runs
+
+        return {step.info.run_name: step for step in step_runs(self.mlflow, run.info.run_id)}
+
+    def stored(self, run) -> nbformat.NotebookNode:
+        "The notebook that a step run stored"
+        folder = self.root / "downloads"
+        folder.mkdir(exist_ok=True)
+        name = run.data.tags["mlpkg.step"]
+        path = self.mlflow.download_artifacts(run.info.run_id, f"notebook/{name}.ipynb", str(folder))
+        return nbformat.read(path, as_version=4)
+
+    def artifacts(self, run) -> list[str]:
+        "Names in a run's notebook folder"
+        return [Path(file.path).name for file in self.mlflow.list_artifacts(run.info.run_id, "notebook")]
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory) -> Path:
+    "An empty Airflow database and MLflow store, made once: each project starts with a copy"
+    root = tmp_path_factory.mktemp("stores")
+    (root / "settings.ini").write_text(SETTINGS)
+    (root / "dags").mkdir()
+    project = Project(root)
+    make = (
+        "from pathlib import Path; from mlpkg.settings import load_settings; from mlpkg.tracking import client;"
+        "from mlpkg.local import use_airflow, prepare_database;"
+        "s = load_settings(); client(s); use_airflow(s); prepare_database(s)"
+    )
+    done = subprocess.run([sys.executable, "-c", make], cwd=root, env=project.env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+@pytest.fixture
+def project(tmp_path, stores, monkeypatch) -> Project:
+    "A project with the DAGs and notebooks of tests/dags and tests/notebooks"
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLPKG_SETTINGS", "MLPKG_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    root = tmp_path / "project"
+    root.mkdir()
+    (root / "settings.ini").write_text(SETTINGS)
+    shutil.copytree(HERE / "dags", root / "dags", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "var" / "airflow").mkdir(parents=True)
+    for file in ("var/airflow/airflow.db", "var/airflow/mlpkg-migrated", "var/mlflow.db"):
+        shutil.copy(stores / file, root / file)
+    made = Project(root)
+    made.notebook("10_count", "rows: int = 3  # How many rows", "import scrapbook as sb\nsb.glue('rows', rows)")
+    made.notebook("20_report", "factor: float = 2.0", "import scrapbook as sb\nsb.glue('doubled', factor * 2)")
+    yield made
+    for pid in processes_with(str(root)):
+        os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,92 @@
+"""Whole DAG runs in one process, as `mlpkg run` does them: they need processes of their own, so they cannot be shown in a page."""
+
+import subprocess
+import sys
+
+
+def test_notebooks_run_nested_and_are_stored(project):
+    output = project.mlpkg("run", "small", "--param", "rows=7")
+    (run,) = project.pipeline_runs("small")
+    steps = project.steps(run)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["rows"] == "7"
+    assert list(steps) == ["count", "report"]
+    for step in steps.values():
+        assert step.info.status == "FINISHED"
+        assert project.artifacts(step) == [f"{step.info.run_name}.html", f"{step.info.run_name}.ipynb"]
+        assert step.data.tags["mlpkg.attempt"] == "1"
+    assert steps["count"].data.metrics["rows"] == 7
+    assert steps["count"].data.params == {"rows": "7"}
+    assert steps["report"].data.params == {"factor": "2.0"}
+    assert "small succeeded" in output and f"mlflow://{steps['count'].info.run_id}/notebook/count.ipynb" in output
+
+
+def test_a_failing_notebook_fails_the_run_and_is_stored(project):
+    project.notebook("10_count", "rows: int = 3", "sold = rows - 3\nprice = 100 / sold", "print('never')")
+    output = project.mlpkg("run", "small", code=1)
+    (run,) = project.pipeline_runs("small")
+    (step,) = project.steps(run).values()
+    assert (run.info.status, step.info.status) == ("FAILED", "FAILED")
+    assert step.data.tags["mlpkg.failure.cell"] == "cell 2 (`sold = rows - 3`)"
+    assert step.data.tags["mlpkg.failure.error"] == "ZeroDivisionError: division by zero"
+    assert "price = 100 / sold" in step.data.tags["mlpkg.failure.traceback"]
+    assert project.artifacts(step) == ["count.html", "count.ipynb"]
+    assert "small failed" in output and "cell 2 (`sold = rows - 3`): ZeroDivisionError: division by zero" in output
+
+
+def test_mapped_notebooks_hand_their_results_on(project):
+    project.notebook(
+        "30_total", "counts: list = []", "import scrapbook as sb\nsb.glue('total', sum(c['rows'] for c in counts))"
+    )
+    project.mlpkg("run", "mapped")
+    (run,) = project.pipeline_runs("mapped")
+    steps = project.steps(run)
+    assert sorted(steps) == ["count [1]", "count [2]", "total"]
+    assert steps["total"].data.metrics["total"] == 3
+
+
+def test_the_stock_operator_stores_its_notebook_in_mlflow(project):
+    project.mlpkg("run", "stock")
+    (run,) = project.pipeline_runs("stock")
+    assert run.info.status == "FINISHED"
+    assert project.artifacts(run) == ["count.html", "count.ipynb"]
+
+
+def test_papermill_in_a_shell_writes_to_mlflow(project):
+    from mlpkg.tracking import start_step
+
+    notebook = project.notebook("10_count", "rows: int = 3", "print(rows)")
+    run_id = start_step(project.mlflow, project.settings, "count")
+    command = [sys.executable, "-m", "papermill", str(notebook), f"mlflow://{run_id}/notebook/count.ipynb", "-p", "rows", "9"]
+    subprocess.run(command, cwd=project.root, env=project.env, check=True, capture_output=True)
+    assert project.stored(project.mlflow.get_run(run_id)).cells[-1].outputs[0].text == "9\n"
+
+
+def test_two_runs_at_once_on_sqlite(project):
+    command = (sys.executable, "-c", "from mlpkg.cli import main; main()", "run", "small", "--param")
+    first, second = project.start(*command, "rows=1"), project.start(*command, "rows=2")
+    for process in (first, second):
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    runs = project.pipeline_runs("small")
+    assert sorted(run.data.params["rows"] for run in runs) == ["1", "2"]
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert [s.data.metrics.get("rows") for s in project.steps(run).values()][0] == float(run.data.params["rows"])
+
+
+def test_parameters_are_checked_before_anything_starts(project):
+    assert "no DAG of these has a parameter colour (they have: rows)" in project.mlpkg("run", "small", "-p", "colour=1", code=2)
+    assert "--param rows: expected name=value" in project.mlpkg("run", "small", "-p", "rows", code=2)
+    assert "unknown DAG tiny (there are: mapped, small, stock)" in project.mlpkg("run", "tiny", code=2)
+    assert project.pipeline_runs("small") == []
+
+
+def test_a_parameter_that_a_notebook_refuses_fails_the_run(project):
+    project.notebook("10_count", "rows: int = 3", "print(rows)")
+    output = project.mlpkg("run", "small", "-p", "rows=many", code=1)
+    assert "parameter 'rows' is declared int, got 'many'" in output
+    (run,) = project.pipeline_runs("small")
+    (step,) = project.steps(run).values()
+    assert (run.info.status, step.info.status) == ("FAILED", "FAILED")
+    assert project.artifacts(step) == ["count.html", "count.ipynb"]

@@ -1,0 +1,96 @@
+"""Nothing known only after departure may become a feature; and the real year is what the example says it is.
+
+These need the whole of several months and trained models, which would make the page slow.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import roc_auc_score
+
+from mlpkg import flights
+from mlpkg.contracts import check, gate
+from mlpkg.lake import Lake
+
+year = [f"2013-{month:02d}" for month in range(1, 13)]
+
+
+@pytest.fixture(scope="module")
+def raw():
+    return flights.read_source("package", year), flights.read_weather(year), flights.read_planes()
+
+
+@pytest.fixture(scope="module")
+def table(raw):
+    return flights.clean(*raw)
+
+
+def test_features_do_not_depend_on_what_happens_after_departure(raw, table):
+    source, weather, planes = raw
+    rng = np.random.default_rng(0)
+    for change in (rng.permutation, lambda values: np.full(len(values), np.nan)):
+        later = source.assign(**{name: change(source[name].to_numpy()) for name in flights.leaks})
+        pd.testing.assert_frame_equal(flights.clean(later, weather, planes)[flights.features], table[flights.features])
+
+
+def test_features_and_label_follow_from_nothing_else(table):
+    assert not set(flights.features) & {*flights.leaks, "late", "status", "day", "month", "tailnum"}
+    assert set(table) == {"month", "day", "flight", "tailnum", "status", "late", *flights.features}
+
+
+def test_weather_is_that_of_the_scheduled_hour_not_of_the_departure(raw, table):
+    source, weather, _ = raw
+    joined = source.sort_values(flights.key, ignore_index=True).merge(
+        weather[["origin", "month", "day", "hour", "temp"]], on=["origin", "month", "day", "hour"], how="left"
+    )
+    known = joined["temp"].notna() & table["temp"].notna()
+    assert known.mean() > 0.98
+    assert (joined["temp"][known] == table["temp"][known]).mean() > 0.999
+
+
+def scores(table, until, on):
+    data = table[table["late"].notna()].astype(dict.fromkeys(flights.categorical, "category"))
+    train = data[data["month"] <= until].sample(80_000, random_state=0)
+    model = HistGradientBoostingClassifier(categorical_features="from_dtype", random_state=0)
+    model.fit(train[flights.features], train["late"])
+    parts = {month: data[data["month"] == month] for month in on}
+    return {m: roc_auc_score(p["late"], model.predict_proba(p[flights.features])[:, 1]) for m, p in parts.items()}
+
+
+def test_a_plain_model_is_neither_blind_nor_clairvoyant(table):
+    auc = scores(table, "2013-09", ["2013-10", "2013-12"])
+    print(auc)
+    assert 0.64 < auc["2013-10"] < 0.75, "far more than 0.68 on October means a leak"
+    assert 0.67 < auc["2013-12"] < 0.75, "far more than 0.71 on December means a leak"
+
+
+def test_the_real_year_passes_its_contract_and_something_true_is_found(raw):
+    outcome = gate(check(raw[0], flights.flights_contract(), "raw/flights"), 0.05)
+    found = outcome.violations.set_index("check")["count"]
+    assert found["a delay at arrival exactly if arrived"] == 717
+    assert found["slower than 650 mph"] == 2
+    assert outcome.rate < 0.01
+
+
+def test_split_is_by_time(table):
+    parts = flights.split(table, "2013-10")
+    assert parts.groupby("part")["month"].agg(["min", "max"]).to_dict("index") == {
+        "train": {"min": "2013-01", "max": "2013-08"},
+        "validation": {"min": "2013-09", "max": "2013-09"},
+        "holdout": {"min": "2013-10", "max": "2013-10"},
+    }
+    days = flights.split(table, "2013-02").assign(date=lambda d: d["month"] + "-" + d["day"].astype(str).str.zfill(2))
+    ends = days.groupby("part")["date"].agg(["min", "max"])
+    assert ends.loc["train", "max"] < ends.loc["validation", "min"]
+    assert ends.loc["validation", "max"] < ends.loc["holdout", "min"]
+
+
+def test_seeding_is_deterministic_and_may_be_repeated(tmp_path):
+    first, second = flights.seed_lake(Lake(tmp_path / "a")), flights.seed_lake(Lake(tmp_path / "b"))
+    flights.seed_lake(second)
+    assert first.tables() == ["clean/flights", "raw/flights", "raw/planes", "raw/weather", "split/flights"]
+    for name in ("clean/flights", "split/flights"):
+        order = ["month", "day", "sched_hour", "sched_minute", *flights.categorical, "distance", "plane_age", "late"]
+        one, other = (lake.read(name).sort_values(order, ignore_index=True) for lake in (first, second))
+        pd.testing.assert_frame_equal(one, other)

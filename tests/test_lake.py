@@ -1,0 +1,144 @@
+"""What a page cannot show of the lake: several processes writing at once, memory, and a real S3 server.
+
+The S3 tests run where AWS_ENDPOINT_URL (and credentials) point to a server; they make a bucket of their own.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import uuid
+
+import pandas as pd
+import pytest
+
+from mlpkg.lake import Lake, LakeError
+
+spawn = multiprocessing.get_context("spawn")  # deltalake's runtime does not survive fork
+writers, writes = 3, 6
+
+
+@pytest.fixture(params=["folder", "s3"])
+def root(request, tmp_path):
+    "Where a fresh lake may live"
+    if request.param == "folder":
+        return str(tmp_path / "lake")
+    if not os.environ.get("AWS_ENDPOINT_URL"):
+        pytest.skip("set AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of an S3 server to test with it")
+    boto3 = pytest.importorskip("boto3", reason="pip install boto3 to test with an S3 server")
+    bucket = f"lake-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/lake"
+
+
+def frame(month: str, writer: int = 0, write: int = 0, rows: int = 5) -> pd.DataFrame:
+    return pd.DataFrame({"month": month, "writer": writer, "write": write, "row": range(rows)})
+
+
+def write_often(root, barrier, writer, mode, months):
+    "One of several processes: all start at once, on a table that does not exist yet"
+    lake = Lake(root)
+    barrier.wait()
+    for write in range(writes):
+        month = months[writer]
+        partition = None if mode != "replace" else {"month": month}
+        lake.write("raw/flights", frame(month, writer, write), mode, partition, partition_by=["month"])
+
+
+def race(root, mode, months):
+    "Run the writers; the rows that are there afterwards"
+    barrier = spawn.Barrier(writers)
+    jobs = [spawn.Process(target=write_often, args=(root, barrier, i, mode, months)) for i in range(writers)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(120)
+    assert [job.exitcode for job in jobs] == [0] * writers
+    return Lake(root).read("raw/flights")
+
+
+def test_appending_at_once_loses_and_doubles_nothing(root):
+    rows = race(root, "append", ["2013-01"] * writers)
+    assert len(rows) == writers * writes * 5
+    assert not rows.duplicated().any()
+
+
+def test_replacing_different_months_at_once_keeps_each(root):
+    rows = race(root, "replace", ["2013-01", "2013-02", "2013-03"])
+    assert rows.groupby("month").size().to_dict() == {"2013-01": 5, "2013-02": 5, "2013-03": 5}
+    assert set(rows["write"]) == {writes - 1}
+
+
+@pytest.mark.parametrize("mode", ["replace", "overwrite"])
+def test_replacing_the_same_rows_at_once_leaves_one_writers(root, mode):
+    rows = race(root, mode, ["2013-01"] * writers)
+    assert len(rows) == 5
+    assert rows["writer"].nunique() == 1 and set(rows["row"]) == set(range(5))
+    assert set(Lake(root).versions("raw/flights")["version"]) == set(range(writers * writes))
+
+
+def test_a_lake_from_name_to_lineage(root, monkeypatch):
+    lake = Lake(root)
+    assert lake.tables() == []
+    with pytest.raises(LakeError, match="there are: none yet"):
+        lake.read("raw/flights")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "run1")
+    for month in ("2013-01", "2013-02", "2013-02"):
+        lake.write("raw/flights", frame(month), "replace", {"month": month})
+    lake.copy("raw/flights", "backup/flights")
+    assert lake.tables() == ["backup/flights", "raw/flights"]
+    assert lake.count("raw/flights") == lake.count("backup/flights") == 10
+    assert len(lake.read("raw/flights", ["row"], [("month", "==", "2013-02"), ("row", ">", 2)])) == 2
+    assert len(lake.read("raw/flights", version=0)) == 5
+    assert lake.lineage("raw/flights", 0) == "run1"
+
+
+def test_a_writer_that_is_killed_leaves_the_table_as_it_was(tmp_path):
+    lake = Lake(tmp_path)
+    lake.write("raw/flights", frame("2013-01"))
+    script = (
+        "import os, signal, sys; import pandas as pd; from mlpkg.lake import Lake\n"
+        "def batches():\n"
+        "    yield pd.DataFrame({'month': '2013-01', 'writer': 0, 'write': 0, 'row': range(100_000)})\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Lake(sys.argv[1]).write('raw/flights', batches, 'overwrite')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)])  # noqa: S603
+    assert done.returncode == -9
+    assert lake.version("raw/flights") == 0 and lake.count("raw/flights") == 5
+    lake.write("raw/flights", frame("2013-02"))
+    assert lake.count("raw/flights") == 10
+
+
+copy_large = """
+import resource, sys
+import numpy as np, pyarrow as pa
+from mlpkg.lake import Lake
+
+lake, mode = Lake(sys.argv[1]), sys.argv[2]
+rows, parts, columns = 65_536, 200, [f"x{i}" for i in range(10)]
+rng = np.random.default_rng(0)
+
+def batches():
+    for part in range(parts):
+        yield pa.record_batch({name: rng.integers(10_000, size=rows) / 10_000 for name in columns})
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if mode == "spooled":
+    lake.write("big/source", batches())
+else:
+    lake.copy("big/source", "big/copy")
+    assert lake.count("big/copy") == rows * parts
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print((after - before) / 1024, rows * parts * len(columns) * 8 / 2**20)
+"""
+
+
+def test_memory_stays_flat_when_a_large_table_is_written_and_copied(tmp_path):
+    bound = 350  # MiB; what it takes does not grow with the table
+    for mode in ("spooled", "copied"):
+        command = [sys.executable, "-c", copy_large, str(tmp_path), mode]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+        grown, size = map(float, done.stdout.split())
+        print(f"{mode}: {grown:.0f} MiB of memory for a table of {size:.0f} MiB")
+        assert grown < bound < size / 2.8
