@@ -31,10 +31,16 @@ with DAG(
     default_args={"retries": 2, "retry_delay": timedelta(seconds=30)},
     params={
         "candidates": Param(
-            ["logistic_regression", "random_forest", "hist_gradient_boosting"], type="array", description="Models to try"
+            ["logistic_regression", "random_forest", "hist_gradient_boosting"],
+            type="array",
+            description="Models to try",
         ),
-        "months": Param("", type="string", description="Months to train on; empty: all that the split gave to training"),
-        "budget": Param(3, type="integer", minimum=0, description="Trials of the hyperparameter search for each candidate"),
+        "months": Param(
+            "", type="string", description="Months to train on; empty: all that the split gave to training"
+        ),
+        "budget": Param(
+            3, type="integer", minimum=0, description="Trials of the hyperparameter search for each candidate"
+        ),
         "seed": Param(0, type="integer", description="Seed of everything that is drawn at random"),
     },
     tags=["flights", "train"],

@@ -92,7 +92,7 @@ def notebook_path(
         raise FileNotFoundError(f"{notebook}: no such notebook in {settings.file.parent}")
     return path
 
-# %% ../nbs/api/60_airflow.ipynb #99351d01
+# %% ../nbs/api/60_airflow.ipynb #d2333320
 class NotebookOperator(PapermillOperator):
     "Runs a step notebook and records it in MLflow; arguments as `PapermillOperator`, and `dag_params`"
 
@@ -106,8 +106,8 @@ class NotebookOperator(PapermillOperator):
     ):
         if kwargs.get("kernel_conn_id"):
             raise ValueError(
-                f"task '{kwargs.get('task_id')}': kernel_conn_id is not supported, since a remote kernel cannot be ended "
-                "with its task; use PapermillOperator with output_nb='mlflow://<run id>/notebook/<name>.ipynb'"
+                f"task '{kwargs.get('task_id')}': kernel_conn_id is not supported: a remote kernel cannot be ended "
+                "with its task. Use PapermillOperator with output_nb='mlflow://<run id>/notebook/<name>.ipynb'"
             )
         super().__init__(**kwargs)
         self.dag_params = dag_params

@@ -49,7 +49,7 @@ def _seconds(seconds: float) -> str:
     "A duration as people write it"
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
-# %% ../nbs/api/70_cli.ipynb #8ab61c4f
+# %% ../nbs/api/70_cli.ipynb #38e85418
 def reported(
     scraps: dict[str, Any],  # What a step glued
     limit: int = 60,  # Characters
@@ -59,16 +59,23 @@ def reported(
     for name, value in scraps.items():
         if isinstance(value, bool) or not isinstance(value, (int, float, str)) or len(str(value)) > 30:
             continue
-        parts.append(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}")
+        parts.append(
+            f"{name} {value:,.4g}"
+            if isinstance(value, float)
+            else f"{name} {value:,}"
+            if isinstance(value, int)
+            else f"{name} {value}"
+        )
     text = ", ".join(parts)
     return text if len(text) <= limit else text[:limit].rsplit(",", 1)[0] + ", ..."
 
-# %% ../nbs/api/70_cli.ipynb #8d1681a6
+# %% ../nbs/api/70_cli.ipynb #59804366
 class Progress:
     "What the steps of a DAG run announced, as a table"
 
     def __init__(self, dag_id: str, console: Console):
-        self.dag_id, self.console, self.steps = dag_id, console, {}
+        self.dag_id, self.console = dag_id, console
+        self.steps: dict[str, dict[str, Any]] = {}  # By MLflow run
         self.run_id = ""  # MLflow run of the DAG run, once it is open
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -101,45 +108,39 @@ class Progress:
         waiting = "starting ..." if not self.steps else ""
         return Group(table, waiting)
 
-# %% ../nbs/api/70_cli.ipynb #ce03a084
+# %% ../nbs/api/70_cli.ipynb #8f1098fc
 @app.command(rich_help_panel="Pipelines")
 def run(
     dags: Annotated[list[str], typer.Argument(metavar="DAG...", help="DAGs to run, one after the other")],
-    param: Annotated[list[str], typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the DAG")] = [],  # noqa: B006
+    param: Annotated[
+        list[str], typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the DAG")
+    ] = [],  # noqa: B006
 ):
     """Run DAGs in this process, on SQLite, with no services.
 
     Example: [bold]mlpkg run flights_etl --param months=2013-01..2013-03[/bold]
     """
-    from mlpkg.local import DagError, dag_conf, load_dags, output_to, prepare_database, read_params, run_dag, use_airflow
+    from mlpkg.local import load_dags, output_to, plan, prepare_database, read_params, run_dag, use_airflow
     from mlpkg.settings import load_settings
     from mlpkg.tracking import client
 
-    settings, given = load_settings(), read_params(param)
+    settings, given, results = load_settings(), read_params(param), []
     client(settings)  # an MLflow that cannot be reached is said before anything starts
     use_airflow(settings)
     log = Path(settings.airflow.home) / "logs" / f"mlpkg-run-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    shown = []
     with output_to(log) as screen:
         console = Console(file=screen)
-        with console.status("Starting Airflow (its database is made at the first run, some 15 seconds)"):
+        with console.status("Starting Airflow (the first time it makes its database, some 15 seconds)"):
             prepare_database(settings)
-            known = load_dags(settings)
-            if unknown := set(dags) - known.keys():
-                raise DagError(f"unknown DAG {', '.join(sorted(unknown))} (there are: {', '.join(sorted(known))})")
-            declared = {name for dag in dags for name in known[dag].params}
-            if strange := given.keys() - declared:
-                raise DagError(f"no DAG of these has a parameter {', '.join(sorted(strange))} (they have: {', '.join(sorted(declared))})")
-            confs = {dag: dag_conf(known[dag], {k: v for k, v in given.items() if k in known[dag].params}) for dag in dags}
-        for dag in dags:
-            progress = Progress(dag, console)
+            planned = plan(load_dags(settings), dags, given)
+        for dag, conf in planned:
+            progress = Progress(dag.dag_id, console)
             with _live(progress, console):
-                result = run_dag(settings, known[dag], confs[dag], progress)
-            shown.append((result, progress))
-            if result.state != "success":
+                results.append((run_dag(settings, dag, conf, progress), progress))
+            if results[-1][0].state != "success":
                 break
-        summarise(console, settings, shown)
-    if result.state != "success":
+        summarise(console, settings, results)
+    if results[-1][0].state != "success":
         typer.echo(f"Airflow's log: {log}")
         raise typer.Exit(1)
 
@@ -150,7 +151,7 @@ def _live(progress: Progress, console: Console):
 
     return Live(progress, console=console, refresh_per_second=2) if console.is_terminal else contextlib.nullcontext()
 
-# %% ../nbs/api/70_cli.ipynb #f479741c
+# %% ../nbs/api/70_cli.ipynb #38693f1e
 def summarise(
     console: Console,
     settings,  # mlpkg.settings.Settings
@@ -168,20 +169,23 @@ def summarise(
     models = [s["scraps"] for _, progress in results for s in progress.steps.values() if "model" in s["scraps"]]
     for model in models:
         console.print(model_table(model))
-    console.print("\nExecuted notebooks (mlpkg notebook RUN STEP prints one, the MLflow UI shows it as a page):")
+    console.print("\nExecuted notebooks; `mlpkg notebook RUN STEP` prints one, the MLflow UI shows it as a page:")
     for _, progress in results:
         for run_id, step in progress.steps.items():
             path = f"mlflow://{run_id}/notebook/{step['name'].split(' ')[0]}.ipynb"
             console.print(f"  {escape(step['name']):<32} {path}", soft_wrap=True, highlight=False)
-    console.print(f"\nOpen the MLflow UI on them: [bold]make mlflow[/bold], then {settings.tracking.ui}", highlight=False)
+    console.print(
+        f"\nOpen the MLflow UI on them: [bold]make mlflow[/bold], then {settings.tracking.ui}", highlight=False
+    )
 
-# %% ../nbs/api/70_cli.ipynb #e50c6f1a
+# %% ../nbs/api/70_cli.ipynb #f4fc3361
 def model_table(
     model: dict[str, Any],  # Scraps of the step that registered it
 ) -> Group:
     "A registered model and its metrics, beside those of the champion that it met"
     alias = f", alias [bold]{model['alias']}[/bold]" if model.get("alias") else ""
-    title = f"\nModel [bold]{model['model']}[/bold] version {model.get('version')}{alias}: {escape(str(model.get('reason', '')))}"
+    reason = escape(model.get("reason", ""))
+    title = f"\nModel [bold]{model['model']}[/bold] version {model.get('version')}{alias}: {reason}"
     champion = model.get("champion_metrics") or {}
     table = Table(box=None, pad_edge=False)
     table.add_column("held-out metric", header_style="bold")
@@ -223,7 +227,7 @@ def runs(
         table.add_row(*row, _state(info.status), escape(", ".join(failed)) if info.status != "FINISHED" else "")
     Console().print(table if table.row_count else "No runs yet: mlpkg run DAG")
 
-# %% ../nbs/api/70_cli.ipynb #20e59b4d
+# %% ../nbs/api/70_cli.ipynb #bab8536a
 def find_pipeline_run(
     mlflow,  # MlflowClient
     run: str,  # Id of a pipeline run, or the beginning of one
@@ -247,7 +251,11 @@ def find_step_run(
     from mlpkg.tracking import step_runs
 
     children = step_runs(mlflow, parent_run_id)
-    fits = {c.info.run_name: c for c in children if step in (c.info.run_name, c.data.tags["mlpkg.step"], c.info.run_name.partition("[")[2].rstrip("]"))}
+    fits = {
+        c.info.run_name: c
+        for c in children
+        if step in (c.info.run_name, c.data.tags["mlpkg.step"], c.info.run_name.partition("[")[2].rstrip("]"))
+    }
     if len(fits) == 1:
         return next(iter(fits.values()))
     names = ", ".join(f"'{name}'" for name in (fits or {c.info.run_name: c for c in children}))
@@ -318,7 +326,7 @@ def _output_text(output) -> str:
     picture = next((kind for kind in output.data if kind.startswith("image/")), None)
     return f"[{picture}]" if picture else output.data.get("text/plain", "")
 
-# %% ../nbs/api/70_cli.ipynb #284afe70
+# %% ../nbs/api/70_cli.ipynb #5824cd4b
 @app.command(rich_help_panel="Looking back")
 def status():
     """Show the latest run of each DAG, the models in charge, and what waits in the spool."""
@@ -341,7 +349,9 @@ def status():
         aliases = ", ".join(f"{alias} version {version}" for alias, version in sorted(model.aliases.items()))
         console.print(f"Model [bold]{model.name}[/bold]: {aliases or 'no alias'}")
     if waiting := spooled(settings):
-        console.print(f"{len(waiting)} notebooks are being executed or wait in {settings.steps.spool}: mlpkg sync", soft_wrap=True)
+        console.print(
+            f"{len(waiting)} notebooks are being executed or wait in {settings.steps.spool}: mlpkg sync", soft_wrap=True
+        )
 
 
 @app.command(rich_help_panel="Looking back")
@@ -461,7 +471,7 @@ def doctor():
     Console().print(table)
     raise typer.Exit(0 if healthy else 1)
 
-# %% ../nbs/api/70_cli.ipynb #cbac56e7
+# %% ../nbs/api/70_cli.ipynb #7a512473
 @app.command(rich_help_panel="Looking back")
 def ui(
     which: Annotated[UserInterface, typer.Argument(help="Which one")],
@@ -477,7 +487,12 @@ def ui(
     settings = load_settings()
     if which is UserInterface.mlflow:
         client(settings)  # makes the tables of a new store
-        store = ["--backend-store-uri", tracking_uri(settings), "--default-artifact-root", str(settings.tracking.artifacts)]
+        store = [
+            "--backend-store-uri",
+            tracking_uri(settings),
+            "--default-artifact-root",
+            str(settings.tracking.artifacts),
+        ]
         command = ["mlflow", "server", *store, "--host", "127.0.0.1", "--port", "5000", "--workers", "1"]
     else:
         use_airflow(settings)

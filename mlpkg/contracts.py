@@ -42,7 +42,7 @@ class Outcome:
     def __repr__(self) -> str:
         return f"Outcome({self.rows} rows, {self.bad_rows} bad, rate {self.rate:.4f})"
 
-# %% ../nbs/api/12_contracts.ipynb #9b767696
+# %% ../nbs/api/12_contracts.ipynb #9a3e7eb4
 _of_values = {
     SchemaErrorReason.DATAFRAME_CHECK,
     SchemaErrorReason.SERIES_CONTAINS_NULLS,
@@ -63,7 +63,12 @@ def _say(
         return f"unknown column {fault.failure_cases!r}"
     if fault.reason_code == SchemaErrorReason.WRONG_DATATYPE:
         return f"column {column!r} is {data[column].dtype} instead of {fault.schema.dtype}"
-    return f"{column or 'table'}: {str(fault).splitlines()[0]}"
+    return f"{column or 'table'}: {_first(fault)}"
+
+
+def _first(fault: SchemaError) -> str:
+    "The first line of pandera's message"
+    return str(fault).partition("\n")[0]
 
 
 def _rule(
@@ -79,18 +84,18 @@ def _rule(
         return "not null", column
     return str(getattr(fault.check, "error", None) or getattr(fault.check, "name", None) or fault.check), column
 
-# %% ../nbs/api/12_contracts.ipynb #4619df31
+# %% ../nbs/api/12_contracts.ipynb #dc7b8d28
 def _shape(faults: list[SchemaError], data: pd.DataFrame, name: str) -> None:
     "Raise ContractError where the table has not the shape that its rules need"
     wrong = sorted({_say(fault, data) for fault in faults if fault.reason_code not in _of_values | {_broken}})
-    broken = sorted({f"rule {_rule(f)[0]!r} failed itself: {f}" for f in faults if f.reason_code == _broken})
+    broken = sorted({f"rule {_rule(f)[0]!r} failed itself: {_first(f)}" for f in faults if f.reason_code == _broken})
     if wrong or broken:  # a rule that fails on a table of the wrong shape says nothing new
         raise ContractError(f"{name}: {'; '.join(wrong or broken)}. Change the step that makes it, or the contract")
 
 
 _broken = SchemaErrorReason.CHECK_ERROR
 
-# %% ../nbs/api/12_contracts.ipynb #604be829
+# %% ../nbs/api/12_contracts.ipynb #27e14160
 def _faults(data: pd.DataFrame, schema: pa.DataFrameSchema, name: str) -> dict[tuple[str, str], np.ndarray]:
     "Positions of the rows that break each rule; all rows where a rule judges the table as a whole"
     try:
@@ -100,8 +105,9 @@ def _faults(data: pd.DataFrame, schema: pa.DataFrameSchema, name: str) -> dict[t
         _shape(errors.schema_errors, data, name)
         found = {}
         for fault in errors.schema_errors:
-            rows = pd.to_numeric(fault.failure_cases["index"]).dropna().unique().astype(int)
-            found[_rule(fault)] = rows if len(rows) else np.arange(len(data))
+            cases = fault.failure_cases  # a single False where the rule judges the table as a whole
+            rows = cases["index"].dropna().unique() if isinstance(cases, pd.DataFrame) else np.array([])
+            found[_rule(fault)] = rows.astype(int) if len(rows) else np.arange(len(data))
         return found
 
 
@@ -138,7 +144,7 @@ def check(
     broken = data[bad].assign(reasons=reasons[bad].str.removeprefix("; "))
     return Outcome(len(data), _tabulate(found, len(data)), broken, data[~bad], int(bad.sum()))
 
-# %% ../nbs/api/12_contracts.ipynb #3326b468
+# %% ../nbs/api/12_contracts.ipynb #eb8f0c20
 def _without_keys(schema: pa.DataFrameSchema) -> tuple[pa.DataFrameSchema, list[list[str]]]:
     "The schema without its uniqueness rules, and their columns"
     keys = [[name] for name, column in schema.columns.items() if column.unique]
@@ -158,12 +164,14 @@ class Seen:
     def again(
         self,
         keys: pd.DataFrame,  # Key columns of a batch
-    ) -> np.ndarray:  # Whether each row's key was there before, in this batch or an earlier one
+    ) -> np.ndarray:  # Whether each row's key was there before, in this batch or an earlier one; a lone null never was
         "Look keys up and remember them"
         hashes = pd.util.hash_pandas_object(keys, index=False).to_numpy()
         before = pd.Series(hashes).duplicated().to_numpy()
         for part in self.parts:
             before = before | (part[np.searchsorted(part, hashes).clip(max=len(part) - 1)] == hashes)
+        if keys.shape[1] == 1:
+            before = before & keys.iloc[:, 0].notna().to_numpy()
         self.parts.append(np.unique(hashes))
         if len(self.parts) > 16:
             self.parts = [np.unique(np.concatenate(self.parts))]

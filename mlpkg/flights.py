@@ -41,7 +41,7 @@ def months(
         found |= set(pd.period_range(*ends, freq="M").astype(str))
     return sorted(found)
 
-# %% ../nbs/api/80_flights.ipynb #b5a72b1e
+# %% ../nbs/api/80_flights.ipynb #ef35c819
 def package_file(
     name: str,  # "flights.csv.zip", "weather.csv" or "planes.csv"
 ) -> Path:  # FlightsError where the package is not installed
@@ -74,7 +74,8 @@ def fetch(
                 return io.BytesIO(answer.read())
         return io.BytesIO(Path(source).read_bytes())
     except OSError as error:
-        raise FlightsError(f"source {source!r} cannot be read: {error}. Give 'package', a path or a URL") from error
+        reason = str(error).partition("\n")[0]
+        raise FlightsError(f"source {source!r} cannot be read: {reason}. Give 'package', a path or a URL") from error
 
 # %% ../nbs/api/80_flights.ipynb #67391f5d
 def read_any(

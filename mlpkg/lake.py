@@ -7,7 +7,7 @@ __all__ = ['Filters', 'Mode', 'LakeError', 'check_name', 'plain_type', 'plain_sc
            'in_partition', 'as_literal', 'as_predicate', 'source', 'fit_schema', 'storage_options', 'Catalog',
            'read_files', 'Reader', 'Lake', 'open_lake']
 
-# %% ../nbs/api/10_lake.ipynb #7901ba6c
+# %% ../nbs/api/10_lake.ipynb #ec1f4cbc
 import json
 import os
 import random
@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import CommitProperties, DeltaTable, WriterProperties, write_deltalake
+from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from pyarrow.parquet import filters_to_expression
 
@@ -65,7 +66,7 @@ def plain_type(
         return pa.struct([(field.name, plain_type(field.type)) for field in kind])
     return {**_larger, **_same, pa.float16(): pa.float32(), pa.date64(): pa.date32()}.get(kind, kind)
 
-# %% ../nbs/api/10_lake.ipynb #4e68a960
+# %% ../nbs/api/10_lake.ipynb #f39235e5
 def plain_schema(
     schema: pa.Schema,
 ) -> pa.Schema:  # Same columns in plain types, nullable; LakeError where there is none or one is doubled
@@ -74,25 +75,38 @@ def plain_schema(
         raise LakeError("the data has no columns, so there is no table to write: check the step that made it")
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise LakeError(f"columns that occur twice: {', '.join(twice)}; rename one of them")
-    return pa.schema([(field.name, plain_type(field.type)) for field in schema])
+    plain = pa.schema([(field.name, plain_type(field.type)) for field in schema])
+    for field in plain:
+        try:
+            DeltaSchema.from_arrow(pa.schema([field]))
+        except Exception as error:
+            raise LakeError(f"column {field.name!r} is {field.type}, unknown to Delta: convert it") from error
+    return plain
 
 
 def plain_batch(
     batch: pa.RecordBatch,
     schema: pa.Schema,  # Same columns in any order
-) -> pa.RecordBatch:  # ArrowInvalid where a value does not fit
+) -> pa.RecordBatch:  # LakeError where a value does not fit
     "Bring a batch to the types and the order of a schema"
-    options = [pc.CastOptions(target_type=kind, allow_time_truncate=True) for kind in schema.types]
-    arrays = [pc.cast(batch.column(name), options=o) for name, o in zip(schema.names, options, strict=True)]
+    arrays = []
+    for field in schema:
+        options = pc.CastOptions(target_type=field.type, allow_time_truncate=True)
+        try:
+            arrays.append(pc.cast(batch.column(field.name), options=options))
+        except pa.ArrowInvalid as error:
+            raise LakeError(f"column {field.name!r} does not fit into {field.type}: {error}") from error
     return pa.record_batch(arrays, schema=schema)
 
-# %% ../nbs/api/10_lake.ipynb #1cca11ed
+# %% ../nbs/api/10_lake.ipynb #139d3c8e
 def from_frame(
     frame: pd.DataFrame,  # The index is dropped where it only counts rows
 ) -> pa.Table:  # LakeError for a named index, which would get lost, and for mixed types in one column
     "A pandas data frame as an Arrow table"
     if named := [str(name) for name in frame.index.names if name is not None]:
         raise LakeError(f"the index ({', '.join(named)}) would be lost: call .reset_index() before writing")
+    if twice := sorted(set(frame.columns[frame.columns.duplicated()].astype(str))):
+        raise LakeError(f"columns that occur twice: {', '.join(twice)}; rename one of them")
     try:
         return pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -117,7 +131,7 @@ def as_reader(
         raise LakeError("the data has no batches, so there is no table to write: check the step that made it")
     return pa.RecordBatchReader.from_batches(first.schema, chain(first, chain.from_iterable(readers)))
 
-# %% ../nbs/api/10_lake.ipynb #c70ebdf7
+# %% ../nbs/api/10_lake.ipynb #b6c4b233
 def in_partition(
     batch: pa.RecordBatch,
     partition: Mapping[str, Any],  # Column -> value, or list of values; empty: everything belongs
@@ -126,7 +140,11 @@ def in_partition(
     for column, value in partition.items():
         if column not in batch.schema.names:
             raise LakeError(f"partition column {column!r} is not in the data (it has: {', '.join(batch.schema.names)})")
-        allowed = pa.array(value if isinstance(value, list) else [value]).cast(batch.schema.field(column).type)
+        kind = batch.schema.field(column).type
+        try:
+            allowed = pa.array(value if isinstance(value, list) else [value]).cast(kind)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise LakeError(f"partition {column}={value!r}: the column is {kind}: {error}") from error
         outside = batch.filter(pc.invert(pc.is_in(batch[column], allowed)))
         if outside.num_rows:
             found = sorted(map(str, outside[column].unique().to_pylist()))[:5]
@@ -286,7 +304,7 @@ class Catalog:
         "Number of rows, from the table's log: no data is read"
         return self._open(name, version).count()
 
-# %% ../nbs/api/10_lake.ipynb #07eb388e
+# %% ../nbs/api/10_lake.ipynb #af77ac0a
 Filters = list[tuple[str, str, Any]] | list[list[tuple[str, str, Any]]]
 
 
@@ -301,7 +319,7 @@ def read_files(
         files = sorted(data.get_fragments(filter=condition), key=lambda file: file.path)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise LakeError(f"filters {filters!r} do not work: {error}. Give (column, operator, value) tuples") from error
-    names = columns or data.schema.names
+    names = data.schema.names if columns is None else columns
     pieces = chain.from_iterable(file.split_by_row_group(condition, data.schema) for file in files)
     tables = (piece.to_table(schema=data.schema, columns=names, filter=condition) for piece in pieces)
     schema = pa.schema([data.schema.field(name) for name in names])

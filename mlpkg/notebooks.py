@@ -6,7 +6,7 @@
 __all__ = ['mlflow_io', 'redact', 'find_unfinished', 'describe_cell', 'mark', 'show_scraps', 'render_html', 'store_notebook',
            'split_path', 'MlflowHandler']
 
-# %% ../nbs/api/24_notebooks.ipynb #ae1fee4b
+# %% ../nbs/api/24_notebooks.ipynb #b6b5949e
 import copy
 import json
 import os
@@ -15,15 +15,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from nbformat import NotebookNode
 
-# %% ../nbs/api/24_notebooks.ipynb #611d01c5
+# %% ../nbs/api/24_notebooks.ipynb #acb4af14
 _secret_name = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|ACCESS_KEY|FERNET_KEY|PRIVATE_KEY|CREDENTIAL")
 _url_password = re.compile(r"(://[^\s:/@\"']*:)[^\s/@\"']+(@)")
 
@@ -33,7 +33,11 @@ def redact(
     env: Mapping[str, str] | None = None,  # Where secrets come from; the process's environment unless given
 ) -> str:  # The same with secrets replaced by ***
     "Take the values of secret environment variables (8 characters or more) and passwords in URLs out of a text"
-    secrets = {value for name, value in (os.environ if env is None else env).items() if _secret_name.search(name.upper()) and len(value) >= 8}
+    secrets = {
+        value
+        for name, value in (os.environ if env is None else env).items()
+        if _secret_name.search(name.upper()) and len(value) >= 8
+    }
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***").replace(json.dumps(secret)[1:-1], "***")
     return _url_password.sub(r"\1***\2", text)
@@ -62,7 +66,7 @@ def describe_cell(
     code = [line for line in lines if line and not line.startswith("#")]
     return f"cell {index + 1 - added}" + (f" (`{code[0][:60]}`)" if code else "")
 
-# %% ../nbs/api/24_notebooks.ipynb #aee284aa
+# %% ../nbs/api/24_notebooks.ipynb #8bbd272f
 def mark(
     nb: "NotebookNode",  # Changed in place
     status: str,  # FINISHED, FAILED or KILLED
@@ -71,7 +75,7 @@ def mark(
     "Write into an executed notebook how its execution really ended"
     from nbformat.v4 import new_markdown_cell
 
-    now, index = datetime.now(timezone.utc).isoformat(), find_unfinished(nb)
+    now, index = datetime.now(UTC).isoformat(), find_unfinished(nb)
     nb.metadata["mlpkg"] = {"status": status, "message": message, "ended": now}
     if status == "FINISHED":
         return

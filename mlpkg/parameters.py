@@ -72,12 +72,13 @@ def _literal(node: ast.expr | None) -> tuple[Any, Any]:
         return None, Any
     return value, Any if value is None else type(value)
 
-# %% ../nbs/api/20_parameters.ipynb #8dd9e1d6
+# %% ../nbs/api/20_parameters.ipynb #bc04de59
 def parse_parameters(
     source: str,  # Source of the cell tagged `parameters`
 ) -> list[Parameter]:  # In the order of their declaration
     "Read the declarations in a parameters cell"
     comments, found = _comments(source), []
+    target: ast.expr
     for node in ast.parse(source).body:
         if isinstance(node, ast.AnnAssign):
             target, kind = node.target, read_type(node.annotation)
@@ -90,15 +91,16 @@ def parse_parameters(
             found.append(Parameter(target.id, kind, default, node.value is None, help))
     return found
 
-# %% ../nbs/api/20_parameters.ipynb #5a4bf310
+# %% ../nbs/api/20_parameters.ipynb #638ac4cc
 def _cell_source(nb, notebook) -> str:
     "Source of the one cell tagged `parameters`"
     tagged = [i for i, c in enumerate(nb.cells, 1) if "parameters" in c.metadata.get("tags", [])]
     if len(tagged) != 1:
         where = f" (cells {', '.join(map(str, tagged))})" if tagged else ""
+        count = f"{len(tagged) or 'no'} cell{'s' * (len(tagged) != 1)}"
         raise ParameterError(
-            f"{notebook}: {len(tagged) or 'no'} cell{'s' * (len(tagged) != 1)} tagged 'parameters'{where}, a step notebook "
-            "has exactly one. In JupyterLab: select the cell, open the property inspector, edit its tags."
+            f"{notebook}: {count} tagged 'parameters'{where}, a step notebook has exactly one. In JupyterLab: "
+            "select the cell, open the property inspector, edit its tags."
         )
     return nb.cells[tagged[0] - 1].source
 
@@ -120,14 +122,14 @@ def read_parameters(
     except SyntaxError as error:
         raise ParameterError(f"{notebook}: the cell tagged 'parameters' is not valid Python: {error}") from error
 
-# %% ../nbs/api/20_parameters.ipynb #76b9db4c
+# %% ../nbs/api/20_parameters.ipynb #d569ba35
 def convert(
     value: Any,  # As given
     type: Any,  # As declared
 ) -> Any:  # Of the declared type; ValueError where it cannot be
     "Turn a value into its declared type"
     adapter: TypeAdapter = TypeAdapter(type)
-    attempts = [adapter.validate_python]
+    attempts: list = [adapter.validate_python]
     if isinstance(value, str) and value.startswith(("[", "{")):
         attempts.append(adapter.validate_json)
     for attempt in attempts:

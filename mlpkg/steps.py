@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'StepResult', 'read_scraps', 'scrap_metrics', 'code_digest', 'Entry', 'load_entry', 'locked_entry', 'conclude',
-           'upload', 'spooled', 'recover', 'killed_by_sigterm', 'prepare', 'announce', 'run_step']
+           'upload', 'spooled', 'recover', 'killed_by_sigterm', 'check', 'kernel_env', 'announce', 'run_step']
 
-# %% ../nbs/api/28_steps.ipynb #e0e4d5f0
+# %% ../nbs/api/28_steps.ipynb #04cd731b
 import contextlib
 import hashlib
 import json
@@ -29,7 +29,16 @@ from .execution import Execution, StepError, installed_kernels, run
 from .notebooks import mark, redact, store_notebook
 from .parameters import check_parameters, read_parameters
 from .settings import Settings, load_settings
-from .tracking import TrackingError, client, end_run, log_params, log_tables, read_table_log, start_step, tracking_uri
+from mlpkg.tracking import (
+    TrackingError,
+    client,
+    end_run,
+    log_params,
+    log_tables,
+    read_table_log,
+    start_step,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -228,32 +237,38 @@ def killed_by_sigterm(execution: Execution) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGTERM, before)
 
-# %% ../nbs/api/28_steps.ipynb #142208bd
-def prepare(
-    settings: Settings,
-    entry: Entry,
-    notebook: Path,
-    parameters: Mapping[str, Any],
-    kernel_name: str | None,
-    language: str | None,
+# %% ../nbs/api/28_steps.ipynb #2e6631c2
+def check(
     mlflow: "MlflowClient",
-) -> Execution:  # ParameterError or StepError where it cannot be run
+    entry: Entry,
+    execution: Execution,  # Its parameters are replaced by the converted ones
+) -> None:  # ParameterError or StepError where it cannot be run
     "Check everything that can be checked before a kernel starts"
+    notebook = execution.notebook
     shutil.copyfile(notebook, entry.notebook)  # so that even a refused notebook is stored
+    mlflow.set_tag(entry.run_id, "mlpkg.notebook_digest", code_digest(notebook))
     declared = read_parameters(notebook)
-    given = check_parameters(parameters, declared, entry.step)
-    log_params(mlflow, entry.run_id, {p.name: p.default for p in declared} | given)
-    asked = kernel_name or json.loads(notebook.read_text(encoding="utf-8"))["metadata"].get("kernelspec", {}).get("name")
+    execution.parameters = check_parameters(execution.parameters, declared, entry.step)
+    log_params(mlflow, entry.run_id, {p.name: p.default for p in declared} | execution.parameters)
+    metadata = json.loads(notebook.read_text(encoding="utf-8"))["metadata"]
+    asked = execution.kernel_name or metadata.get("kernelspec", {}).get("name")
     if asked and asked not in installed_kernels():
         known = ", ".join(installed_kernels())
         raise StepError(f"unknown kernel '{asked}' (installed: {known}); set kernel_name, or change it in JupyterLab")
-    env = {"MLFLOW_RUN_ID": entry.run_id, "MLFLOW_TRACKING_URI": entry.tracking_uri}
-    env |= {"MLPKG_TABLE_LOG": str(entry.tables), "MLPKG_SETTINGS": str(settings.file), "MLPKG_PROFILE": settings.profile}
-    limits = settings.steps
-    return Execution(
-        notebook, entry.notebook, given, kernel_name, language, env,
-        limits.cell_timeout, limits.start_timeout, limits.output_limit,
-    )  # fmt: skip
+
+# %% ../nbs/api/28_steps.ipynb #4f87a97b
+def kernel_env(
+    settings: Settings,
+    entry: Entry,
+) -> dict[str, str]:
+    "What a step's kernel finds in its environment"
+    return {
+        "MLFLOW_RUN_ID": entry.run_id,
+        "MLFLOW_TRACKING_URI": entry.tracking_uri,
+        "MLPKG_TABLE_LOG": str(entry.tables),
+        "MLPKG_SETTINGS": str(settings.file),
+        "MLPKG_PROFILE": settings.profile,
+    }
 
 # %% ../nbs/api/28_steps.ipynb #92cbb935
 def announce(
@@ -267,7 +282,7 @@ def announce(
     record = {"event": event, "run_id": run_id, "name": name, **details}
     log.info("step '%s': %s", name, text, extra={"mlpkg": record})
 
-# %% ../nbs/api/28_steps.ipynb #06587ed6
+# %% ../nbs/api/28_steps.ipynb #2dbbcf1a
 def run_step(
     notebook: str | Path,  # Step notebook
     parameters: Mapping[str, Any] | None = None,  # Checked against its parameters cell
@@ -290,12 +305,15 @@ def run_step(
     run_id = start_step(mlflow, settings, step, parent_run_id, tags, name)
     announce("start", run_id, name, f"started as MLflow run {run_id}")
     with locked_entry(settings, step, run_id) as entry:
+        execution = Execution(notebook, entry.notebook, parameters or {}, kernel_name, language)
+        execution.env = kernel_env(settings, entry)
+        execution.cell_timeout, execution.start_timeout = settings.steps.cell_timeout, settings.steps.start_timeout
+        execution.output_limit = settings.steps.output_limit
+        execution.progress = lambda at, of: announce("cell", run_id, name, f"cell {at} of {of}", cell=at, cells=of)
         try:
-            mlflow.set_tag(run_id, "mlpkg.notebook_digest", code_digest(notebook))
-            execution = prepare(settings, entry, notebook, parameters or {}, kernel_name, language, mlflow)
-            execution.progress = lambda at, of: announce("cell", run_id, name, f"cell {at} of {of}", cell=at, cells=of)
             if on_start:
                 on_start(execution)
+            check(mlflow, entry, execution)
             with killed_by_sigterm(execution):
                 run(execution)
             scraps = read_scraps(entry.notebook)

@@ -7,9 +7,10 @@ __all__ = ['TrackingError', 'tracking_uri', 'client', 'connect', 'experiment_id'
            'log_params', 'start_step', 'step_runs', 'read_table_log', 'log_tables', 'end_run', 'end_orphans',
            'pipeline_runs']
 
-# %% ../nbs/api/22_tracking.ipynb #31917e2e
+# %% ../nbs/api/22_tracking.ipynb #0bb0b8aa
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -52,7 +53,7 @@ def _probe(uri: str, timeout: float = 5) -> None:
             "(or MLPKG_TRACKING__URI); `mlpkg doctor` shows what is configured."
         ) from error
 
-# %% ../nbs/api/22_tracking.ipynb #22f8abe4
+# %% ../nbs/api/22_tracking.ipynb #e3fe3aeb
 def client(
     settings: Settings | None = None,  # Read from settings.ini unless given
 ) -> "MlflowClient":  # Its store answers and has its tables; TrackingError otherwise
@@ -64,6 +65,7 @@ def client(
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     made = MlflowClient(tracking_uri=uri, registry_uri=uri)
     if uri.startswith("sqlite:///"):
         database = Path(uri.removeprefix("sqlite:///"))

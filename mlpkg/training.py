@@ -47,10 +47,12 @@ def linear_columns(
 ) -> ColumnTransformer:  # Unfitted; other columns of a table are ignored
     "Columns as a linear model wants them"
     fill = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
-    return ColumnTransformer([
-        ("numeric", make_pipeline(fill, StandardScaler()), list(numeric)),
-        ("categorical", make_pipeline(category_codes(), OneHotEncoder(handle_unknown="ignore")), list(categorical)),
-    ])
+    return ColumnTransformer(
+        [
+            ("numeric", make_pipeline(fill, StandardScaler()), list(numeric)),
+            ("categorical", make_pipeline(category_codes(), OneHotEncoder(handle_unknown="ignore")), list(categorical)),
+        ]
+    )
 
 # %% ../nbs/api/30_training.ipynb #b05963a9
 def tree_columns(
@@ -60,10 +62,12 @@ def tree_columns(
 ) -> ColumnTransformer:  # Unfitted; other columns of a table are ignored
     "Columns as trees want them"
     means = TargetEncoder(target_type="binary", cv=KFold(5, shuffle=True, random_state=seed))
-    return ColumnTransformer([
-        ("numeric", StandardScaler(with_mean=False, with_std=False), list(numeric)),
-        ("categorical", make_pipeline(category_codes(), means), list(categorical)),
-    ])
+    return ColumnTransformer(
+        [
+            ("numeric", StandardScaler(with_mean=False, with_std=False), list(numeric)),
+            ("categorical", make_pipeline(category_codes(), means), list(categorical)),
+        ]
+    )
 
 # %% ../nbs/api/30_training.ipynb #04913247
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Candidate:
             model.set_params(random_state=seed)
         return Pipeline([("columns", self.columns(numeric, categorical, seed)), ("model", model)])
 
-# %% ../nbs/api/30_training.ipynb #74a83de0
+# %% ../nbs/api/30_training.ipynb #f92f96a8
 candidates: dict[str, Candidate] = {
     "logistic_regression": Candidate(
         LogisticRegression(C=0.1, max_iter=1000),
@@ -95,10 +99,10 @@ candidates: dict[str, Candidate] = {
     ),
     "random_forest": Candidate(
         RandomForestClassifier(
-            60, max_leaf_nodes=256, min_samples_leaf=5, max_features=0.3, max_samples=0.2, n_jobs=-1
+            50, max_leaf_nodes=256, min_samples_leaf=5, max_features=0.3, max_samples=0.15, n_jobs=-1
         ),
         {
-            "model__max_features": FloatDistribution(0.1, 0.7),
+            "model__max_features": FloatDistribution(0.1, 0.5),
             "model__min_samples_leaf": IntDistribution(1, 50, log=True),
         },
     ),

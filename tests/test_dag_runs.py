@@ -1,4 +1,4 @@
-"""Whole DAG runs in one process, as `mlpkg run` does them: they need processes of their own, so they cannot be shown in a page."""
+"""Whole DAG runs in one process, as `mlpkg run` does them: processes of their own cannot be shown in a page."""
 
 import subprocess
 import sys
@@ -57,7 +57,16 @@ def test_papermill_in_a_shell_writes_to_mlflow(project):
 
     notebook = project.notebook("10_count", "rows: int = 3", "print(rows)")
     run_id = start_step(project.mlflow, project.settings, "count")
-    command = [sys.executable, "-m", "papermill", str(notebook), f"mlflow://{run_id}/notebook/count.ipynb", "-p", "rows", "9"]
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(notebook),
+        f"mlflow://{run_id}/notebook/count.ipynb",
+        "-p",
+        "rows",
+        "9",
+    ]
     subprocess.run(command, cwd=project.root, env=project.env, check=True, capture_output=True)
     assert project.stored(project.mlflow.get_run(run_id)).cells[-1].outputs[0].text == "9\n"
 
@@ -76,7 +85,9 @@ def test_two_runs_at_once_on_sqlite(project):
 
 
 def test_parameters_are_checked_before_anything_starts(project):
-    assert "no DAG of these has a parameter colour (they have: rows)" in project.mlpkg("run", "small", "-p", "colour=1", code=2)
+    assert "no DAG of these has a parameter colour (they have: rows)" in project.mlpkg(
+        "run", "small", "-p", "colour=1", code=2
+    )
     assert "--param rows: expected name=value" in project.mlpkg("run", "small", "-p", "rows", code=2)
     assert "unknown DAG tiny (there are: mapped, small, stock)" in project.mlpkg("run", "tiny", code=2)
     assert project.pipeline_runs("small") == []

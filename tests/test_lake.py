@@ -126,17 +126,24 @@ def batches():
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 if mode == "spooled":
     lake.write("big/source", batches())
-else:
+elif mode == "copied":
     lake.copy("big/source", "big/copy")
     assert lake.count("big/copy") == rows * parts
+else:
+    import pandera.pandas as schemas
+    from mlpkg.contracts import check_batches
+
+    share = schemas.Column(float, schemas.Check.in_range(0, 0.9999))
+    outcome = check_batches(lake.batches("big/source"), schemas.DataFrameSchema(dict.fromkeys(columns, share)))
+    assert (outcome.rows, outcome.bad_rows) == (rows * parts, 0)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print((after - before) / 1024, rows * parts * len(columns) * 8 / 2**20)
 """
 
 
-def test_memory_stays_flat_when_a_large_table_is_written_and_copied(tmp_path):
+def test_memory_stays_flat_when_a_large_table_is_written_copied_and_validated(tmp_path):
     bound = 350  # MiB; what it takes does not grow with the table
-    for mode in ("spooled", "copied"):
+    for mode in ("spooled", "copied", "validated"):
         command = [sys.executable, "-c", copy_large, str(tmp_path), mode]
         done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
         grown, size = map(float, done.stdout.split())

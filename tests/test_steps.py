@@ -115,7 +115,9 @@ def test_parameters_that_do_not_fit(project):
     fails(project, notebook, "missing parameter 'month': str (First month)", ParameterError)
     given = {"month": "2013-01", "seed": "many", "sead": 1}
     run = fails(project, notebook, "parameter 'seed' is declared int, got 'many'", ParameterError, parameters=given)
-    assert "unknown parameter 'sead' (declared: month, seed); did you mean 'seed'?" in run.data.tags["mlpkg.failure.error"]
+    assert (
+        "unknown parameter 'sead' (declared: month, seed); did you mean 'seed'?" in run.data.tags["mlpkg.failure.error"]
+    )
 
 
 def test_secrets_stay_out_of_what_is_stored(project, monkeypatch):
@@ -277,5 +279,7 @@ def test_mlflow_that_is_lost_in_the_middle(project, server, monkeypatch):
 def test_steps_with_the_same_parent_stay_apart(project):
     parent = open_run(project.mlflow, project.settings, "demo", "manual__1")
     for rows in (1, 2):
-        run_step(project.notebook("count", "rows: int = 0"), {"rows": rows}, parent_run_id=parent, settings=project.settings)
+        run_step(
+            project.notebook("count", "rows: int = 0"), {"rows": rows}, parent_run_id=parent, settings=project.settings
+        )
     assert [run.data.params["rows"] for run in step_runs(project.mlflow, parent)] == ["1", "2"]
