@@ -151,6 +151,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlpkg.flights.read_planes': ('api/flights.html#read_planes', 'mlpkg/flights.py'),
                                'mlpkg.flights.read_source': ('api/flights.html#read_source', 'mlpkg/flights.py'),
                                'mlpkg.flights.read_weather': ('api/flights.html#read_weather', 'mlpkg/flights.py'),
+                               'mlpkg.flights.seed_for_tests': ('api/flights.html#seed_for_tests', 'mlpkg/flights.py'),
                                'mlpkg.flights.seed_lake': ('api/flights.html#seed_lake', 'mlpkg/flights.py'),
                                'mlpkg.flights.set_aside': ('api/flights.html#set_aside', 'mlpkg/flights.py'),
                                'mlpkg.flights.split': ('api/flights.html#split', 'mlpkg/flights.py'),

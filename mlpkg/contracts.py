@@ -120,7 +120,7 @@ def _examples(data: pd.DataFrame, column: str, rows: np.ndarray, most: int = 3) 
         return "; ".join(" ".join(map(str, row)) for row in shown.itertuples(index=False))
     return "row " + ", ".join(map(str, rows[:most]))
 
-# %% ../nbs/api/12_contracts.ipynb #393c641b
+# %% ../nbs/api/12_contracts.ipynb #0bd6166d
 def _tabulate(found: list[tuple[str, str, int, str]], rows: int) -> pd.DataFrame:
     "The table of violations, the most frequent first"
     table = pd.DataFrame(found, columns=["check", "column", "count", "examples"])
@@ -139,7 +139,7 @@ def check(
     found = [(rule, column, len(rows), _examples(data, column, rows)) for (rule, column), rows in faults.items()]
     reasons = pd.Series("", index=data.index, dtype=str)
     for (rule, column), rows in sorted(faults.items()):
-        reasons.iloc[rows] += ("; " + f"{column} {rule}".strip())
+        reasons.iloc[rows] += "; " + f"{column} {rule}".strip()
     bad = reasons != ""
     broken = data[bad].assign(reasons=reasons[bad].str.removeprefix("; "))
     return Outcome(len(data), _tabulate(found, len(data)), broken, data[~bad], int(bad.sum()))
@@ -233,14 +233,15 @@ def quarantine(
     rows = outcome.bad if len(outcome.bad.columns) else lake.read(table).head(0)
     return lake.write(table, rows, mode="replace", partition=partition)
 
-# %% ../nbs/api/12_contracts.ipynb #16309a02
+# %% ../nbs/api/12_contracts.ipynb #753ed106
 def gate(
     outcome: Outcome,
-    max_rate: float | None = None,  # Share of rows that may be bad, 0 to 1; that of the settings unless given
+    max_rate: float | str | None = None,  # Share of rows that may be bad, 0 to 1; None or "": that of the settings
     settings: Settings | None = None,  # Those of `load_settings` unless given
 ) -> Outcome:  # The same; ContractError where more rows are bad than allowed, or there are no rows at all
     "Let data pass that keeps its contract well enough"
-    limit = (settings or load_settings()).contracts.max_violation_rate if max_rate is None else max_rate
+    unset = max_rate is None or max_rate == ""
+    limit = (settings or load_settings()).contracts.max_violation_rate if unset else float(max_rate or 0)
     if not 0 <= limit <= 1:
         raise ContractError(f"max_rate is {limit!r}: give a share between 0 and 1")
     if not outcome.rows:

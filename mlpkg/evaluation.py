@@ -71,7 +71,7 @@ def _auc(
     "ROC AUC"
     return float(roc_auc_score(y, p)) if 0 < y.sum() < len(y) else float("nan")
 
-# %% ../nbs/api/32_evaluation.ipynb #6bcf66ba
+# %% ../nbs/api/32_evaluation.ipynb #4581d443
 def _draw(
     rng: np.random.Generator,
     places: np.ndarray,  # Place of each row of one class among the distinct scores
@@ -93,11 +93,11 @@ def bootstrap_auc(
     if not 0 < y.sum() < len(y):
         return float("nan"), float("nan")
     scores, place = np.unique(p, return_inverse=True)
-    rng, found = np.random.default_rng(seed), []
+    noes, yeses, rng, found = place[y == 0], place[y == 1], np.random.default_rng(seed), []
     for _ in range(draws):
-        no, yes = (_draw(rng, place[y == label], len(scores)) for label in (0, 1))
+        no, yes = _draw(rng, noes, len(scores)), _draw(rng, yeses, len(scores))
         below = np.cumsum(no) - no / 2
-        found.append(float(yes @ below) / (float(no.sum()) * float(yes.sum())))
+        found.append(float((yes * below).sum()) / (len(noes) * len(yeses)))
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

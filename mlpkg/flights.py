@@ -6,11 +6,18 @@
 __all__ = ['flight_types', 'weather_types', 'plane_types', 'key', 'flight_rules', 'weather_columns', 'numeric', 'categorical',
            'features', 'leaks', 'FlightsError', 'months', 'package_file', 'fetch', 'read_any', 'typed', 'take_months',
            'read_source', 'read_weather', 'read_planes', 'write_raw', 'flights_contract', 'add_label', 'add_schedule',
-           'add_weather', 'add_planes', 'set_aside', 'clean', 'boundaries', 'split', 'write_split', 'seed_lake']
+           'add_weather', 'add_planes', 'set_aside', 'clean', 'boundaries', 'split', 'write_split', 'seed_lake',
+           'seed_for_tests']
 
-# %% ../nbs/api/80_flights.ipynb #36cf0e2d
+# %% ../nbs/api/80_flights.ipynb #ee5afbc1
+import atexit
 import io
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tempfile
 import urllib.request
 from importlib import metadata
 from pathlib import Path
@@ -394,3 +401,16 @@ def seed_lake(
     lake.write("clean/flights", table, mode="replace", partition={"month": names})
     write_split(lake, split(table))
     return lake
+
+# %% ../nbs/api/80_flights.ipynb #e1d43d15
+def seed_for_tests(
+    cells=None,  # What nbdev is going to run; not looked at
+) -> None:
+    "Point the environment to a throw-away lake and MLflow store, and fill the lake"
+    folder = Path(tempfile.mkdtemp(prefix="mlpkg-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    places = {"LAKE__ROOT": "lake", "TRACKING__ARTIFACTS": "artifacts", "STEPS__SPOOL": "spool"}
+    os.environ |= {f"MLPKG_{key}": str(folder / name) for key, name in places.items()}
+    os.environ["MLPKG_TRACKING__URI"] = f"sqlite:///{folder}/mlflow.db"
+    code = "from mlpkg.flights import seed_lake; from mlpkg.lake import open_lake; seed_lake(open_lake())"
+    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603

@@ -92,6 +92,17 @@ class Project:
         assert code is None or process.returncode == code, output
         return output
 
+    def look(self, *args: str, code: int = 0) -> str:
+        "Run a command that starts no Airflow in this process, where MLflow is imported already; its output"
+        from typer.testing import CliRunner
+
+        from mlpkg.cli import app
+
+        env = {"MLPKG_SETTINGS": str(self.root / "settings.ini"), "COLUMNS": "200", "NO_COLOR": "1"}
+        result = CliRunner().invoke(app, args, env=env)
+        assert result.exit_code == code, result.output
+        return result.output
+
     @property
     def settings(self):
         from mlpkg.settings import load_settings

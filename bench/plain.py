@@ -1,0 +1,103 @@
+"""The training pipeline as one plain script: the limit that no way of running notebooks can beat.
+
+Makes the library calls of the step notebooks in the same order, and draws what they show, without a kernel.
+"""
+
+import io
+import json
+import sys
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import mlflow
+from matplotlib.figure import Figure
+
+from mlpkg.evaluation import compare, evaluate, plot_evaluations, plot_slices
+from mlpkg.flights import categorical, numeric
+from mlpkg.lake import open_lake
+from mlpkg.registry import champion, decide, history, load_logged, load_model, log_model, promote, register
+from mlpkg.settings import load_settings
+from mlpkg.tracking import connect
+from mlpkg.training import importances, plot_trials, probability, search
+
+MODEL = "flights"
+SHOWN = ["roc_auc", "roc_auc_low", "roc_auc_high", "pr_auc", "brier", "log_loss", "calibration_error"]
+
+
+def draw(figure: Figure) -> None:
+    "Turn a figure into a picture, as a notebook does when it shows one"
+    figure.savefig(io.BytesIO(), format="png", bbox_inches="tight")
+    matplotlib.pyplot.close(figure)
+
+
+def train_step(candidate: str, budget: int, seed: int) -> dict[str, Any]:
+    "What 20_train does"
+    lake = open_lake()
+    version = lake.version("split/flights")
+    parts = lake.read("split/flights", filters=[("part", "in", ["train", "validation"])], version=version)
+    train, valid = parts[parts.part == "train"], parts[parts.part == "validation"]
+    print(parts.groupby(["part", "month"])["late"].agg(flights="size", late="mean").round(3))
+    result = search(
+        candidate, train, valid, "late", numeric, categorical, budget=budget, seed=seed, row_cap=60_000,
+        on_trial=lambda trial: mlflow.log_metric("trial_roc_auc", trial.value, step=trial.number),
+    )  # fmt: skip
+    mlflow.log_table(result.trials, "trials.json")
+    draw(plot_trials(result).figure)
+    print(importances(result.pipeline, valid, "late", numeric, categorical, seed=seed).head(8).round(4))
+    mlflow.log_params(result.params)
+    mlflow.log_metric("valid_roc_auc", result.value)
+    example = train[[*numeric, *categorical]]
+    uri = log_model(result.pipeline, example, name=candidate, metadata={"candidate": candidate, "seed": seed})
+    tables = {"split/flights": version}
+    return {"candidate": candidate, "model_uri": uri, "valid_roc_auc": result.value, "tables": tables}
+
+
+def evaluate_step(candidates: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    "What 22_evaluate does"
+    lake = open_lake()
+    version = lake.version("split/flights")
+    holdout = lake.read("split/flights", filters=[("part", "=", "holdout")], version=version)
+    print(holdout.groupby("month")["late"].agg(flights="size", late="mean").round(3))
+    best = max(candidates, key=lambda one: one["valid_roc_auc"])
+    models = {one["candidate"]: load_logged(one["model_uri"]) for one in candidates}
+    if serving := champion(MODEL):
+        models[f"champion (version {serving.version})"] = load_model(MODEL, serving.version)
+    groups = holdout[["origin", "carrier"]]
+    scores = {name: probability(one.pipeline, holdout) for name, one in models.items()}
+    evaluations = {name: evaluate(holdout["late"], p, groups, seed=seed) for name, p in scores.items()}
+    print(compare(evaluations)[SHOWN].round(4))
+    draw(plot_evaluations(evaluations))
+    draw(plot_slices(evaluations[best["candidate"]], "carrier"))
+    print(evaluations[best["candidate"]].slices.query("column == 'origin'").round(3))
+    metrics = {name: evaluations[best["candidate"]].metrics[name] for name in SHOWN}
+    mlflow.log_metrics(metrics, model_id=best["model_uri"].removeprefix("models:/"))
+    return {**best, "metrics": metrics}
+
+
+def register_step(winner: dict[str, Any]) -> None:
+    "What 24_register does"
+    decision = decide(winner["metrics"], None, load_settings().promotion)
+    tags = {"candidate": winner["candidate"]}
+    version = register(winner["model_uri"], MODEL, winner["tables"], winner["metrics"], tags)
+    promote(MODEL, version, decision)
+    print(history(MODEL).drop(columns="created").head(5).round(4))
+
+
+def main(candidates: list[str], budget: int, seed: int) -> None:
+    "The whole pipeline, a run for each step"
+    connect()
+    trained = []
+    for name in candidates:
+        with mlflow.start_run(run_name=f"train [{name}]"):
+            trained.append(train_step(name, budget, seed))
+    with mlflow.start_run(run_name="evaluate"):
+        winner = evaluate_step(trained, seed)
+    with mlflow.start_run(run_name="register"):
+        register_step(winner)
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))

@@ -1,0 +1,19 @@
+"""The training pipeline with stock operators, executed as `mlpkg run` executes a DAG: `dag.test` in one process."""
+
+import json
+import sys
+
+from mlpkg.local import load_dags, run_dag, use_airflow
+from mlpkg.settings import load_settings
+
+
+def main(conf: dict) -> int:
+    "Run the DAG; the exit code"
+    settings = load_settings()
+    use_airflow(settings)
+    result = run_dag(settings, load_dags(settings)["flights_stock"], conf)
+    return int(result.state != "success")
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))

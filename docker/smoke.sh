@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Brings the stack up for real, beside one that may be running: own project name, own secrets, own ports, own volumes.
+# Runs a DAG through Airflow's REST API, checks over HTTP what MLflow has of it, and takes everything down again.
+#
+#   docker/smoke.sh [DAG [CONF]]     docker/smoke.sh flights_etl '{"months": "2013-01"}'
+#   KEEP=1 docker/smoke.sh           leave it running, to look at it
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+dag=${1:-flights_etl} conf=${2:-'{"months": "2013-01..2013-03"}'}
+secrets=$(mktemp -d)
+export AIRFLOW_PORT=${AIRFLOW_PORT:-18080} MLFLOW_PORT=${MLFLOW_PORT:-15000}
+GIT_COMMIT=$(git rev-parse HEAD 2>/dev/null) || GIT_COMMIT=unknown
+export GIT_COMMIT
+compose() { docker compose --project-name mlpkg-smoke --env-file "$secrets/.env" "$@"; }
+
+end() {
+  status=$?
+  if ((status)); then compose logs --no-color --tail 40; fi
+  if [[ ${KEEP:-} ]]; then
+    echo "left running; its secrets are in $secrets/.env. To end it:"
+    echo "docker compose --project-name mlpkg-smoke --env-file $secrets/.env down --volumes && rm -r $secrets"
+  else
+    compose down --volumes && rm -r "$secrets"
+  fi
+  exit "$status"
+}
+trap end EXIT
+
+python3 docker/env.py "$secrets/.env"
+compose up --detach --build --wait
+python3 - "$dag" "$conf" "$secrets/.env" <<'EOF'
+import json, os, sys, time, urllib.error, urllib.request
+from pathlib import Path
+
+dag, conf, secrets = sys.argv[1:]
+airflow, mlflow = (f"http://127.0.0.1:{os.environ[name]}" for name in ("AIRFLOW_PORT", "MLFLOW_PORT"))
+lines = [line for line in Path(secrets).read_text().splitlines() if "=" in line]
+password = dict(line.split("=", 1) for line in lines)["AIRFLOW_ADMIN_PASSWORD"]
+login = {"Content-Type": "application/json"}
+
+
+def ask(url, body=None, method=None):
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(url, data, login, method=method), timeout=60) as answer:
+        return json.load(answer)
+
+
+def refused(*request):
+    try:
+        ask(*request)
+    except urllib.error.HTTPError as error:
+        return error.code == 401
+    return False
+
+
+assert refused(f"{airflow}/api/v2/dags"), "Airflow answers without a login"
+assert refused(f"{airflow}/auth/token", {"username": "admin", "password": "admin"}), "Airflow takes a wrong password"
+token = ask(f"{airflow}/auth/token", {"username": "admin", "password": password})["access_token"]
+login["Authorization"] = f"Bearer {token}"
+
+ask(f"{airflow}/api/v2/dags/{dag}", {"is_paused": False}, "PATCH")
+run = ask(f"{airflow}/api/v2/dags/{dag}/dagRuns", {"logical_date": None, "conf": json.loads(conf)})["dag_run_id"]
+print(f"{dag}: started {run}", flush=True)
+start, state = time.monotonic(), ""
+while state not in ("success", "failed"):
+    assert time.monotonic() - start < 1800, f"{dag}: still {state} after half an hour"
+    time.sleep(3)
+    state = ask(f"{airflow}/api/v2/dags/{dag}/dagRuns/{run}")["state"]
+for task in ask(f"{airflow}/api/v2/dags/{dag}/dagRuns/{run}/taskInstances")["task_instances"]:
+    print(f"  {task['task_id']:<12} {task['state']:<10} {task['duration'] or 0:5.1f} s")
+print(f"{dag}: {state} after {time.monotonic() - start:.0f} s")
+
+del login["Authorization"]
+experiment = ask(f"{mlflow}/api/2.0/mlflow/experiments/get-by-name?experiment_name={dag}")["experiment"]
+query = {"experiment_ids": [experiment["experiment_id"]], "filter": f"tags.`mlpkg.dag_run_id` = '{run}'"}
+runs = ask(f"{mlflow}/api/2.0/mlflow/runs/search", query)["runs"]
+tags = {r["info"]["run_id"]: {t["key"]: t["value"] for t in r["data"]["tags"]} for r in runs}
+parents = [r["info"] for r in runs if tags[r["info"]["run_id"]]["mlpkg.kind"] == "pipeline"]
+steps = [r["info"] for r in runs if tags[r["info"]["run_id"]]["mlpkg.kind"] == "step"]
+for info in parents + steps:
+    print(f"  {info['run_name']:<40} {info['status']}")
+assert state == "success" and [info["status"] for info in parents] == ["FINISHED"], "the run did not succeed"
+assert steps and all(info["status"] == "FINISHED" for info in steps), "a step is not recorded as finished"
+for info in steps:
+    own = tags[info["run_id"]]
+    assert own["mlflow.parentRunId"] == parents[0]["run_id"], f"{info['run_name']} is not nested"
+    listed = ask(f"{mlflow}/api/2.0/mlflow/artifacts/list?run_id={info['run_id']}&path=notebook").get("files", [])
+    wanted = {f"notebook/{own['mlpkg.step']}.{kind}" for kind in ("ipynb", "html")}
+    assert wanted <= {file["path"] for file in listed}, f"{info['run_name']} has no executed notebook"
+print(f"mlflow: one run, {len(steps)} nested steps, each with its executed notebook")
+EOF

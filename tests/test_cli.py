@@ -1,0 +1,109 @@
+"""The command line on a real project: commands run in processes of their own."""
+
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import ROOT
+from typer.testing import CliRunner
+
+from mlpkg.cli import app
+
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
+
+
+def test_looking_back_at_a_run(project):
+    project.mlpkg("run", "small", "-p", "rows=4")
+    (run,) = project.pipeline_runs("small")
+    short = run.info.run_id[:8]
+
+    listed = project.look("runs")
+    assert re.search(rf"{short} +small .* finished", listed)
+    assert short not in project.look("runs", "--dag", "mapped")
+
+    status = project.look("status")
+    assert re.search(rf"small +{short} .* finished", status)
+
+    printed = project.look("notebook", short, "count")
+    assert "sb.glue('rows', rows)" in printed and "rows = 4" in printed
+
+    saved = project.root / "count.ipynb"
+    project.look("notebook", short, "count", "--output", str(saved))
+    assert nbformat.read(saved, as_version=4).metadata.mlpkg["status"] == "FINISHED"
+
+    wrong = project.look("notebook", short, "cuont", code=2)
+    assert "no run of step 'cuont' (there are: 'count', 'report')" in " ".join(wrong.replace("│", " ").split())
+    assert "no run begins with 'ffffff'" in project.look("notebook", "ffffff", "count", code=2)
+    assert "0 left" in project.look("sync")
+
+
+def test_doctor_on_a_healthy_project(project):
+    output = project.mlpkg("doctor")
+    assert not re.search(r"^no ", output, re.MULTILINE)
+    assert "mapped, small, stock" in output
+
+
+def test_doctor_says_what_to_do(project):
+    (project.root / "dags" / "broken.py").write_text("from airflow.sdk import DAG\nimport nowhere")
+    output = project.mlpkg("doctor", code=1, MLPKG_TRACKING__URI="http://127.0.0.1:9")
+    assert re.search(r"^no +mlflow .*cannot be reached", output, re.MULTILINE)
+    assert re.search(r"^no +airflow .*DAG files with errors", output, re.MULTILINE)
+    assert "Start it, or correct tracking.uri in settings.ini" in " ".join(output.split())
+
+
+def test_settings_with_a_typo_are_one_line(project):
+    file = project.root / "settings.ini"
+    file.write_text(file.read_text() + "steps.cell_timout = 60\n")
+    output = project.mlpkg("status", code=2)
+    assert f"mlpkg: {file}, section [local], key 'steps.cell_timout': no such setting" in output
+    assert "did you mean 'steps.cell_timeout'?" in output and "Traceback" not in output
+
+
+def test_a_dag_with_an_error_is_named(project):
+    (project.root / "dags" / "broken.py").write_text("from airflow.sdk import DAG\nimport nowhere")
+    output = project.mlpkg("run", "small", code=2)
+    assert "broken.py" in output and "No module named 'nowhere'" in output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_a_summary(command):
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert command in (ROOT / "README.md").read_text(), "README names every command"
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['mlpkg', '--help']\n"
+        "from mlpkg.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print([m for m in ('mlflow', 'pandas', 'airflow', 'pydantic') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def commands_in(*pages: str) -> list[tuple[str, str]]:
+    "Lines of shell blocks that call make or mlpkg"
+    found = []
+    for page in pages:
+        for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+            for line in block.splitlines():
+                if match := re.match(r"\$? ?((?:make|mlpkg) .*?)(?: +#.*)?$", line):
+                    found.append((page, match[1]))
+    return found
+
+
+@pytest.mark.parametrize(("page", "command"), commands_in("README.md", "CONTRIBUTING.md"))
+def test_commands_in_the_documentation_exist(page, command):
+    words = command.split()
+    if words[0] == "make":
+        done = subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    else:
+        result = CliRunner().invoke(app, [words[1], "--help"])
+        assert result.exit_code == 0, result.output
+        options = [word.split("=")[0] for word in words[2:] if word.startswith("--")]
+        assert all(option in result.output for option in options)

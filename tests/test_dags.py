@@ -1,0 +1,102 @@
+"""What every DAG of the project promises, read from the files themselves: Airflow is needed to load them."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+DAGS = sorted(path.stem for path in (ROOT / "dags").glob("*.py"))
+STEPS = sorted(ROOT.glob("nbs/pipelines/*/*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def dags(tmp_path_factory):
+    "The project's DAGs, loaded by Airflow"
+    os.environ.setdefault("AIRFLOW_HOME", str(tmp_path_factory.mktemp("airflow")))
+    from airflow.dag_processing.dagbag import DagBag
+
+    bag = DagBag(dag_folder=ROOT / "dags")
+    assert not bag.import_errors
+    return bag.dags
+
+
+def notebook_tasks(dag):
+    "The step tasks of a DAG; of a mapped one, its operator arguments"
+    from airflow.sdk.definitions.mappedoperator import MappedOperator
+
+    for task in dag.tasks:
+        arguments = task.partial_kwargs if isinstance(task, MappedOperator) else vars(task)
+        if "input_nb" in arguments:
+            yield task.task_id, arguments
+
+
+@pytest.mark.parametrize("name", DAGS)
+def test_file_holds_one_documented_dag(dags, name):
+    assert [dag.dag_id for dag in dags.values() if Path(dag.fileloc).stem == name] == [name]
+    dag = dags[name]
+    assert dag.doc_md and dag.tags and not dag.catchup
+    assert dag.default_args["retries"] >= 1
+    assert all(dag.params.get_param(param).description for param in dag.params)
+
+
+@pytest.mark.parametrize("name", DAGS)
+def test_steps_exist_and_declare_what_they_are_given(dags, name):
+    from mlpkg.parameters import read_parameters
+
+    tasks = dict(notebook_tasks(dags[name]))
+    assert tasks
+    used = set()
+    for task_id, arguments in tasks.items():
+        declared = {p.name for p in read_parameters(ROOT / arguments["input_nb"])}
+        given = arguments.get("parameters")
+        assert not isinstance(given, dict) or set(given) <= declared, task_id
+        used |= declared
+    assert set(dags[name].params) - {"candidates"} <= used, "a DAG parameter that no step takes"
+
+
+@pytest.mark.parametrize("name", DAGS)
+def test_runs_are_recorded_from_first_to_last_step(dags, name):
+    dag = dags[name]
+    assert dag.get_task("open_run").is_setup and dag.get_task("close_run").is_teardown
+    for task_id, _ in notebook_tasks(dag):
+        assert "open_run" in dag.get_task(task_id).get_flat_relative_ids(upstream=True)
+        assert "close_run" in dag.get_task(task_id).get_flat_relative_ids(upstream=False)
+
+
+@pytest.mark.parametrize("name", DAGS)
+def test_nothing_heavy_is_imported_at_the_top(name):
+    tree = ast.parse((ROOT / "dags" / f"{name}.py").read_text())
+    imported = {a.name for n in tree.body if isinstance(n, ast.Import) for a in n.names}
+    imported |= {n.module for n in tree.body if isinstance(n, ast.ImportFrom)}
+    assert {module.split(".")[0] for module in imported} <= {"datetime", "airflow", "mlpkg"}
+
+
+def test_loading_the_operator_loads_no_data_or_tracking_library():
+    heavy = ["mlflow", "sklearn", "optuna", "pandera", "matplotlib", "deltalake", "nbconvert"]
+    code = f"import sys, mlpkg.airflow; print([m for m in {heavy} if m in sys.modules])"
+    alone = (
+        f"import sys, airflow.providers.papermill.operators.papermill; print([m for m in {heavy} if m in sys.modules])"
+    )
+    ours, provider = (
+        subprocess.run([sys.executable, "-c", c], capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        for c in (code, alone)
+    )
+    assert ours == provider
+
+
+@pytest.mark.parametrize("notebook", STEPS, ids=lambda path: path.stem)
+def test_step_notebooks_explain_their_parameters(notebook):
+    from mlpkg.parameters import read_parameters
+
+    for parameter in read_parameters(notebook):
+        assert parameter.help and not parameter.required and parameter.type_name != "Any", parameter.name
+
+
+@pytest.mark.parametrize("notebook", STEPS, ids=lambda path: path.stem)
+def test_step_notebooks_belong_to_a_dag(dags, notebook):
+    used = {arguments["input_nb"] for dag in dags.values() for _, arguments in notebook_tasks(dag)}
+    assert str(notebook.relative_to(ROOT)) in used
