@@ -62,7 +62,8 @@ docs-serve: docs ## Read the documentation site: http://127.0.0.1:8000
 bench: setup ## Measure, side by side with stock papermill and a plain script
 	@$(BIN)/python bench/train.py
 
-hooks: setup ## Let git merge and diff notebooks cell by cell, without noise
+hooks: setup ## Let git merge and diff notebooks cell by cell, and refuse those with noise or conflicts
+	@git config --local core.hooksPath .githooks
 	@git config --local merge.jupyternotebook.name nbdev-merge
 	@git config --local merge.jupyternotebook.driver "'$(CURDIR)/$(BIN)/nbdev-merge' %O %A %B %P"
 	@git config --local diff.jupyternotebook.command "'$(CURDIR)/$(BIN)/nbdev-diff-driver'"

@@ -4,6 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-INTERVAL = 0.2  # Seconds between two looks at the memory
+INTERVAL = 0.5  # Seconds between two looks at the memory; a look takes some milliseconds from what is measured
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,24 @@ def started(command: list[str], cwd: Path, env: dict[str, str], log: Path) -> It
             process.wait()
 
 
+def watch(pid: int, over: threading.Event, seen: list[float]) -> None:
+    "Look at the memory of a process tree until it is over"
+    while not over.wait(INTERVAL):
+        seen.append(memory_mb(pid))
+
+
 def measure(command: list[str], cwd: Path, env: dict[str, str], log: Path) -> Measurement:
     "Run a command and watch it; CommandError where it fails"
-    peak, begin = 0.0, time.perf_counter()
+    over, seen, begin = threading.Event(), [0.0], time.perf_counter()
     with started(command, cwd, env, log) as process:
-        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
-            peak = max(peak, memory_mb(process.pid))
-            time.sleep(INTERVAL)
-        seconds, usage = time.perf_counter() - begin, ended[2]
-        process.returncode = os.waitstatus_to_exitcode(ended[1])
+        watcher = threading.Thread(target=watch, args=(process.pid, over, seen))
+        watcher.start()
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds, process.returncode = time.perf_counter() - begin, os.waitstatus_to_exitcode(status)
+        finally:
+            over.set()
+            watcher.join()
     if process.returncode:
         raise CommandError(f"{' '.join(command)}: exit code {process.returncode}\n{log.read_text()[-3000:]}")
-    return Measurement(seconds, usage.ru_utime + usage.ru_stime, peak)
+    return Measurement(seconds, usage.ru_utime + usage.ru_stime, max(seen))

@@ -2,13 +2,18 @@
 
 import json
 import sys
+from pathlib import Path
 
 from mlpkg.local import load_dags, run_dag, use_airflow
 from mlpkg.settings import load_settings
 
 
+OUTPUT = Path("var/notebooks")
+
+
 def main(conf: dict) -> int:
     "Run the DAG; the exit code"
+    OUTPUT.mkdir(parents=True, exist_ok=True)
     settings = load_settings()
     use_airflow(settings)
     result = run_dag(settings, load_dags(settings)["flights_stock"], conf)

@@ -1,4 +1,4 @@
-"""What does it cost to train through recorded notebook steps? Measured beside stock operators, papermill and a script."""
+"""What does it cost to train through recorded notebook steps? Beside stock operators, papermill and a script."""
 
 import json
 import os

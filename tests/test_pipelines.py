@@ -1,0 +1,122 @@
+"""The example pipelines as a user runs them, on one small month, and what MLflow and the lake hold afterwards."""
+
+import shutil
+
+import pytest
+from conftest import ROOT, Project
+
+RUN = ("run", "flights_etl", "flights_train", "-p", "months=2013-02", "-p", "budget=1")
+CANDIDATES = ("logistic_regression", "random_forest", "hist_gradient_boosting")
+
+
+@pytest.fixture(scope="module")
+def flights(tmp_path_factory, stores):
+    "A project with the real DAGs and notebooks, in which both pipelines ran twice"
+    root = tmp_path_factory.mktemp("flights")
+    shutil.copy(ROOT / "settings.ini", root)
+    shutil.copytree(ROOT / "dags", root / "dags", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "nbs" / "pipelines", root / "nbs" / "pipelines")
+    shutil.copytree(stores / "var", root / "var")
+    project = Project(root)
+    project.outputs = [project.mlpkg(*RUN), project.mlpkg(*RUN)]
+    return project
+
+
+def lake(project):
+    from mlpkg.lake import Lake
+
+    return Lake(project.settings.lake.root)
+
+
+def test_every_step_is_recorded(flights):
+    for dag, steps in {
+        "flights_etl": ["ingest", "validate", "clean", "split"],
+        "flights_train": [*(f"train [{name}]" for name in CANDIDATES), "evaluate", "register"],
+    }.items():
+        runs = flights.pipeline_runs(dag)
+        assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+        for run in runs:
+            found = flights.steps(run)
+            assert sorted(found) == sorted(steps)
+            for step in found.values():
+                assert step.info.status == "FINISHED"
+                assert {name.partition(".")[2] for name in flights.artifacts(step)} == {"ipynb", "html"}
+                assert step.data.metrics["seconds"] > 0
+                tags = {"mlpkg.notebook", "mlpkg.notebook_digest", "mlflow.source.git.commit", "mlpkg.git_dirty"}
+                assert tags | {"mlpkg.lock_digest", "mlpkg.host"} <= step.data.tags.keys()
+
+
+def test_running_a_month_twice_leaves_one_copy(flights):
+    tables = lake(flights)
+    rows = tables.read("raw/flights", columns=["month"])
+    assert rows["month"].unique().tolist() == ["2013-02"]
+    assert tables.count("raw/flights") == 24951  # as many as the source has
+    assert tables.count("clean/flights") + tables.count("quarantine/raw/flights") == 24951
+
+
+def test_steps_name_the_tables_they_used(flights):
+    clean = flights.steps(flights.pipeline_runs("flights_etl")[0])["clean"]
+    uses = {(d.dataset.name, d.tags[0].value) for d in clean.inputs.dataset_inputs}
+    assert {("raw/flights", "read"), ("raw/weather", "read"), ("clean/flights", "write")} <= uses
+    assert lake(flights).lineage("clean/flights") == clean.info.run_id
+
+
+def test_the_model_is_registered_and_its_evidence_is_honest(flights):
+    newest, oldest = flights.pipeline_runs("flights_train")
+    first, second = (flights.steps(run)["register"] for run in (oldest, newest))
+    model = flights.mlflow.get_registered_model("flights")
+    assert model.aliases["champion"] == 1, "the same data and seed make no better model"
+    assert first.data.metrics["version"] == 1 and second.data.metrics["version"] == 2
+    assert 0.55 < first.data.metrics["metrics.roc_auc"] < 0.75, "far more than that means a leak"
+    assert "Model flights version 1, alias champion" in flights.outputs[0]
+    assert "champion it met" in flights.outputs[1]
+
+
+def test_the_same_data_and_seed_give_the_same_numbers(flights):
+    newest, oldest = flights.pipeline_runs("flights_train")
+    first, second = flights.steps(oldest)["evaluate"].data.metrics, flights.steps(newest)["evaluate"].data.metrics
+    metrics = [name for name in first if name.startswith("metrics.")]
+    assert len(metrics) >= 5
+    assert {name: first[name] for name in metrics} == {name: second[name] for name in metrics}
+
+
+def test_a_broken_step_keeps_the_champion_and_says_where(flights):
+    import nbformat
+
+    path = flights.root / "nbs/pipelines/flights/22_evaluate.ipynb"
+    sound = path.read_text()
+    nb = nbformat.reads(sound, as_version=4)
+    nb.cells[-1].source = "raise RuntimeError('broken on purpose')\n" + nb.cells[-1].source
+    nbformat.write(nb, path)
+    output = flights.mlpkg("run", "flights_train", "-p", 'candidates=["logistic_regression"]', "-p", "budget=0", code=1)
+    path.write_text(sound)
+
+    run = flights.pipeline_runs("flights_train")[0]
+    steps = flights.steps(run)
+    assert run.info.status == "FAILED" and "register" not in steps
+    assert "RuntimeError: broken on purpose" in steps["evaluate"].data.tags["mlpkg.failure.error"]
+    assert f"cell {len(nb.cells)}" in steps["evaluate"].data.tags["mlpkg.failure.cell"]
+    assert flights.artifacts(steps["evaluate"]) == ["evaluate.html", "evaluate.ipynb"]
+    assert "flights_train failed" in output and "broken on purpose" in output
+    assert flights.mlflow.get_registered_model("flights").aliases["champion"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("missing.csv", None, "missing.csv"),
+        ("empty.csv", "", "empty"),
+        ("columns.csv", "year,month\n2013,2\n", "columns"),
+    ],
+)
+def test_bad_input_stops_the_step_and_writes_nothing(flights, name, content, says):
+    from mlpkg.execution import StepError
+    from mlpkg.steps import run_step
+
+    before, source = lake(flights).version("raw/flights"), flights.root / name
+    if content is not None:
+        source.write_text(content)
+    notebook = flights.root / "nbs/pipelines/flights/10_ingest.ipynb"
+    with pytest.raises(StepError, match=says):
+        run_step(notebook, {"source": str(source), "months": "2013-02"}, settings=flights.settings)
+    assert lake(flights).version("raw/flights") == before
