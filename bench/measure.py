@@ -22,6 +22,7 @@ class Measurement:
     seconds: float  # Wall time
     cpu_seconds: float  # User and system time of all its processes
     peak_mb: float  # Largest sum of memory over its processes at one moment, see `memory_mb`
+    others: float  # Cores that everything else on the machine took meanwhile, on average
 
 
 class CommandError(RuntimeError):
@@ -69,15 +70,18 @@ def watch(pid: int, over: threading.Event, seen: list[float]) -> None:
 def measure(command: list[str], cwd: Path, env: dict[str, str], log: Path) -> Measurement:
     "Run a command and watch it; CommandError where it fails"
     over, seen, begin = threading.Event(), [0.0], time.perf_counter()
+    psutil.cpu_percent()  # from here on
     with started(command, cwd, env, log) as process:
         watcher = threading.Thread(target=watch, args=(process.pid, over, seen))
         watcher.start()
         try:
             _, status, usage = os.wait4(process.pid, 0)
             seconds, process.returncode = time.perf_counter() - begin, os.waitstatus_to_exitcode(status)
+            busy = psutil.cpu_percent() / 100 * (os.cpu_count() or 1)
         finally:
             over.set()
             watcher.join()
     if process.returncode:
         raise CommandError(f"{' '.join(command)}: exit code {process.returncode}\n{log.read_text()[-3000:]}")
-    return Measurement(seconds, usage.ru_utime + usage.ru_stime, max(seen))
+    cpu = usage.ru_utime + usage.ru_stime
+    return Measurement(seconds, cpu, max(seen), max(0.0, busy - cpu / seconds))

@@ -7,7 +7,6 @@ from pathlib import Path
 from mlpkg.local import load_dags, run_dag, use_airflow
 from mlpkg.settings import load_settings
 
-
 OUTPUT = Path("var/notebooks")
 
 

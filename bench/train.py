@@ -23,7 +23,8 @@ from rich.table import Table
 
 BENCH = Path(__file__).parent
 CANDIDATES = ("logistic_regression", "random_forest", "hist_gradient_boosting")
-NOISE = 0.10  # Share by which two runs of the same work differ here, see `verdicts`
+NOISE = 0.10  # Share by which mlpkg may be slower than stock operators, see `verdicts`
+BUSY = 0.25  # Cores that others may take before wall time says more about them
 HELP_LIMIT, IMPORT_LIMIT = 0.5, 0.3  # Seconds
 STOCK = "from airflow.providers.papermill.operators.papermill import PapermillOperator"
 
@@ -104,18 +105,24 @@ def medians(measured: list[Measurement]) -> dict[str, float]:
     return {name: statistics.median(asdict(one)[name] for one in measured) for name in asdict(measured[0])}
 
 
-def verdicts(results: dict[str, dict[str, float]], starts: dict[str, float], noise: float) -> list[str]:
-    """What is not as promised, in words.
+def slower(ours: dict[str, float], stock: dict[str, float], noise: float) -> str:
+    """In words, where mlpkg takes longer than stock operators; empty where it does not.
 
-    A run through `mlpkg` does more than one with stock operators, and may not take longer for it. Two runs of the very
-    same variant differ on a quiet machine by some percent, which is what is granted; with several repetitions the
-    medians differ less.
+    Processor times of the very same run differ by 3 percent or so, wall times by some more; 10 percent is what a single
+    run of each can tell. Where other processes disturbed one of the two, processor time is compared instead.
     """
-    ours, stock = results["mlpkg run"]["seconds"], results["stock PapermillOperator"]["seconds"]
-    gap = starts["import mlpkg"] - starts["import stock"]
-    found = []
-    if ours > stock * (1 + noise):
-        found.append(f"mlpkg run took {ours:.1f} s, stock operators {stock:.1f} s: more than {noise:.0%} slower")
+    disturbed = max(ours["others"], stock["others"]) > BUSY
+    key, unit = ("cpu_seconds", "s of processor time") if disturbed else ("seconds", "s")
+    if ours[key] <= stock[key] * (1 + noise):
+        return ""
+    return f"mlpkg run took {ours[key]:.1f} {unit}, stock operators {stock[key]:.1f}: more than {noise:.0%} slower"
+
+
+def verdicts(results: dict[str, dict[str, float]], starts: dict[str, float], noise: float) -> list[str]:
+    "What is not as promised, in words"
+    found, gap = [], starts["import mlpkg"] - starts["import stock"]
+    if fault := slower(results["mlpkg run"], results["stock PapermillOperator"], noise):
+        found.append(fault)
     if starts["help"] >= HELP_LIMIT:
         found.append(f"mlpkg --help took {starts['help']:.2f} s, allowed are {HELP_LIMIT} s")
     if gap >= IMPORT_LIMIT:
@@ -126,11 +133,12 @@ def verdicts(results: dict[str, dict[str, float]], starts: dict[str, float], noi
 def comparison(results: dict[str, dict[str, float]], steps: int) -> Table:
     "The figures side by side"
     plain, table = results["plain script"]["seconds"], Table(box=None, pad_edge=False)
-    for heading in ("flights_train", "seconds", "cpu s", "peak MB", "x plain", "overhead/step s", "steps"):
+    for heading in ("flights_train", "seconds", "cpu s", "peak MB", "x plain", "overhead/step s", "steps", "others"):
         table.add_column(heading, justify="left" if heading == "flights_train" else "right", header_style="bold")
     for name, figures in results.items():
         row = [f"{figures['seconds']:.1f}", f"{figures['cpu_seconds']:.1f}", f"{figures['peak_mb']:,.0f}"]
         row += [f"{figures['seconds'] / plain:.2f}", f"{(figures['seconds'] - plain) / steps:.2f}", str(steps)]
+        row += [f"{figures['others']:.1f}"]
         table.add_row(name, *row)
     return table
 
@@ -163,7 +171,7 @@ def same_work(found: dict[str, list[dict[str, str]]]) -> list[str]:
 
 
 def main(
-    months: Annotated[str, typer.Option(help="Months of flights to train on")] = "2013-01..2013-06",
+    months: Annotated[str, typer.Option(help="Months of flights to train on")] = "2013-01..2013-04",
     candidate: Annotated[list[str], typer.Option(help="Models to try, one option for each")] = list(CANDIDATES),  # noqa: B006
     budget: Annotated[int, typer.Option(help="Trials of the search for each candidate", min=0)] = 3,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn at random")] = 0,
@@ -175,7 +183,7 @@ def main(
     Everything happens in a temporary folder. The exit code is 1 where the variants did not find the very same, or
     where mlpkg is slower than it may be.
     """
-    console, load = Console(), [os.getloadavg()]
+    console, load = Console(highlight=False, soft_wrap=True), [os.getloadavg()]
     ways, steps = variants(candidate, budget, seed), len(candidate) + 2
     measured: dict[str, list[Measurement]] = {way.name: [] for way in ways}
     found: dict[str, list[dict[str, str]]] = {way.name: [] for way in ways}
@@ -193,35 +201,34 @@ def main(
                 measured[way.name].append(measurement)
                 found[way.name].append(outcome)
                 load.append(os.getloadavg())
-    results = {name: medians(several) for name, several in measured.items()}
-    faults = same_work(found) + verdicts(results, starts, noise)
-    report(console, results, starts, steps, f"{rows:,} flights of {months}, {', '.join(candidate)}, budget {budget}")
+    results, different = {name: medians(several) for name, several in measured.items()}, same_work(found)
+    faults = different + verdicts(results, starts, noise)
+    console.print(comparison(results, steps))
+    console.print(f"\n{rows:,} flights of {months}, {', '.join(candidate)}, budget {budget}, median of {repeat}")
+    if not different:
+        auc = found["plain script"][0]["metric.roc_auc"]
+        console.print(f"Holdout ROC AUC in every variant: {auc}")
+    console.print(words(starts))
     busy = ", ".join(f"{one:.1f}" for one, _, _ in load)
-    console.print(f"{os.cpu_count()} cores, load average before and after each: {busy}; median of {repeat}")
+    console.print(f"{os.cpu_count()} cores; load average at the start, after start-up, after each run: {busy}")
     record = {
         "options": {"months": months, "candidates": candidate, "budget": budget, "seed": seed, "repeat": repeat},
         "flights": rows, "steps": steps, "machine": machine(), "load_average": load, "results": results,
         "runs": {name: [asdict(one) for one in several] for name, several in measured.items()},
-        "start_up_seconds": starts, "found": found["plain script"][0], "noise": noise, "faults": faults,
+        "start_up_seconds": starts, "found": found, "noise": noise, "faults": faults,
     }  # fmt: skip
     console.print(f"Written to {save(record).relative_to(BENCH.parent)}")
     for fault in faults:
-        console.print(f"[red]{fault}[/red]", soft_wrap=True)
+        console.print(fault, style="red")
     raise typer.Exit(int(bool(faults)))
 
 
-def report(
-    console: Console, results: dict[str, dict[str, float]], starts: dict[str, float], steps: int, work: str
-) -> None:
-    "Print the figures"
-    gap = starts["import mlpkg"] - starts["import stock"]
-    console.print(comparison(results, steps))
-    console.print(f"\n{work}; the same scores to the last digit in all variants", highlight=False)
-    console.print(
-        f"mlpkg --help {starts['help']:.2f} s (limit {HELP_LIMIT}); import of PapermillOperator "
-        f"{starts['import stock']:.2f} s, of mlpkg.airflow {starts['import mlpkg']:.2f} s, difference {gap:+.2f} s "
-        f"(limit {IMPORT_LIMIT}), medians of 5",
-        highlight=False,
+def words(starts: dict[str, float]) -> str:
+    "How long it takes to start"
+    stock, ours = starts["import stock"], starts["import mlpkg"]
+    return (
+        f"mlpkg --help {starts['help']:.2f} s (limit {HELP_LIMIT} s); import of PapermillOperator {stock:.2f} s, "
+        f"of mlpkg.airflow {ours:.2f} s, difference {ours - stock:+.2f} s (limit {IMPORT_LIMIT} s); medians of 5"
     )
 
 

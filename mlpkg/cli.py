@@ -8,7 +8,7 @@ __all__ = ['app', 'checks', 'UserInterface', 'reported', 'Progress', 'run', 'sum
            'check_packages', 'check_settings', 'check_lake', 'check_tracking', 'check_kernels', 'check_dags',
            'check_spool', 'doctor', 'ui', 'main']
 
-# %% ../nbs/api/70_cli.ipynb #82960afc
+# %% ../nbs/api/70_cli.ipynb #7d322854
 import contextlib
 import os
 import sys
@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console, Group
 from rich.markup import escape
+from rich.spinner import Spinner
 from rich.table import Table
 
 # %% ../nbs/api/70_cli.ipynb #1aff110c
@@ -108,7 +109,7 @@ class Progress:
         waiting = "starting ..." if not self.steps else ""
         return Group(table, waiting)
 
-# %% ../nbs/api/70_cli.ipynb #8f1098fc
+# %% ../nbs/api/70_cli.ipynb #34ace0d4
 @app.command(rich_help_panel="Pipelines")
 def run(
     dags: Annotated[list[str], typer.Argument(metavar="DAG...", help="DAGs to run, one after the other")],
@@ -130,7 +131,8 @@ def run(
     log = Path(settings.airflow.home) / "logs" / f"mlpkg-run-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     with output_to(log) as screen:
         console = Console(file=screen)
-        with console.status("Starting Airflow (the first time it makes its database, some 15 seconds)"):
+        starting = Spinner("dots", "Starting Airflow; the first time it makes its database, some 15 seconds")
+        with _live(starting, console, transient=True):
             prepare_database(settings)
             planned = plan(load_dags(settings), dags, given)
         for dag, conf in planned:
@@ -145,13 +147,17 @@ def run(
         raise typer.Exit(1)
 
 
-def _live(progress: Progress, console: Console):
-    "A table that is redrawn twice a second, on a terminal"
+def _live(shown: Any, console: Console, transient: bool = False):
+    "Something that is redrawn while the block runs, on a terminal"
     from rich.live import Live
 
-    return Live(progress, console=console, refresh_per_second=2) if console.is_terminal else contextlib.nullcontext()
+    if not console.is_terminal:
+        return contextlib.nullcontext()
+    # What Airflow prints goes to the log file: Rich must not catch it and put it on the screen.
+    kept = {"redirect_stdout": False, "redirect_stderr": False}
+    return Live(shown, console=console, refresh_per_second=4, transient=transient, **kept)
 
-# %% ../nbs/api/70_cli.ipynb #38693f1e
+# %% ../nbs/api/70_cli.ipynb #43be786b
 def summarise(
     console: Console,
     settings,  # mlpkg.settings.Settings
@@ -168,8 +174,9 @@ def summarise(
                 console.print(f"  [red]{escape(step['name'])}[/red]: {escape(error)}", soft_wrap=True)
     models = [s["scraps"] for _, progress in results for s in progress.steps.values() if "model" in s["scraps"]]
     for model in models:
-        console.print(model_table(model))
-    console.print("\nExecuted notebooks; `mlpkg notebook RUN STEP` prints one, the MLflow UI shows it as a page:")
+        console.print(*model_table(model), sep="\n", soft_wrap=True)
+    where = "Executed notebooks; `mlpkg notebook RUN STEP` prints one, the MLflow UI shows it as a page:"
+    console.print(f"\n{where}", soft_wrap=True)
     for _, progress in results:
         for run_id, step in progress.steps.items():
             path = f"mlflow://{run_id}/notebook/{step['name'].split(' ')[0]}.ipynb"
@@ -178,10 +185,10 @@ def summarise(
         f"\nOpen the MLflow UI on them: [bold]make mlflow[/bold], then {settings.tracking.ui}", highlight=False
     )
 
-# %% ../nbs/api/70_cli.ipynb #f4fc3361
+# %% ../nbs/api/70_cli.ipynb #57a28e9b
 def model_table(
     model: dict[str, Any],  # Scraps of the step that registered it
-) -> Group:
+) -> tuple[str, Table]:
     "A registered model and its metrics, beside those of the champion that it met"
     alias = f", alias [bold]{model['alias']}[/bold]" if model.get("alias") else ""
     reason = escape(model.get("reason", ""))
@@ -195,7 +202,7 @@ def model_table(
     for name, value in (model.get("metrics") or {}).items():
         cells = [name, f"{value:.4f}"] + ([f"{champion[name]:.4f}" if name in champion else ""] if champion else [])
         table.add_row(*cells)
-    return Group(title, table)
+    return title, table
 
 # %% ../nbs/api/70_cli.ipynb #9594a32a
 def _when(milliseconds: int | None) -> str:
@@ -471,10 +478,11 @@ def doctor():
     Console().print(table)
     raise typer.Exit(0 if healthy else 1)
 
-# %% ../nbs/api/70_cli.ipynb #7a512473
+# %% ../nbs/api/70_cli.ipynb #cac5b6b6
 @app.command(rich_help_panel="Looking back")
 def ui(
     which: Annotated[UserInterface, typer.Argument(help="Which one")],
+    port: Annotated[int | None, typer.Option(help="Port; 5000 for MLflow, 8080 for Airflow unless given")] = None,
 ):
     """Start the MLflow UI, or Airflow with UI and scheduler, on what was run here.
 
@@ -493,9 +501,11 @@ def ui(
             "--default-artifact-root",
             str(settings.tracking.artifacts),
         ]
-        command = ["mlflow", "server", *store, "--host", "127.0.0.1", "--port", "5000", "--workers", "1"]
+        command = ["mlflow", "server", *store, "--host", "127.0.0.1", "--port", str(port or 5000), "--workers", "1"]
     else:
         use_airflow(settings)
+        os.environ["AIRFLOW__API__PORT"] = str(port or 8080)
+        os.environ["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] = f"http://127.0.0.1:{port or 8080}/execution/"
         with output_to(Path(settings.airflow.home) / "logs" / "mlpkg-ui.log"):
             prepare_database(settings)
         command = ["airflow", "standalone"]

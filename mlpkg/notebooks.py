@@ -88,8 +88,8 @@ def mark(
         text = f'<span style="color:red; font-size:1.6em">This step was {status.lower()}{where}</span>\n\n{message}'
         nb.cells.insert(0, new_markdown_cell(text, metadata={"tags": ["papermill-error-cell-tag"]}))
 
-# %% ../nbs/api/24_notebooks.ipynb #0c50d19f
-_scrap_type = "application/scrapbook.scrap.json+json"
+# %% ../nbs/api/24_notebooks.ipynb #6b4ad1b2
+_scrap_types = ("application/scrapbook.scrap.json+json", "application/scrapbook.scrap.text+json")
 
 
 def show_scraps(
@@ -99,9 +99,10 @@ def show_scraps(
     nb = copy.deepcopy(nb)
     for cell in nb.cells:
         for output in cell.get("outputs", []):
-            scrap = output.get("data", {}).pop(_scrap_type, None)
-            if scrap and not output["data"]:
-                output["data"]["text/plain"] = f"{scrap['name']} = {scrap['data']!r}"
+            data = output.get("data", {})
+            scraps = [data.pop(kind) for kind in _scrap_types if kind in data]
+            if scraps and not data:
+                data["text/plain"] = f"{scraps[0]['name']} = {scraps[0]['data']!r}"
     return nb
 
 

@@ -256,7 +256,7 @@ def check(
         known = ", ".join(installed_kernels())
         raise StepError(f"unknown kernel '{asked}' (installed: {known}); set kernel_name, or change it in JupyterLab")
 
-# %% ../nbs/api/28_steps.ipynb #4f87a97b
+# %% ../nbs/api/28_steps.ipynb #773932e4
 def kernel_env(
     settings: Settings,
     entry: Entry,
@@ -268,6 +268,8 @@ def kernel_env(
         "MLPKG_TABLE_LOG": str(entry.tables),
         "MLPKG_SETTINGS": str(settings.file),
         "MLPKG_PROFILE": settings.profile,
+        # tqdm would complain in every notebook that there are no widgets, which an unattended run has no use for.
+        "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])),
     }
 
 # %% ../nbs/api/28_steps.ipynb #92cbb935

@@ -47,10 +47,12 @@ def linear_columns(
 ) -> ColumnTransformer:  # Unfitted; other columns of a table are ignored
     "Columns as a linear model wants them"
     fill = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
-    return ColumnTransformer([
-        ("numeric", make_pipeline(fill, StandardScaler()), list(numeric)),
-        ("categorical", make_pipeline(category_codes(), OneHotEncoder(handle_unknown="ignore")), list(categorical)),
-    ])
+    return ColumnTransformer(
+        [
+            ("numeric", make_pipeline(fill, StandardScaler()), list(numeric)),
+            ("categorical", make_pipeline(category_codes(), OneHotEncoder(handle_unknown="ignore")), list(categorical)),
+        ]
+    )
 
 # %% ../nbs/api/30_training.ipynb #b05963a9
 def tree_columns(
@@ -60,10 +62,12 @@ def tree_columns(
 ) -> ColumnTransformer:  # Unfitted; other columns of a table are ignored
     "Columns as trees want them"
     means = TargetEncoder(target_type="binary", cv=KFold(5, shuffle=True, random_state=seed))
-    return ColumnTransformer([
-        ("numeric", StandardScaler(with_mean=False, with_std=False), list(numeric)),
-        ("categorical", make_pipeline(category_codes(), means), list(categorical)),
-    ])
+    return ColumnTransformer(
+        [
+            ("numeric", StandardScaler(with_mean=False, with_std=False), list(numeric)),
+            ("categorical", make_pipeline(category_codes(), means), list(categorical)),
+        ]
+    )
 
 # %% ../nbs/api/30_training.ipynb #04913247
 @dataclass(frozen=True)

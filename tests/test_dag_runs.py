@@ -1,5 +1,9 @@
 """Whole DAG runs in one process, as `mlpkg run` does them: processes of their own cannot be shown in a page."""
 
+import contextlib
+import os
+import pty
+import re
 import subprocess
 import sys
 
@@ -19,6 +23,23 @@ def test_notebooks_run_nested_and_are_stored(project):
     assert steps["count"].data.params == {"rows": "7"}
     assert steps["report"].data.params == {"factor": "2.0"}
     assert "small succeeded" in output and f"mlflow://{steps['count'].info.run_id}/notebook/count.ipynb" in output
+
+
+def test_a_terminal_shows_a_live_table_and_nothing_of_airflows_log(project):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from mlpkg.cli import main; main()", "run", "small"]
+    process = subprocess.Popen(
+        command, cwd=project.root, env=project.env | {"TERM": "xterm"}, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # reading ends with an error when the other side is closed
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    assert process.wait() == 0
+    text = shown.decode()
+    assert re.search(r"cell \d of \d", text) and re.search(r"count +finished", text)
+    assert "[info" not in text and "DAG TEST" not in text
 
 
 def test_a_failing_notebook_fails_the_run_and_is_stored(project):
