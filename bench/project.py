@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from measure import CommandError
+
 from mlpkg.flights import seed_lake
 from mlpkg.lake import open_lake
 from mlpkg.settings import load_settings
@@ -46,10 +48,11 @@ def prepare(base: Path, months: str) -> int:
         "from mlpkg.tracking import client; s = load_settings(); client(s); use_airflow(s); prepare_database(s);"
         f"import {MODULES}"  # bytecode compiled and files read, so that the first variant does not pay for all
     )
-    subprocess.run(
-        [sys.executable, "-c", make_stores], cwd=base, env=clean_env(base), check=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", make_stores], cwd=base, env=clean_env(base), capture_output=True, text=True
+    )
+    if done.returncode:
+        raise CommandError(f"the stores could not be made:\n{done.stderr[-3000:]}")
     return lake.count("split/flights")
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -49,8 +50,8 @@ def variants(candidates: list[str], budget: int, seed: int) -> list[Variant]:
     scripts = {name: [sys.executable, str(BENCH / f"{name}.py"), job] for name in ("stock", "loop", "plain")}
     return [
         Variant("mlpkg run", mlpkg, BENCH.parent / "dags" / "flights_train.py", plain_mlflow=False),
-        Variant("stock PapermillOperator", scripts["stock"], BENCH / "dags" / "flights_stock.py"),
-        Variant("papermill in a loop", scripts["loop"]),
+        Variant("stock operators", scripts["stock"], BENCH / "dags" / "flights_stock.py"),
+        Variant("papermill loop", scripts["loop"]),
         Variant("plain script", scripts["plain"]),
     ]
 
@@ -121,7 +122,7 @@ def slower(ours: dict[str, float], stock: dict[str, float], noise: float) -> str
 def verdicts(results: dict[str, dict[str, float]], starts: dict[str, float], noise: float) -> list[str]:
     "What is not as promised, in words"
     found, gap = [], starts["import mlpkg"] - starts["import stock"]
-    if fault := slower(results["mlpkg run"], results["stock PapermillOperator"], noise):
+    if fault := slower(results["mlpkg run"], results["stock operators"], noise):
         found.append(fault)
     if starts["help"] >= HELP_LIMIT:
         found.append(f"mlpkg --help took {starts['help']:.2f} s, allowed are {HELP_LIMIT} s")
@@ -133,8 +134,10 @@ def verdicts(results: dict[str, dict[str, float]], starts: dict[str, float], noi
 def comparison(results: dict[str, dict[str, float]], steps: int) -> Table:
     "The figures side by side"
     plain, table = results["plain script"]["seconds"], Table(box=None, pad_edge=False)
-    for heading in ("flights_train", "seconds", "cpu s", "peak MB", "x plain", "overhead/step s", "steps", "others"):
-        table.add_column(heading, justify="left" if heading == "flights_train" else "right", header_style="bold")
+    for heading in ("flights_train", "seconds", "cpu s", "peak MB", "ratio", "s/step", "steps", "others"):
+        table.add_column(
+            heading, justify="left" if heading == "flights_train" else "right", header_style="bold", no_wrap=True
+        )
     for name, figures in results.items():
         row = [f"{figures['seconds']:.1f}", f"{figures['cpu_seconds']:.1f}", f"{figures['peak_mb']:,.0f}"]
         row += [f"{figures['seconds'] / plain:.2f}", f"{(figures['seconds'] - plain) / steps:.2f}", str(steps)]
@@ -204,6 +207,9 @@ def main(
     results, different = {name: medians(several) for name, several in measured.items()}, same_work(found)
     faults = different + verdicts(results, starts, noise)
     console.print(comparison(results, steps))
+    console.print(
+        "ratio and overhead per step (s/step) against the plain script; others: cores taken by other processes"
+    )
     console.print(f"\n{rows:,} flights of {months}, {', '.join(candidate)}, budget {budget}, median of {repeat}")
     if not different:
         auc = found["plain script"][0]["metric.roc_auc"]
@@ -233,6 +239,7 @@ def words(starts: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
     try:
         typer.run(main)
     except CommandError as error:

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from fastcore.nbio import NbCell, read_nb
 
+from mlpkg.notebooks import show_scraps
+
 HIDDEN = {"hide", "default_exp"}
 
 
 def visible_cells(notebook: Path) -> tuple[list[NbCell], str]:  # Cells that readers see; name of the module, or ""
     "Read a notebook without what it hides"
-    nb = read_nb(notebook)
+    nb = show_scraps(read_nb(notebook))
     module = next((cell.directives["default_exp"] for cell in nb.cells if "default_exp" in cell.directives), "")
     module = module or nb.metadata.get("nbdev", {}).get("default_exp", "")
     return [cell for cell in nb.cells if cell.source.strip() and not HIDDEN & cell.directives.keys()], module

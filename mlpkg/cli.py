@@ -109,7 +109,7 @@ class Progress:
         waiting = "starting ..." if not self.steps else ""
         return Group(table, waiting)
 
-# %% ../nbs/api/70_cli.ipynb #34ace0d4
+# %% ../nbs/api/70_cli.ipynb #e97e548e
 @app.command(rich_help_panel="Pipelines")
 def run(
     dags: Annotated[list[str], typer.Argument(metavar="DAG...", help="DAGs to run, one after the other")],
@@ -154,8 +154,7 @@ def _live(shown: Any, console: Console, transient: bool = False):
     if not console.is_terminal:
         return contextlib.nullcontext()
     # What Airflow prints goes to the log file: Rich must not catch it and put it on the screen.
-    kept = {"redirect_stdout": False, "redirect_stderr": False}
-    return Live(shown, console=console, refresh_per_second=4, transient=transient, **kept)
+    return Live(shown, console=console, transient=transient, redirect_stdout=False, redirect_stderr=False)
 
 # %% ../nbs/api/70_cli.ipynb #43be786b
 def summarise(
