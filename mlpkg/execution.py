@@ -143,7 +143,10 @@ class BoundedClient(PapermillNotebookClient):
             for line in output.text.splitlines():
                 log.info("%s", redact(line))
 
-# %% ../nbs/api/26_execution.ipynb #55db1d4c
+# %% ../nbs/api/26_execution.ipynb #b3adadc4
+_quick_exit = "__import__('atexit').register(__import__('gc').freeze)"
+
+
 class KernelClient(BoundedClient):
     "Executes the cells in a kernel that does not outlive it"
 
@@ -175,6 +178,8 @@ class KernelClient(BoundedClient):
 
     def start_new_kernel(self, **kwargs) -> None:
         "Start the kernel and note its process"
+        if getattr(self.km, "ipykernel", False):
+            self.extra_arguments = [*self.extra_arguments, f"--IPKernelApp.exec_lines={_quick_exit}"]
         super().start_new_kernel(**kwargs)
         self.execution.kernel_pid = self.km.provisioner.pid
 
