@@ -156,7 +156,7 @@ def _live(shown: Any, console: Console, transient: bool = False):
     # What Airflow prints goes to the log file: Rich must not catch it and put it on the screen.
     return Live(shown, console=console, transient=transient, redirect_stdout=False, redirect_stderr=False)
 
-# %% ../nbs/api/70_cli.ipynb #43be786b
+# %% ../nbs/api/70_cli.ipynb #e026465c
 def summarise(
     console: Console,
     settings,  # mlpkg.settings.Settings
@@ -179,7 +179,7 @@ def summarise(
     for _, progress in results:
         for run_id, step in progress.steps.items():
             path = f"mlflow://{run_id}/notebook/{step['name'].split(' ')[0]}.ipynb"
-            console.print(f"  {escape(step['name']):<32} {path}", soft_wrap=True, highlight=False)
+            console.print(f"  {escape(step['name'].ljust(32))} {path}", soft_wrap=True, highlight=False)
     console.print(
         f"\nOpen the MLflow UI on them: [bold]make mlflow[/bold], then {settings.tracking.ui}", highlight=False
     )
@@ -477,7 +477,7 @@ def doctor():
     Console().print(table)
     raise typer.Exit(0 if healthy else 1)
 
-# %% ../nbs/api/70_cli.ipynb #cac5b6b6
+# %% ../nbs/api/70_cli.ipynb #d8de06db
 @app.command(rich_help_panel="Looking back")
 def ui(
     which: Annotated[UserInterface, typer.Argument(help="Which one")],
@@ -507,6 +507,8 @@ def ui(
         os.environ["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] = f"http://127.0.0.1:{port or 8080}/execution/"
         with output_to(Path(settings.airflow.home) / "logs" / "mlpkg-ui.log"):
             prepare_database(settings)
+        # `airflow standalone` starts its parts by the name `airflow`: the one beside this interpreter is meant.
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         command = ["airflow", "standalone"]
     os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606
 

@@ -143,7 +143,7 @@ class BoundedClient(PapermillNotebookClient):
             for line in output.text.splitlines():
                 log.info("%s", redact(line))
 
-# %% ../nbs/api/26_execution.ipynb #b3adadc4
+# %% ../nbs/api/26_execution.ipynb #0abd86e3
 _quick_exit = "__import__('atexit').register(__import__('gc').freeze)"
 
 
@@ -179,7 +179,7 @@ class KernelClient(BoundedClient):
     def start_new_kernel(self, **kwargs) -> None:
         "Start the kernel and note its process"
         if getattr(self.km, "ipykernel", False):
-            self.extra_arguments = [*self.extra_arguments, f"--IPKernelApp.exec_lines={_quick_exit}"]
+            self.extra_arguments = [f"--IPKernelApp.exec_lines={_quick_exit}"]
         super().start_new_kernel(**kwargs)
         self.execution.kernel_pid = self.km.provisioner.pid
 
