@@ -76,7 +76,17 @@ build: setup ## Build wheel and source distribution into dist/
 
 ## Production
 
+up: ## Build the image and start the stack of docker-compose.yml
+	@test -f .env || $(PYTHON) docker/env.py
+	@GIT_COMMIT=$$(git rev-parse HEAD) docker compose up --detach --build --wait
+
+down: ## Stop the stack; its data stays
+	@docker compose down
+
+smoke: ## Bring up a stack of its own, run a DAG through it, check what it left, remove it
+	@docker/smoke.sh
+
 env: ## Write .env with fresh secrets for docker-compose.yml
 	@$(PYTHON) docker/env.py
 
-.PHONY: help run test lab mlflow airflow setup prepare export clean-notebooks readme docs docs-serve bench hooks lock build env
+.PHONY: help run test lab mlflow airflow setup prepare export clean-notebooks readme docs docs-serve bench hooks lock build up down smoke env

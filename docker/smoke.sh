@@ -16,7 +16,7 @@ compose() { docker compose --project-name mlpkg-smoke --env-file "$secrets/.env"
 
 end() {
   status=$?
-  if ((status)); then compose logs --no-color --tail 40; fi
+  if ((status)); then compose logs --no-color --tail 40; echo "smoke: failed, see above the logs"; fi
   if [[ ${KEEP:-} ]]; then
     echo "left running; its secrets are in $secrets/.env. To end it:"
     echo "docker compose --project-name mlpkg-smoke --env-file $secrets/.env down --volumes && rm -r $secrets"
@@ -59,6 +59,10 @@ assert refused(f"{airflow}/auth/token", {"username": "admin", "password": "admin
 token = ask(f"{airflow}/auth/token", {"username": "admin", "password": password})["access_token"]
 login["Authorization"] = f"Bearer {token}"
 
+for _ in range(60):  # a healthy stack may still be reading its DAGs
+    if any(found["dag_id"] == dag for found in ask(f"{airflow}/api/v2/dags?limit=100")["dags"]):
+        break
+    time.sleep(2)
 ask(f"{airflow}/api/v2/dags/{dag}", {"is_paused": False}, "PATCH")
 run = ask(f"{airflow}/api/v2/dags/{dag}/dagRuns", {"logical_date": None, "conf": json.loads(conf)})["dag_run_id"]
 print(f"{dag}: started {run}", flush=True)

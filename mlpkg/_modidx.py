@@ -127,6 +127,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlpkg.execution._where': ('api/execution.html#_where', 'mlpkg/execution.py'),
                                  'mlpkg.execution.explain': ('api/execution.html#explain', 'mlpkg/execution.py'),
                                  'mlpkg.execution.find_exit': ('api/execution.html#find_exit', 'mlpkg/execution.py'),
+                                 'mlpkg.execution.inherited': ('api/execution.html#inherited', 'mlpkg/execution.py'),
                                  'mlpkg.execution.installed_kernels': ('api/execution.html#installed_kernels', 'mlpkg/execution.py'),
                                  'mlpkg.execution.kill_group': ('api/execution.html#kill_group', 'mlpkg/execution.py'),
                                  'mlpkg.execution.run': ('api/execution.html#run', 'mlpkg/execution.py'),

@@ -72,14 +72,15 @@ class MlflowRunLink(BaseOperatorLink):
         "Address of the run's artifacts, empty as long as there is none"
         return getattr(operator, "run_url", "")
 
-# %% ../nbs/api/60_airflow.ipynb #3d7abd75
+# %% ../nbs/api/60_airflow.ipynb #7d941bda
 def run_url(
     settings: Settings,
     experiment_id: str,
     run_id: str,
 ) -> str:  # Address in the MLflow UI
     "Where people look at a run"
-    return f"{settings.tracking.ui.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}/artifacts"
+    page = f"#/experiments/{experiment_id}/runs/{run_id}/artifacts"
+    return f"{settings.tracking.ui.rstrip('/')}/{page}?workflowType=machine_learning"
 
 # %% ../nbs/api/60_airflow.ipynb #d6ac02cc
 def notebook_path(

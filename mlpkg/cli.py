@@ -8,8 +8,10 @@ __all__ = ['app', 'checks', 'UserInterface', 'reported', 'Progress', 'run', 'sum
            'check_packages', 'check_settings', 'check_lake', 'check_tracking', 'check_kernels', 'check_dags',
            'check_spool', 'doctor', 'ui', 'main']
 
-# %% ../nbs/api/70_cli.ipynb #7d322854
+# %% ../nbs/api/70_cli.ipynb #84aaaeb3
+import atexit
 import contextlib
+import gc
 import os
 import sys
 import time
@@ -512,9 +514,12 @@ def ui(
         command = ["airflow", "standalone"]
     os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606
 
-# %% ../nbs/api/70_cli.ipynb #c86ab112
+# %% ../nbs/api/70_cli.ipynb #c931f3d2
 def main() -> None:
     "Entry point of the `mlpkg` command"
+    # Airflow and MLflow make objects by the million that stay: looking through them for garbage takes seconds.
+    gc.set_threshold(10_000, 10, 10)
+    atexit.register(gc.freeze)
     try:
         app()
     except Exception as error:
