@@ -28,7 +28,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from .notebooks import describe_cell, find_unfinished, redact
 
-# %% ../nbs/api/26_execution.ipynb #ce0db13b
+# %% ../nbs/api/26_execution.ipynb #dfd1c0c3
 class StepError(RuntimeError):
     "A notebook that did not run to its end"
 
@@ -39,8 +39,9 @@ class StepError(RuntimeError):
         traceback: str = "",  # Of the notebook's own error
         status: str = "FAILED",  # FAILED, or KILLED when somebody ended it
     ):
-        super().__init__(f"{cell}: {message}" if cell else message)
-        self.message, self.cell, self.traceback, self.status = message, cell, traceback, status
+        # Errors like to show values, and end up in logs and tags: secrets are taken out here, once for all.
+        self.message, self.cell, self.traceback, self.status = redact(message), cell, redact(traceback), status
+        super().__init__(f"{cell}: {self.message}" if cell else self.message)
 
     @property
     def failure(self) -> dict[str, str]:  # cell, error, traceback; empty ones left out
@@ -259,7 +260,7 @@ def explain(
         return StepError(str(error), cell)
     return StepError(f"{type(error).__name__}: {error}", cell)
 
-# %% ../nbs/api/26_execution.ipynb #b7f65a46
+# %% ../nbs/api/26_execution.ipynb #4ec011b5
 def find_exit(
     nb: nbformat.NotebookNode,  # Executed notebook
 ) -> int | None:  # Index of the cell
@@ -287,7 +288,9 @@ def run(
             execution=execution,
         )
     except BaseException as error:
-        raise explain(error, execution, _where(execution.output)) from error
+        # The notebook's own error is told in full by ours; any other keeps its cause.
+        cause = None if isinstance(error, PapermillExecutionError) else error
+        raise explain(error, execution, _where(execution.output)) from cause
     if (index := find_exit(nb)) is not None:
         raise StepError("sys.exit was called, the cells below it did not run", describe_cell(nb, index))
     return nb

@@ -6,7 +6,7 @@
 __all__ = ['log', 'StepResult', 'read_scraps', 'scrap_metrics', 'code_digest', 'Entry', 'load_entry', 'locked_entry', 'conclude',
            'upload', 'spooled', 'recover', 'killed_by_sigterm', 'check', 'kernel_env', 'announce', 'run_step']
 
-# %% ../nbs/api/28_steps.ipynb #04cd731b
+# %% ../nbs/api/28_steps.ipynb #f42b5b31
 import contextlib
 import hashlib
 import json
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from .execution import Execution, StepError, installed_kernels, run
-from .notebooks import mark, redact, store_notebook
+from .notebooks import mark, store_notebook
 from .parameters import check_parameters, read_parameters
 from .settings import Settings, load_settings
 from mlpkg.tracking import (
@@ -159,7 +159,7 @@ def conclude(
         nbformat.write(nb, draft)
         draft.replace(entry.notebook)
 
-# %% ../nbs/api/28_steps.ipynb #ba181fec
+# %% ../nbs/api/28_steps.ipynb #69281eb9
 def upload(
     mlflow: "MlflowClient",
     entry: Entry,  # Concluded
@@ -173,7 +173,7 @@ def upload(
     log_tables(mlflow, entry.run_id, read_table_log(entry.tables))
     if entry.seconds is not None:
         mlflow.log_metric(entry.run_id, "seconds", entry.seconds)
-    end_run(mlflow, entry.run_id, entry.status, {k: redact(v) for k, v in entry.failure.items()})
+    end_run(mlflow, entry.run_id, entry.status, entry.failure)
     if entry.notebook.is_file():
         store_notebook(mlflow, entry.run_id, entry.notebook, artifact)
     shutil.rmtree(entry.folder)
@@ -284,7 +284,7 @@ def announce(
     record = {"event": event, "run_id": run_id, "name": name, **details}
     log.info("step '%s': %s", name, text, extra={"mlpkg": record})
 
-# %% ../nbs/api/28_steps.ipynb #2dbbcf1a
+# %% ../nbs/api/28_steps.ipynb #592478b0
 def run_step(
     notebook: str | Path,  # Step notebook
     parameters: Mapping[str, Any] | None = None,  # Checked against its parameters cell
@@ -322,6 +322,7 @@ def run_step(
         except BaseException as error:
             fault = error if isinstance(error, StepError) else StepError(str(error) or type(error).__name__)
             conclude(entry, fault.status, fault.failure)
+            log.error("%s", fault.traceback or fault)
             announce("end", run_id, name, f"{fault.status}: {fault}", status=fault.status, error=str(fault))
             _upload_or_keep(mlflow, entry, error)
             raise

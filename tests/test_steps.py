@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 import urllib.request
 
 import pytest
@@ -120,14 +121,17 @@ def test_parameters_that_do_not_fit(project):
     )
 
 
-def test_secrets_stay_out_of_what_is_stored(project, monkeypatch):
+def test_secrets_stay_out_of_what_is_stored_and_logged(project, monkeypatch, caplog):
     monkeypatch.setenv("WAREHOUSE_PASSWORD", "a-very-secret-word")
-    notebook = project.notebook("leaks", "x: int = 1", "import os\nraise ValueError(os.environ['WAREHOUSE_PASSWORD'])")
-    with pytest.raises(StepError):
+    cell = "import os\nprint(os.environ['WAREHOUSE_PASSWORD'])\nraise ValueError(os.environ['WAREHOUSE_PASSWORD'])"
+    notebook = project.notebook("leaks", "x: int = 1", cell)
+    with caplog.at_level("INFO"), pytest.raises(StepError) as raised:
         run_step(notebook, settings=project.settings)
     run = last_run(project)
-    assert "a-very-secret-word" not in json.dumps(project.stored(run)) + json.dumps(dict(run.data.tags))
-    assert "ValueError: ***" in run.data.tags["mlpkg.failure.error"]
+    stored = json.dumps(project.stored(run)) + json.dumps(dict(run.data.tags))
+    logged = caplog.text + "".join(traceback.format_exception(raised.value))
+    assert "a-very-secret-word" not in stored + logged
+    assert "ValueError: ***" in run.data.tags["mlpkg.failure.error"] and "ValueError: ***" in logged
 
 
 def start_slow_step(project):
