@@ -313,7 +313,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'mlpkg.steps.code_digest': ('api/steps.html#code_digest', 'mlpkg/steps.py'),
                              'mlpkg.steps.conclude': ('api/steps.html#conclude', 'mlpkg/steps.py'),
                              'mlpkg.steps.kernel_env': ('api/steps.html#kernel_env', 'mlpkg/steps.py'),
-                             'mlpkg.steps.killed_by_sigterm': ('api/steps.html#killed_by_sigterm', 'mlpkg/steps.py'),
+                             'mlpkg.steps.killed_by_signals': ('api/steps.html#killed_by_signals', 'mlpkg/steps.py'),
                              'mlpkg.steps.load_entry': ('api/steps.html#load_entry', 'mlpkg/steps.py'),
                              'mlpkg.steps.locked_entry': ('api/steps.html#locked_entry', 'mlpkg/steps.py'),
                              'mlpkg.steps.read_scraps': ('api/steps.html#read_scraps', 'mlpkg/steps.py'),

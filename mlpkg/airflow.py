@@ -6,8 +6,9 @@
 __all__ = ['true_status', 'open_run', 'close_run', 'recorded_run', 'MlflowRunLink', 'run_url', 'notebook_path',
            'NotebookOperator', 'step_name', 'notebook_step', 'notebook_steps']
 
-# %% ../nbs/api/60_airflow.ipynb #86c53886
-from collections.abc import Mapping, Sequence
+# %% ../nbs/api/60_airflow.ipynb #e1fbfe64
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def true_status(
         return "FINISHED"
     return "KILLED" if step_statuses and step_statuses[-1] == "KILLED" else "FAILED"
 
-# %% ../nbs/api/60_airflow.ipynb #05123add
+# %% ../nbs/api/60_airflow.ipynb #2ceb8f36
 @task
 def open_run(**context) -> str:  # MLflow run id, also the task's XCom
     "Open the MLflow run of this DAG run; use it as a set-up task"
@@ -58,9 +59,20 @@ def close_run(**context) -> str | None:  # The status, also the task's XCom; Non
     return status
 
 
-def recorded_run():  # Use it as `with recorded_run():`
+@contextmanager
+def recorded_run() -> Iterator[None]:  # Use it as `with recorded_run():`
     "Tasks made in this block run between `open_run` and `close_run`"
-    return close_run().as_teardown(setups=open_run())
+    opened: Any = open_run()
+    before, dag = set(opened.operator.dag.task_ids), opened.operator.dag
+    yield
+    inside = {task.task_id: task for task in dag.tasks if task.task_id not in before}
+    closed = close_run()
+    for made in inside.values():
+        if not made.upstream_task_ids & inside.keys():
+            opened >> made
+        if not made.downstream_task_ids & inside.keys():
+            made >> closed
+    closed.as_teardown(setups=opened)
 
 # %% ../nbs/api/60_airflow.ipynb #0feda01d
 class MlflowRunLink(BaseOperatorLink):

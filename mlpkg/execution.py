@@ -149,7 +149,7 @@ def inherited() -> dict[str, str]:
     "The environment that a kernel gets from here: without Airflow's own settings, which hold its secrets"
     return {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__")}
 
-# %% ../nbs/api/26_execution.ipynb #838cf5ea
+# %% ../nbs/api/26_execution.ipynb #b6a0251f
 # Run by a Python kernel before its first cell. Neither changes what a notebook computes.
 _quick = "import gc, atexit; gc.set_threshold(10_000, 10, 10); atexit.register(gc.freeze); del gc, atexit"
 
@@ -189,6 +189,8 @@ class KernelClient(BoundedClient):
             self.extra_arguments = [f"--IPKernelApp.exec_lines={_quick}"]
         super().start_new_kernel(**kwargs)
         self.execution.kernel_pid = self.km.provisioner.pid
+        if self.execution.killed:  # while it started
+            kill_group(self.execution.kernel_pid)
 
 # %% ../nbs/api/26_execution.ipynb #37fc8bf1
 class CellClient(KernelClient):

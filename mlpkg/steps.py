@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'StepResult', 'read_scraps', 'scrap_metrics', 'code_digest', 'Entry', 'load_entry', 'locked_entry', 'conclude',
-           'upload', 'spooled', 'recover', 'killed_by_sigterm', 'check', 'kernel_env', 'announce', 'run_step']
+           'upload', 'spooled', 'recover', 'killed_by_signals', 'check', 'kernel_env', 'announce', 'run_step']
 
 # %% ../nbs/api/28_steps.ipynb #f42b5b31
 import contextlib
@@ -218,24 +218,26 @@ def _recover_entry(settings: Settings, entry: Entry) -> bool:
         return False
     return True
 
-# %% ../nbs/api/28_steps.ipynb #248f6d37
+# %% ../nbs/api/28_steps.ipynb #7062d218
 @contextlib.contextmanager
-def killed_by_sigterm(execution: Execution) -> Iterator[None]:
-    "Let SIGTERM end the kernel, then whatever handled it before"
+def killed_by_signals(execution: Execution) -> Iterator[None]:
+    "Let SIGTERM and Ctrl-C end the kernel; whatever handled SIGTERM before is told too"
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def on_term(signum, frame):
-        execution.kill("terminated by SIGTERM")
-        if callable(before):
-            before(signum, frame)
+    def on_signal(number, frame):
+        execution.kill(f"ended by {signal.Signals(number).name}")
+        # Python's own handler of Ctrl-C would raise in the middle of nbclient's event loop, which may then never end.
+        if number != signal.SIGINT and callable(before[number]):
+            before[number](number, frame)
 
-    before = signal.signal(signal.SIGTERM, on_term)
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 # %% ../nbs/api/28_steps.ipynb #2e6631c2
 def check(
@@ -284,7 +286,7 @@ def announce(
     record = {"event": event, "run_id": run_id, "name": name, **details}
     log.info("step '%s': %s", name, text, extra={"mlpkg": record})
 
-# %% ../nbs/api/28_steps.ipynb #592478b0
+# %% ../nbs/api/28_steps.ipynb #4b1efd75
 def run_step(
     notebook: str | Path,  # Step notebook
     parameters: Mapping[str, Any] | None = None,  # Checked against its parameters cell
@@ -316,7 +318,7 @@ def run_step(
             if on_start:
                 on_start(execution)
             check(mlflow, entry, execution)
-            with killed_by_sigterm(execution):
+            with killed_by_signals(execution):
                 run(execution)
             scraps = read_scraps(entry.notebook)
         except BaseException as error:

@@ -112,9 +112,10 @@ class Project:
     @property
     def mlflow(self):
         "A client of the project's MLflow store"
-        from mlpkg.tracking import client
+        from mlflow import MlflowClient
 
-        return client(self.settings)
+        uri = self.settings.tracking.uri
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def pipeline_runs(self, dag: str) -> list:
         "Pipeline runs of a DAG, newest first"
@@ -141,6 +142,13 @@ class Project:
         return [Path(file.path).name for file in self.mlflow.list_artifacts(run.info.run_id, "notebook")]
 
 
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    "No test sees the tracking store or the settings of another: `mlflow.set_tracking_uri` leaves a variable behind"
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLPKG_SETTINGS", "MLPKG_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory) -> Path:
     "An empty Airflow database and MLflow store, made once: each project starts with a copy"
@@ -159,10 +167,8 @@ def stores(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def project(tmp_path, stores, monkeypatch) -> Project:
-    "A project with the DAGs and notebooks of tests/dags and tests/notebooks"
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLPKG_SETTINGS", "MLPKG_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
+def project(tmp_path, stores) -> Project:
+    "A project with the DAGs of tests/dags and small notebooks"
     root = tmp_path / "project"
     root.mkdir()
     (root / "settings.ini").write_text(SETTINGS)

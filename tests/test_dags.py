@@ -67,6 +67,14 @@ def test_runs_are_recorded_from_first_to_last_step(dags, name):
         assert "close_run" in dag.get_task(task_id).get_flat_relative_ids(upstream=False)
 
 
+def test_a_mapped_step_without_a_task_before_it_waits_for_its_run(dags):
+    from airflow.dag_processing.dagbag import DagBag
+
+    mapped = DagBag(dag_folder=ROOT / "tests" / "dags").dags["mapped"]
+    assert mapped.get_task("count").upstream_task_ids == {"open_run"}
+    assert mapped.get_task("close_run").upstream_task_ids == {"open_run", "total"}
+
+
 @pytest.mark.parametrize("name", DAGS)
 def test_nothing_heavy_is_imported_at_the_top(name):
     tree = ast.parse((ROOT / "dags" / f"{name}.py").read_text())
