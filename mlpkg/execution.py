@@ -149,7 +149,7 @@ def inherited() -> dict[str, str]:
     "The environment that a kernel gets from here: without Airflow's own settings, which hold its secrets"
     return {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__")}
 
-# %% ../nbs/api/26_execution.ipynb #b6a0251f
+# %% ../nbs/api/26_execution.ipynb #3b811607
 # Run by a Python kernel before its first cell. Neither changes what a notebook computes.
 _quick = "import gc, atexit; gc.set_threshold(10_000, 10, 10); atexit.register(gc.freeze); del gc, atexit"
 
@@ -170,6 +170,7 @@ class KernelClient(BoundedClient):
             ),
             timeout=execution.cell_timeout,
             startup_timeout=execution.start_timeout,
+            iopub_timeout=60,  # the last output of a cell may be late on a busy machine: 4 s, the default, lost steps
             log_output=True,
             log=log,
             resources={"metadata": {"path": str(execution.notebook.parent)}},
@@ -242,7 +243,7 @@ def installed_kernels() -> list[str]:  # Names, sorted
     "The kernels that a notebook can ask for"
     return sorted(KernelSpecManager().find_kernel_specs())
 
-# %% ../nbs/api/26_execution.ipynb #6114661b
+# %% ../nbs/api/26_execution.ipynb #b84cb7ce
 def explain(
     error: BaseException,  # From papermill, nbclient or a signal
     execution: Execution,
@@ -255,6 +256,8 @@ def explain(
         return StepError("interrupted", cell, status="KILLED")
     if isinstance(error, PapermillExecutionError):
         return StepError(f"{error.ename}: {error.evalue}", cell, "\n".join(error.traceback))
+    if isinstance(error, CellTimeoutError) and "IOPub" in str(error):
+        return StepError("the cell ended, but its output did not arrive within 60 s: is the machine overloaded?", cell)
     if isinstance(error, CellTimeoutError):
         limit = f"{execution.cell_timeout} s (steps.cell_timeout in settings.ini)"
         return StepError(f"the cell ran longer than {limit}", cell)
