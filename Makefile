@@ -16,6 +16,7 @@ run: setup ## Run the example: flights_etl, then flights_train, through Airflow 
 
 test: setup ## Run everything that checks the project
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/pytest

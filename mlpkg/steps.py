@@ -218,7 +218,7 @@ def _recover_entry(settings: Settings, entry: Entry) -> bool:
         return False
     return True
 
-# %% ../nbs/api/28_steps.ipynb #7062d218
+# %% ../nbs/api/28_steps.ipynb #993f406c
 @contextlib.contextmanager
 def killed_by_signals(execution: Execution) -> Iterator[None]:
     "Let SIGTERM and Ctrl-C end the kernel; whatever handled SIGTERM before is told too"
@@ -228,7 +228,7 @@ def killed_by_signals(execution: Execution) -> Iterator[None]:
 
     def on_signal(number, frame):
         execution.kill(f"ended by {signal.Signals(number).name}")
-        # Python's own handler of Ctrl-C would raise in the middle of nbclient's event loop, which may then never end.
+        # Python's own handler of Ctrl-C would raise in the middle of nbclient's event loop, wherever that is.
         if number != signal.SIGINT and callable(before[number]):
             before[number](number, frame)
 
