@@ -149,9 +149,25 @@ def inherited() -> dict[str, str]:
     "The environment that a kernel gets from here: without Airflow's own settings, which hold its secrets"
     return {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__")}
 
-# %% ../nbs/api/26_execution.ipynb #3b811607
-# Run by a Python kernel before its first cell. Neither changes what a notebook computes.
-_quick = "import gc, atexit; gc.set_threshold(10_000, 10, 10); atexit.register(gc.freeze); del gc, atexit"
+# %% ../nbs/api/26_execution.ipynb #59f9d980
+# Run by a Python kernel before its first cell. None of it changes what a notebook computes.
+_prepare_kernel = """
+def prepare():
+    import atexit, gc, json
+
+    def pack(message):
+        try:
+            return plain(message)
+        except UnicodeEncodeError:
+            return json.dumps(message, default=str, ensure_ascii=False).encode("utf8", "replace")
+
+    gc.set_threshold(10_000, 10, 10)
+    atexit.register(gc.freeze)
+    session = get_ipython().kernel.session
+    plain, session.pack = session.pack, pack
+prepare()
+del prepare
+"""
 
 
 class KernelClient(BoundedClient):
@@ -187,7 +203,7 @@ class KernelClient(BoundedClient):
     def start_new_kernel(self, **kwargs) -> None:
         "Start the kernel and note its process"
         if getattr(self.km, "ipykernel", False):
-            self.extra_arguments = [f"--IPKernelApp.exec_lines={_quick}"]
+            self.extra_arguments = [f"--IPKernelApp.exec_lines={_prepare_kernel}"]
         super().start_new_kernel(**kwargs)
         self.execution.kernel_pid = self.km.provisioner.pid
         if self.execution.killed:  # while it started

@@ -94,6 +94,8 @@ def test_bytes_that_are_no_text(project):
     run = project.mlflow.get_run(result.run_id)
     assert run.info.status == "FINISHED"
     assert project.artifacts(run) == ["bytes.html", "bytes.ipynb"]
+    text = "".join(output.text for output in project.stored(run).cells[-1].outputs)
+    assert "?" in text, "the message with half a character was lost"
 
 
 def test_an_unknown_kernel(project):
