@@ -16,7 +16,8 @@ import mlflow
 from matplotlib.figure import Figure
 
 from mlpkg.evaluation import compare, evaluate, plot_evaluations, plot_slices
-from mlpkg.flights import categorical, numeric
+from mlpkg.flights import categorical, features_contract, numeric
+from mlpkg.inputs import inputs_from
 from mlpkg.lake import open_lake
 from mlpkg.registry import champion, decide, history, load_logged, load_model, log_model, promote, register
 from mlpkg.settings import load_settings
@@ -50,7 +51,9 @@ def train_step(candidate: str, budget: int, seed: int) -> dict[str, Any]:
     mlflow.log_params(result.params)
     mlflow.log_metric("valid_roc_auc", result.value)
     example = train[[*numeric, *categorical]]
-    uri = log_model(result.pipeline, example, name=candidate, metadata={"candidate": candidate, "seed": seed})
+    inputs = inputs_from(features_contract(), train, list(example))
+    about = {"candidate": candidate, "seed": seed}
+    uri = log_model(result.pipeline, example, name=candidate, metadata=about, inputs=inputs)
     tables = {"split/flights": version}
     return {"candidate": candidate, "model_uri": uri, "valid_roc_auc": result.value, "tables": tables}
 

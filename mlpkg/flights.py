@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['flight_types', 'weather_types', 'plane_types', 'key', 'flight_rules', 'weather_columns', 'numeric', 'categorical',
            'features', 'leaks', 'FlightsError', 'months', 'package_file', 'fetch', 'read_any', 'typed', 'take_months',
-           'read_source', 'read_weather', 'read_planes', 'write_raw', 'flights_contract', 'add_label', 'add_schedule',
-           'add_weather', 'add_planes', 'set_aside', 'clean', 'boundaries', 'split', 'write_split', 'seed_lake',
-           'seed_for_tests']
+           'read_source', 'read_weather', 'read_planes', 'write_raw', 'flights_contract', 'features_contract',
+           'add_label', 'add_schedule', 'add_weather', 'add_planes', 'set_aside', 'clean', 'boundaries', 'split',
+           'write_split', 'seed_lake', 'seed_for_tests']
 
 # %% ../nbs/api/80_flights.ipynb #ee5afbc1
 import atexit
@@ -284,6 +284,44 @@ numeric = [
 categorical = ["carrier", "origin", "dest"]
 features = [*numeric, *categorical]
 leaks = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]  # Known only after departure
+
+# %% ../nbs/api/80_flights.ipynb #3b50dfdd
+def features_contract() -> Any:  # pandera.pandas.DataFrameSchema
+    "What the features of a flight must look like"
+    import pandera.pandas as pa
+
+    def number(low: float, high: float, description: str, nullable: bool = True) -> Any:
+        return pa.Column("float64", pa.Check.in_range(low, high), nullable=nullable, description=description)
+
+    def text(description: str, *checks: Any) -> Any:
+        return pa.Column("str", list(checks), description=description)
+
+    return pa.DataFrameSchema(
+        {
+            "sched_hour": number(0, 23, "Scheduled hour of departure, local time", nullable=False),
+            "sched_minute": number(0, 59, "Scheduled minute of departure", nullable=False),
+            "weekday": number(0, 6, "Day of departure, 0 for Monday", nullable=False),
+            "sched_duration": number(
+                0, 1439, "Scheduled arrival minus scheduled departure on local clocks, minutes", nullable=False
+            ),
+            "distance": number(1, 10_000, "Distance between the airports, miles", nullable=False),
+            "plane_age": number(0, 100, "Age of the plane, years"),
+            "seats": number(1, 900, "Seats of the plane"),
+            "engines": number(1, 8, "Engines of the plane"),
+            "temp": number(-60, 140, "Temperature at departure, degrees Fahrenheit"),
+            "dewp": number(-80, 100, "Dew point at departure, degrees Fahrenheit"),
+            "humid": number(0, 101, "Relative humidity at departure, percent"),
+            "wind_dir": number(0, 360, "Direction the wind comes from, degrees"),
+            "wind_speed": number(0, 200, "Wind speed, miles per hour"),
+            "wind_gust": number(0, 250, "Speed of gusts, miles per hour"),
+            "precip": number(0, 20, "Rain or snow in the hour, inches"),
+            "pressure": number(850, 1100, "Pressure at sea level, millibars"),
+            "visib": number(0, 20, "Visibility, miles"),
+            "carrier": text("Airline, two characters", pa.Check.str_matches(r"^[A-Z0-9]{2}$")),
+            "origin": text("Airport of departure", pa.Check.isin(["EWR", "JFK", "LGA"], error="a New York airport")),
+            "dest": text("Airport of arrival, three letters", pa.Check.str_matches(r"^[A-Z]{3}$")),
+        }
+    )
 
 # %% ../nbs/api/80_flights.ipynb #619ee6ae
 def add_label(

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['trusted_types', 'scratch_store', 'RegistryError', 'UntrustedModelError', 'untrusted_types', 'log_model', 'Version',
-           'versions', 'get_version', 'champion', 'register', 'Loaded', 'load_model', 'load_logged', 'Decision',
-           'decide', 'promote', 'history']
+           'versions', 'get_version', 'champion', 'register', 'Loaded', 'load_model', 'load_logged', 'download',
+           'load_folder', 'Decision', 'decide', 'promote', 'promote_by_hand', 'rollback', 'history']
 
-# %% ../nbs/api/34_registry.ipynb #d22aceb2
+# %% ../nbs/api/34_registry.ipynb #223433ca
+import getpass
+import hashlib
 import math
 import tempfile
 import warnings
@@ -17,6 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
+from .inputs import Input, from_json, to_json
 from .settings import PromotionSettings
 
 if TYPE_CHECKING:
@@ -94,12 +99,13 @@ def _requirements() -> list[str]:  # As pip reads them
 
     return [f"{name}=={version(name)}" for name in ("numpy", "pandas", "scikit-learn", "scipy", "skops")]
 
-# %% ../nbs/api/34_registry.ipynb #132df245
+# %% ../nbs/api/34_registry.ipynb #d7df8a1c
 def log_model(
     pipeline,  # Fitted scikit-learn Pipeline that takes raw columns
     example: "pd.DataFrame",  # Some rows of the feature columns and no others; the first three are stored
     name: str = "model",  # How MLflow's pages call it
     metadata: Mapping[str, Any] | None = None,  # Stored beside it: candidate, seed and the like
+    inputs: Sequence[Input] = (),  # What the columns are, from `inputs_from`; for whoever has to ask the model
 ) -> str:  # Model URI; UntrustedModelError for a type that `load_model` would refuse
     "Store a fitted pipeline in the active run, or in the one the environment names"
     import mlflow.sklearn
@@ -119,7 +125,7 @@ def log_model(
         input_example=rows.astype(dict.fromkeys(numbers, "float64")),
         pip_requirements=_requirements(),
         pyfunc_predict_fn="predict_proba",
-        metadata=dict(metadata or {}),
+        metadata={**(metadata or {}), "inputs": to_json(inputs)},
     ).model_uri
 
 # %% ../nbs/api/34_registry.ipynb #6fff744b
@@ -263,7 +269,7 @@ def _check_flavour(flavors: Mapping[str, Any], what: str) -> Mapping[str, Any]:
         )
     return flavour
 
-# %% ../nbs/api/34_registry.ipynb #f742e350
+# %% ../nbs/api/34_registry.ipynb #09f37724
 @dataclass(frozen=True)
 class Loaded:
     "A model ready to predict"
@@ -271,6 +277,7 @@ class Loaded:
     pipeline: Any  # Fitted scikit-learn Pipeline; `predict_proba` takes raw columns
     version: Version | None  # What it is; None for a model that is logged and not registered
     columns: dict[str, str]  # Raw columns it takes -> "double" or "string"; each may be missing
+    inputs: list[Input]  # The same columns, with what is known about them
 
 
 def load_model(
@@ -289,16 +296,28 @@ def load_logged(
     return _fetch(model_uri, f"model {model_uri}")
 
 
-def _fetch(uri: str, what: str, version: Version | None = None) -> Loaded:
-    "Load a model from the store"
+def download(
+    model_uri: str,  # Of a logged model, or the `uri` of a version
+    folder: str | Path,  # Where it goes; made if need be
+) -> Path:  # Folder of the model, for `load_folder`
+    "Copy a stored model to this machine"
     from mlflow.artifacts import download_artifacts
 
+    return Path(download_artifacts(artifact_uri=model_uri, dst_path=str(folder)))
+
+
+def _fetch(uri: str, what: str, version: Version | None = None) -> Loaded:
+    "Load a model from the store"
     with tempfile.TemporaryDirectory() as folder:
-        return _open(Path(download_artifacts(artifact_uri=uri, dst_path=folder)), what, version)
+        return load_folder(download(uri, folder), what, version)
 
 
-def _open(path: Path, what: str, version: Version | None) -> Loaded:
-    "Load the model in this folder"
+def load_folder(
+    path: Path,  # From `download`, on this occasion or an earlier one
+    what: str,  # How errors call the model
+    version: Version | None = None,  # What it is, where it is registered
+) -> Loaded:  # UntrustedModelError for what must not be loaded
+    "Load a model from a folder, without MLflow"
     import skops.io
     from mlflow.models import Model
 
@@ -311,9 +330,10 @@ def _open(path: Path, what: str, version: Version | None) -> Loaded:
     except Exception as error:  # whatever a forged file makes the parser do: it is not loaded
         raise UntrustedModelError(f"{what}: {stored.name} is no readable skops file ({error!r})") from error
     _refuse(what, types)
-    inputs = description.signature.inputs if description.signature else []
-    columns = {str(column.name): column.type.name for column in inputs}
-    return Loaded(skops.io.load(stored, trusted=sorted(trusted_types)), version, columns)
+    signature = description.signature.inputs if description.signature else []
+    columns = {str(column.name): column.type.name for column in signature}
+    inputs = from_json(columns, (description.metadata or {}).get("inputs", ()))
+    return Loaded(skops.io.load(stored, trusted=sorted(trusted_types)), version, columns, inputs)
 
 
 def _warn_versions(what: str, fitted: str) -> None:
@@ -374,7 +394,15 @@ def decide(
     words = f"{metric} {ours:.4f} against the champion's {theirs:.4f}: better by {gain:.4f}, required {rules.margin:g}"
     return Decision(gain > 0 and gain >= rules.margin, [words])
 
-# %% ../nbs/api/34_registry.ipynb #2d134ea0
+# %% ../nbs/api/34_registry.ipynb #29b198e6
+def _alone(name: str) -> FileLock:
+    "A lock on promotions of a model, for the processes of this machine: MLflow cannot compare and set"
+    import mlflow
+
+    place = hashlib.sha256(f"{mlflow.get_registry_uri()} {name} {getpass.getuser()}".encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"mlpkg-promotion-{place}.lock")
+
+# %% ../nbs/api/34_registry.ipynb #dfa47ece
 def promote(
     name: str,  # Registered model
     version: int,  # The challenger
@@ -384,17 +412,18 @@ def promote(
     "Act on a decision and write it down"
     from mlflow import MlflowClient
 
-    client, challenger, old = MlflowClient(), get_version(name, version), champion(name)
-    if against is not None and old is not None and old.version not in (against, version):
-        raise RegistryError(
-            f"{name!r}: version {version} was compared with version {against}, but version {old.version} is champion "
-            "by now. Evaluate it again"
-        )
-    if decision.promote:
-        client.set_registered_model_alias(name, "champion", str(version))
-        if "challenger" in challenger.aliases:
-            client.delete_registered_model_alias(name, "challenger")
-    _record(challenger, old if old and old.version != version else None, decision)
+    with _alone(name):
+        client, challenger, old = MlflowClient(), get_version(name, version), champion(name)
+        if against is not None and old is not None and old.version not in (against, version):
+            raise RegistryError(
+                f"{name!r}: version {version} was compared with version {against}, but version {old.version} is "
+                "champion by now. Evaluate it again"
+            )
+        if decision.promote:
+            client.set_registered_model_alias(name, "champion", str(version))
+            if "challenger" in challenger.aliases:
+                client.delete_registered_model_alias(name, "challenger")
+        _record(challenger, old if old and old.version != version else None, decision)
     return decision.promote
 
 
@@ -411,6 +440,45 @@ def _record(challenger: Version, old: Version | None, decision: Decision) -> Non
     for version, values in written.items():
         for tag, value in values.items():
             MlflowClient().set_model_version_tag(challenger.name, str(version), tag, value)
+
+# %% ../nbs/api/34_registry.ipynb #4887dff2
+def promote_by_hand(
+    name: str,  # Registered model
+    which: int | str,  # Version or alias
+    why: str,  # For the history
+) -> (
+    Version
+):  # The champion now; RegistryError where it is champion already, UntrustedModelError if it cannot be loaded
+    "Make a version champion because somebody says so"
+    version, old = load_model(name, which).version, champion(name)
+    if version is None or (old and old.version == version.version):
+        raise RegistryError(f"version {which} of model {name!r} is champion already")
+    promote(name, version.version, Decision(True, [f"by hand: {why}"]), old.version if old else None)
+    return get_version(name, version.version)
+
+
+def rollback(
+    name: str,  # Registered model
+    why: str,  # For the history
+) -> Version:  # The champion now; RegistryError where there is none to go back to
+    "Make the champion's predecessor champion again"
+    from mlflow import MlflowClient
+
+    old = get_version(name, "champion")
+    before = [v for v in versions(name) if v.tags.get("replaced.by") == str(old.version) and not _withdrawn(v)]
+    if not before:
+        raise RegistryError(
+            f"version {old.version} of model {name!r} has no predecessor. Promote another one by number"
+        )
+    earlier = max(before, key=lambda v: v.tags["replaced.at"])
+    champion_again = promote_by_hand(name, earlier.version, f"rolled back from version {old.version}: {why}")
+    MlflowClient().set_model_version_tag(name, str(old.version), "promotion", "rolled back")
+    return champion_again
+
+
+def _withdrawn(version: Version) -> bool:
+    "Was this version rolled back, and not promoted since?"
+    return version.tags.get("promotion") == "rolled back"
 
 # %% ../nbs/api/34_registry.ipynb #f6fc11a5
 def history(

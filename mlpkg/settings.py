@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['Group', 'LakeSettings', 'TrackingSettings', 'StepSettings', 'ContractSettings', 'parse_pairs', 'PromotionSettings',
-           'AirflowSettings', 'Settings', 'SettingsError', 'known_keys', 'find_settings', 'load_settings']
+           'AirflowSettings', 'parse_list', 'ServingSettings', 'MonitoringSettings', 'NotifySettings', 'Settings',
+           'SettingsError', 'known_keys', 'find_settings', 'load_settings']
 
-# %% ../nbs/api/00_settings.ipynb #675b516e
+# %% ../nbs/api/00_settings.ipynb #4653ab7a
 import configparser
 import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -63,7 +64,7 @@ def parse_pairs(
         raise ValueError("expected pairs like 'roc_auc: 0.6, pr_auc: 0.3'")
     return {name.strip(): value.strip() for name, _, value in pairs}
 
-# %% ../nbs/api/00_settings.ipynb #beb26cde
+# %% ../nbs/api/00_settings.ipynb #0bc9a257
 class PromotionSettings(Group):
     "When a challenger becomes champion"
 
@@ -75,12 +76,67 @@ class PromotionSettings(Group):
 
 
 class AirflowSettings(Group):
-    "Where Airflow finds its things when mlpkg starts it"
+    "Where Airflow finds its things when mlpkg starts it, and when it starts something by itself"
 
     home: str = Field(description="Airflow's home folder: its database and logs")
     dags: str = Field("dags", description="Folder with the DAG files")
+    train_schedule: str = Field("@monthly", description="When to retrain in any case: a cron expression or preset")
+    watch_schedule: str = Field("@hourly", description="When to look whether the code has changed since the training")
 
-# %% ../nbs/api/00_settings.ipynb #9e725713
+# %% ../nbs/api/00_settings.ipynb #c834a641
+def parse_list(
+    text,  # Like "https://a.example, https://b.example", or a list, which is returned as it is
+) -> list:  # Empty for an empty text
+    "Read values separated by commas"
+    return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else list(text)
+
+
+class ServingSettings(Group):
+    "How the REST API answers"
+
+    model: str = Field("", description="Registered model to serve, promote and look up unless another one is named")
+    folder: str = Field(description="Folder for the last good model and for answers not yet in the lake")
+    poll_seconds: float = Field(5, gt=0, description="How often to ask which version is champion, in seconds")
+    strategy: Literal["champion", "shadow", "canary"] = Field("champion", description="Who answers")
+    share: float = Field(0.1, ge=0, le=1, description="Share of requests that the challenger answers under 'canary'")
+    max_records: int = Field(1000, gt=0, description="Records that one request may hold")
+    max_bytes: int = Field(1_000_000, gt=0, description="Size that the body of a request may have")
+    max_waiting: int = Field(1000, gt=0, description="Requests that may wait for the model before others are refused")
+    rate: str = Field("", description="Requests allowed by key, like '100/second'; empty: no limit")
+    keys: Annotated[dict[str, str], BeforeValidator(parse_pairs)] = Field(
+        default_factory=dict, description="SHA-256 digests of API keys by name; none: only this machine is answered"
+    )
+    cors: Annotated[list[str], BeforeValidator(parse_list)] = Field(
+        default_factory=list, description="Origins whose pages may call the API; none unless given"
+    )
+    log_rows: int = Field(20_000, gt=0, description="Answers held in memory until they are stored; more are dropped")
+    log_seconds: float = Field(5, gt=0, description="How often answers go to the lake, in seconds")
+
+# %% ../nbs/api/00_settings.ipynb #6aeba829
+class MonitoringSettings(Group):
+    "When the monitor raises an alarm"
+
+    min_rows: int = Field(500, gt=0, description="Rows that a window needs before anything is concluded from it")
+    alpha: float = Field(0.01, gt=0, lt=1, description="Chance of a false alarm that each family of tests may take")
+    psi: float = Field(0.2, gt=0, description="Population stability index from which a column has drifted")
+    joint_auc: float = Field(0.75, gt=0.5, lt=1, description="AUC at which a classifier tells old from new rows")
+    prediction_psi: float = Field(0.1, gt=0, description="Population stability index of the predictions")
+    missing: float = Field(0.05, gt=0, lt=1, description="By how much the share of missing values may rise")
+    metric_drop: float = Field(
+        0.02, gt=0, description="By how much the deciding metric may fall below its held-out value"
+    )
+
+
+class NotifySettings(Group):
+    "Who is told about failures, alarms and promotions"
+
+    channel: Literal["log", "webhook", "email"] = Field("log", description="How")
+    webhook: str = Field("", description="Address that gets a JSON message; set it in the environment if it is secret")
+    email: str = Field("", description="Address that gets an e-mail")
+    sender: str = Field("mlpkg@localhost", description="Address that e-mails come from")
+    smtp: str = Field("localhost:25", description="Mail server; login from MLPKG_SMTP_USER and MLPKG_SMTP_PASSWORD")
+
+# %% ../nbs/api/00_settings.ipynb #3a2abd04
 class Settings(Group):
     "All settings of one profile"
 
@@ -91,6 +147,9 @@ class Settings(Group):
     steps: StepSettings
     contracts: ContractSettings
     promotion: PromotionSettings
+    serving: ServingSettings
+    monitoring: MonitoringSettings
+    notify: NotifySettings
     airflow: AirflowSettings
 
 
@@ -162,7 +221,7 @@ def _explain(error: ValidationError, where: str, values: Mapping[str, str]) -> s
             lines.append(f"{where}, key '{key}': {values.get(key)!r} is not allowed: {fault['msg']}")
     return "\n".join(lines)
 
-# %% ../nbs/api/00_settings.ipynb #7d69610e
+# %% ../nbs/api/00_settings.ipynb #f3213cef
 def _absolute(
     value: str,  # Path, URL, or sqlite:/// URI, perhaps relative
     base: Path,  # Folder that a relative path starts at
@@ -173,9 +232,17 @@ def _absolute(
     return value if "://" in value else str(base / value)
 
 
-_paths = ("lake.root", "tracking.uri", "tracking.artifacts", "steps.spool", "airflow.home", "airflow.dags")
+_paths = (
+    "lake.root",
+    "tracking.uri",
+    "tracking.artifacts",
+    "steps.spool",
+    "serving.folder",
+    "airflow.home",
+    "airflow.dags",
+)
 
-# %% ../nbs/api/00_settings.ipynb #928c09d3
+# %% ../nbs/api/00_settings.ipynb #cf5c8418
 def load_settings(
     profile: str | None = None,  # Section to use; MLPKG_PROFILE, else "local", unless given
     file: str | Path | None = None,  # Settings file; see `find_settings` for the default
@@ -194,7 +261,7 @@ def load_settings(
         raise SettingsError(f"{where}, key '{key}': no such setting{_hint(key, known_keys())}")
     values |= _overrides(env)
     values |= {key: _absolute(values[key], path.parent) for key in _paths if values.get(key)}
-    groups: dict = {group: {} for group, field in Settings.model_fields.items() if group not in ("profile", "file")}
+    groups: dict = {group: {} for group in Settings.model_fields if group not in ("profile", "file")}
     for key, value in values.items():
         group, _, name = key.partition(".")
         groups[group][name] = value

@@ -23,6 +23,7 @@ lake.root = var/lake
 tracking.uri = sqlite:///var/mlflow.db
 tracking.artifacts = var/artifacts
 steps.spool = var/spool
+serving.folder = var/serving
 airflow.home = var/airflow
 airflow.dags = dags
 """
