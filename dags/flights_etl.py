@@ -6,14 +6,17 @@ and planes, and splits them by time. Each month is replaced as a whole, so runni
 
 Steps: **ingest** -> **validate** -> **clean** -> **split**.
 
-Tables: `raw/*`, `quarantine/*`, `clean/flights`, `split/flights`.
+Tables: `raw/*`, `quarantine/*`, `clean/flights`, `split/flights`. The last step updates the asset `clean/flights`,
+which starts `flights_predict`.
 """
 
 from datetime import datetime, timedelta
 
-from airflow.sdk import DAG, Param
+from airflow.sdk import DAG, Asset, Param, chain
 
-from mlpkg.airflow import notebook_steps, recorded_run
+from mlpkg.airflow import Notify, notebook_step, notebook_steps, recorded_run
+
+NOTEBOOKS = "nbs/pipelines/flights"
 
 with DAG(
     "flights_etl",
@@ -21,7 +24,12 @@ with DAG(
     schedule=None,
     start_date=datetime(2013, 1, 1),
     catchup=False,
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=30)},
+    max_active_runs=1,
+    default_args={
+        "retries": 2,
+        "retry_delay": timedelta(seconds=30),
+        "on_failure_callback": Notify("failed"),
+    },
     params={
         "months": Param(
             "2013-01..2013-10", type="string", description="Months: 2013-01, 2013-01..2013-10, or 2013-01,2013-05"
@@ -33,4 +41,7 @@ with DAG(
     tags=["flights", "etl"],
 ):
     with recorded_run():
-        notebook_steps("nbs/pipelines/flights", "10_ingest", "12_validate", "14_clean", "16_split")
+        steps = notebook_steps(NOTEBOOKS, "10_ingest", "12_validate", "14_clean")
+        # Said by the last step, since a training that follows needs the split as well.
+        split = notebook_step(NOTEBOOKS, "16_split", outlets=[Asset("clean/flights")], event_extra=["months"])
+        chain(*steps, split)

@@ -5,13 +5,16 @@ Trains the candidate models in parallel, each a run of the same notebook, evalua
 months beside the champion, registers it, and makes it champion if it is better by the margin in `settings.ini`.
 
 Steps: **train** (once for each candidate) -> **evaluate** -> **register**. Table: `split/flights`. Model: `flights`.
+Runs when the monitor raises an alarm (asset `flights/drift`), when the code has changed (`flights/retrain`), and as
+`airflow.train_schedule` in settings.ini says.
 """
 
 from datetime import datetime, timedelta
 
-from airflow.sdk import DAG, Param, task
+from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param, task
 
-from mlpkg.airflow import NotebookOperator, notebook_step, recorded_run
+from mlpkg.airflow import NotebookOperator, Notify, notebook_step, recorded_run
+from mlpkg.settings import load_settings
 
 NOTEBOOKS = "nbs/pipelines/flights"
 
@@ -25,10 +28,18 @@ def candidates(params=None) -> list[dict[str, str]]:
 with DAG(
     "flights_train",
     doc_md=__doc__,
-    schedule=None,
+    schedule=AssetOrTimeSchedule(
+        timetable=CronTriggerTimetable(load_settings().airflow.train_schedule, timezone="UTC"),
+        assets=Asset("flights/drift") | Asset("flights/retrain"),
+    ),
     start_date=datetime(2013, 1, 1),
     catchup=False,
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=30)},
+    max_active_runs=1,
+    default_args={
+        "retries": 2,
+        "retry_delay": timedelta(seconds=30),
+        "on_failure_callback": Notify("failed"),
+    },
     params={
         "candidates": Param(
             ["logistic_regression", "random_forest", "hist_gradient_boosting"],
@@ -42,6 +53,7 @@ with DAG(
             3, type="integer", minimum=0, description="Trials of the hyperparameter search for each candidate"
         ),
         "seed": Param(0, type="integer", description="Seed of everything that is drawn at random"),
+        "reason": Param("", type="string", description="Why it is trained; events of assets say so by themselves"),
     },
     tags=["flights", "train"],
 ):
@@ -53,5 +65,6 @@ with DAG(
             map_index_template="{{ task.parameters['candidate'] }}",
         ).expand(parameters=candidates())
         evaluate = notebook_step(NOTEBOOKS, "22_evaluate", parameters={"candidates": train.output})
-        register = notebook_step(NOTEBOOKS, "24_register", parameters=evaluate.output)
+        told = Notify("decided", "reason")
+        register = notebook_step(NOTEBOOKS, "24_register", parameters=evaluate.output, on_success_callback=told)
         train >> evaluate >> register

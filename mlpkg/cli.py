@@ -111,19 +111,20 @@ class Progress:
         waiting = "starting ..." if not self.steps else ""
         return Group(table, waiting)
 
-# %% ../nbs/api/70_cli.ipynb #e97e548e
+# %% ../nbs/api/70_cli.ipynb #c78f9b06
 @app.command(rich_help_panel="Pipelines")
 def run(
     dags: Annotated[list[str], typer.Argument(metavar="DAG...", help="DAGs to run, one after the other")],
     param: Annotated[
         list[str], typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the DAG")
     ] = [],  # noqa: B006
+    follow: Annotated[bool, typer.Option("--follow", help="Also run the DAGs that updated assets start")] = False,
 ):
     """Run DAGs in this process, on SQLite, with no services.
 
     Example: [bold]mlpkg run flights_etl --param months=2013-01..2013-03[/bold]
     """
-    from mlpkg.local import load_dags, output_to, plan, prepare_database, read_params, run_dag, use_airflow
+    from mlpkg.local import load_dags, output_to, plan, prepare_database, read_params, triggered, use_airflow
     from mlpkg.settings import load_settings
     from mlpkg.tracking import client
 
@@ -136,17 +137,27 @@ def run(
         starting = Spinner("dots", "Starting Airflow; the first time it makes its database, some 15 seconds")
         with _live(starting, console, transient=True):
             prepare_database(settings)
-            planned = plan(load_dags(settings), dags, given)
-        for dag, conf in planned:
-            progress = Progress(dag.dag_id, console)
-            with _live(progress, console):
-                results.append((run_dag(settings, dag, conf, progress), progress))
+            known = load_dags(settings)
+            planned = plan(known, dags, given)
+        while planned:
+            dag, conf = planned.pop(0)
+            results.append(_run_shown(settings, dag, conf, console))
             if results[-1][0].state != "success":
                 break
+            planned = (triggered(known, results[-1][0]) if follow else []) + planned
         summarise(console, settings, results)
     if results[-1][0].state != "success":
         typer.echo(f"Airflow's log: {log}")
         raise typer.Exit(1)
+
+
+def _run_shown(settings, dag, conf: dict[str, Any], console: Console) -> tuple:
+    "Run a DAG and show its progress; its result and what its steps announced"
+    from mlpkg.local import run_dag
+
+    progress = Progress(dag.dag_id, console)
+    with _live(progress, console):
+        return run_dag(settings, dag, conf, progress), progress
 
 
 def _live(shown: Any, console: Console, transient: bool = False):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['airflow_env', 'use_airflow', 'prepare_database', 'DagError', 'load_dags', 'read_params', 'dag_conf', 'plan',
-           'output_to', 'StepListener', 'DagResult', 'held_run', 'run_dag']
+           'output_to', 'StepListener', 'DagResult', 'held_run', 'run_dag', 'triggered']
 
 # %% ../nbs/api/62_local.ipynb #8a61196a
 import contextlib
@@ -236,3 +236,37 @@ def run_dag(
     finally:
         logger.removeHandler(handler)
     return DagResult(dag.dag_id, run.run_id, str(run.state), (datetime.now() - started).total_seconds())
+
+# %% ../nbs/api/62_local.ipynb #091af6e3
+def triggered(
+    known: Mapping[str, Any],  # From `load_dags`
+    result: DagResult,
+) -> list[tuple[Any, dict[str, Any]]]:  # (DAG, conf) of each DAG that is due; taken from Airflow's queue
+    "DAGs that were waiting for what a DAG run has updated"
+    from airflow.assets.evaluation import AssetEvaluator
+    from airflow.models.asset import AssetDagRunQueue, AssetEvent, AssetModel
+    from airflow.serialization.definitions.assets import SerializedAssetUniqueKey
+    from airflow.serialization.serialized_objects import DagSerialization
+    from airflow.utils.session import create_session
+    from sqlalchemy import delete, select
+
+    from mlpkg.airflow import event_params
+
+    due = []
+    with create_session() as session:
+        evaluator = AssetEvaluator(session)
+        waiting = select(AssetDagRunQueue.target_dag_id, AssetModel)
+        queue = session.execute(waiting.join(AssetModel, AssetModel.id == AssetDagRunQueue.asset_id)).all()
+        mine = (AssetEvent.source_dag_id == result.dag_id, AssetEvent.source_run_id == result.dag_run_id)
+        events = session.scalars(select(AssetEvent).where(*mine).order_by(AssetEvent.timestamp)).all()
+        for dag_id in sorted({dag_id for dag_id, asset in queue if dag_id in known}):
+            waited = {asset.id: asset for target, asset in queue if target == dag_id}
+            ready = {SerializedAssetUniqueKey(asset.name, asset.uri): True for asset in waited.values()}
+            timetable = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(known[dag_id])).timetable
+            extras = [event.extra for event in events if event.asset_id in waited]
+            if extras and evaluator.run(timetable.asset_condition, ready):
+                params = {name: known[dag_id].params[name] for name in known[dag_id].params}
+                said = event_params(params, extras)
+                due.append((known[dag_id], {name: said[name] for name in params if said[name] != params[name]}))
+                session.execute(delete(AssetDagRunQueue).where(AssetDagRunQueue.target_dag_id == dag_id))
+    return due

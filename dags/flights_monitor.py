@@ -1,0 +1,36 @@
+"""
+### Flights: has the world changed?
+
+Looks at a month that was predicted: quality of the data, drift of columns and of predictions, and, where the truth is
+known, how well the champion did. Only an alarm updates the asset `flights/drift`, which starts `flights_train`.
+
+Steps: **monitor** -> **alarm** (skipped when all is well). Table: `monitoring/flights`.
+Runs whenever `flights_predict` has scored months.
+"""
+
+from datetime import datetime, timedelta
+
+from airflow.sdk import DAG, Asset, Param
+
+from mlpkg.airflow import Notify, emit_if, notebook_step, recorded_run
+
+with DAG(
+    "flights_monitor",
+    doc_md=__doc__,
+    schedule=[Asset("predictions/flights")],
+    start_date=datetime(2013, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    default_args={
+        "retries": 2,
+        "retry_delay": timedelta(seconds=30),
+        "on_failure_callback": Notify("failed"),
+    },
+    params={
+        "months": Param("2013-10", type="string", description="Months: 2013-01, 2013-01..2013-10, or 2013-01,2013-05"),
+    },
+    tags=["flights", "monitor"],
+):
+    with recorded_run():
+        monitor = notebook_step("nbs/pipelines/flights", "34_monitor")
+        emit_if(monitor, "alarm", Asset("flights/drift"), on_success_callback=Notify("raised"))

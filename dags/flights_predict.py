@@ -1,0 +1,46 @@
+"""
+### Flights: batch predictions
+
+Scores each month that arrives with the champion. A month is replaced as a whole, so running it twice leaves one copy;
+rows that break the model's contract go to quarantine with the reason. Without a champion there is nothing to do yet,
+and the step is skipped.
+
+Step: **predict**. Tables: `predictions/flights`, `quarantine/predictions/flights`.
+Runs whenever `flights_etl` has brought in months.
+"""
+
+from datetime import datetime, timedelta
+
+from airflow.sdk import DAG, Asset, Param
+
+from mlpkg.airflow import Notify, notebook_step, recorded_run, require_champion
+
+with DAG(
+    "flights_predict",
+    doc_md=__doc__,
+    schedule=[Asset("clean/flights")],
+    start_date=datetime(2013, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    default_args={
+        "retries": 2,
+        "retry_delay": timedelta(seconds=30),
+        "on_failure_callback": Notify("failed"),
+    },
+    params={
+        "months": Param("2013-10", type="string", description="Months: 2013-01, 2013-01..2013-10, or 2013-01,2013-05"),
+        "source": Param(
+            "clean/flights", type="string", description="Lake table, or path, URL or s3:// of CSV or Parquet"
+        ),
+        "which": Param("champion", type="string", description="Alias or number of the model's version"),
+        "threshold": Param(
+            0.5, type="number", minimum=0, maximum=1, description="Probability from which a flight counts as late"
+        ),
+    },
+    tags=["flights", "predict"],
+):
+    with recorded_run():
+        predict = notebook_step(
+            "nbs/pipelines/flights", "30_predict", outlets=[Asset("predictions/flights")], event_extra=["months"]
+        )
+        require_champion("flights") >> predict

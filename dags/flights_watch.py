@@ -1,0 +1,35 @@
+"""
+### Flights: is there a reason to train again?
+
+Asks whether the code has changed since the champion was trained, step notebooks or library, and whether an alarm of
+the monitor is still without a training that succeeded. Either updates the asset `flights/retrain`, which starts
+`flights_train`.
+
+Steps: **watch** -> **retrain** (skipped where there is no reason). Runs as `airflow.watch_schedule` in settings.ini
+says.
+"""
+
+from datetime import datetime, timedelta
+
+from airflow.sdk import DAG, Asset
+
+from mlpkg.airflow import Notify, emit_if, notebook_step, recorded_run
+from mlpkg.settings import load_settings
+
+with DAG(
+    "flights_watch",
+    doc_md=__doc__,
+    schedule=load_settings().airflow.watch_schedule,
+    start_date=datetime(2013, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    default_args={
+        "retries": 2,
+        "retry_delay": timedelta(seconds=30),
+        "on_failure_callback": Notify("failed"),
+    },
+    tags=["flights", "train"],
+):
+    with recorded_run():
+        watch = notebook_step("nbs/pipelines/flights", "40_watch")
+        emit_if(watch, "retrain", Asset("flights/retrain"), on_success_callback=Notify("asked for"))
