@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['app', 'checks', 'UserInterface', 'reported', 'Progress', 'run', 'summarise', 'model_table', 'runs',
-           'find_pipeline_run', 'find_step_run', 'notebook', 'print_notebook', 'status', 'sync', 'check_python',
-           'check_packages', 'check_settings', 'check_lake', 'check_tracking', 'check_kernels', 'check_dags',
-           'check_spool', 'doctor', 'ui', 'main']
+           'find_pipeline_run', 'find_step_run', 'notebook', 'print_notebook', 'simulate', 'Lived', 'status', 'sync',
+           'check_python', 'check_packages', 'check_settings', 'check_lake', 'check_tracking', 'check_kernels',
+           'check_dags', 'check_spool', 'doctor', 'ui', 'main']
 
-# %% ../nbs/api/70_cli.ipynb #84aaaeb3
+# %% ../nbs/api/70_cli.ipynb #dffebe00
 import atexit
 import contextlib
 import gc
+import io
 import os
 import sys
 import time
@@ -24,8 +25,11 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.spinner import Spinner
 from rich.table import Table
+from rich.text import Text
 
-# %% ../nbs/api/70_cli.ipynb #1aff110c
+from .cli_models import models
+
+# %% ../nbs/api/70_cli.ipynb #280fecaf
 class UserInterface(StrEnum):
     "What `mlpkg ui` can start"
 
@@ -39,6 +43,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
+app.add_typer(models)
 _colours = {"FINISHED": "green", "RUNNING": "yellow", "FAILED": "red", "KILLED": "magenta"}
 
 
@@ -345,6 +350,91 @@ def _output_text(output) -> str:
     picture = next((kind for kind in output.data if kind.startswith("image/")), None)
     return f"[{picture}]" if picture else output.data.get("text/plain", "")
 
+# %% ../nbs/api/70_cli.ipynb #143cd165
+@app.command(rich_help_panel="Pipelines")
+def simulate(
+    first: Annotated[str, typer.Option("--from", help="First month, like 2013-02")],
+    last: Annotated[str, typer.Option("--to", help="Last month")],
+    param: Annotated[
+        list[str], typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the DAGs")
+    ] = [],  # noqa: B006
+):
+    """Live through months as they came: data, predictions, monitor, and a training where the world has changed.
+
+    Example: [bold]mlpkg simulate --from 2013-10 --to 2013-12[/bold]
+    """
+    import pandas as pd
+
+    from mlpkg.local import load_dags, output_to, prepare_database, read_params, run_dag, use_airflow
+    from mlpkg.settings import load_settings
+    from mlpkg.simulation import Month, live_month, months_between, record
+    from mlpkg.tracking import client
+
+    settings, given, names = load_settings(), read_params(param), months_between(first, last)
+    client(settings)
+    use_airflow(settings)
+    log = Path(settings.airflow.home) / "logs" / f"mlpkg-simulate-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    with output_to(log) as screen:
+        console = Console(file=screen)
+        prepare_database(settings)
+        known, lived = load_dags(settings), Lived(console)
+        with _live(lived, console):
+            for name in names:
+                lived.months.append(Month(name))
+                live_month(settings, known, lived.months[-1], given, lambda *job: run_dag(settings, *lived.watch(*job)))
+                lived.ended()
+                if lived.months[-1].failed:
+                    break
+        table = pd.DataFrame([month.row() for month in lived.months])
+        run_id = record(settings, table)
+        console.print(f"\nTable and picture: `mlpkg ui mlflow`, experiment simulation, run {run_id}", soft_wrap=True)
+    if failed := lived.months[-1].failed:
+        typer.echo(f"{failed.dag_id} failed in month {lived.months[-1].month}; Airflow's log: {log}")
+        raise typer.Exit(1)
+
+
+class Lived:
+    "The months so far, and the DAG that runs"
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.months: list[Any] = []  # mlpkg.simulation.Month
+        self.progress: Progress | None = None
+
+    def watch(self, dag, conf: dict[str, Any], listen) -> tuple:
+        "The same job, with a listener that also shows it"
+        progress = self.progress = Progress(dag.dag_id, Console(file=io.StringIO()))
+
+        def heard(event: dict[str, Any]) -> None:
+            progress(event)
+            listen(event)
+
+        return dag, conf, heard
+
+    def ended(self) -> None:
+        "A month is over"
+        self.progress = None
+        if not self.console.is_terminal:
+            row = self.months[-1].row()
+            self.console.print(", ".join(f"{k} {_plain(v)}" for k, v in row.items() if v is not None), soft_wrap=True)
+
+    def __rich__(self) -> Group:
+        "A line for each month, then the steps that run"
+        table = Table(box=None, pad_edge=False, show_edge=False)
+        rows = [month.row() for month in self.months]
+        for heading in rows[0] if rows else []:
+            table.add_column(heading, header_style="bold", overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(_plain(value)) for value in row.values()))
+        return Group(table, *([Text(), self.progress] if self.progress else []))
+
+
+def _plain(value: Any) -> str:
+    "A value as people read it"
+    if isinstance(value, bool) or value is None:
+        return {True: "rings", False: "quiet", None: ""}[value]
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
 # %% ../nbs/api/70_cli.ipynb #5824cd4b
 @app.command(rich_help_panel="Looking back")
 def status():
@@ -525,7 +615,7 @@ def ui(
         command = ["airflow", "standalone"]
     os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606
 
-# %% ../nbs/api/70_cli.ipynb #c931f3d2
+# %% ../nbs/api/70_cli.ipynb #ea40218e
 def main() -> None:
     "Entry point of the `mlpkg` command"
     # Airflow and MLflow make objects by the million that stay: looking through them for garbage takes seconds.
@@ -543,4 +633,4 @@ def main() -> None:
 def _is_users(error: Exception) -> bool:
     "Does the message alone help?"
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"SettingsError", "DagError", "TrackingError", "ParameterError", "LakeError"})
+    return bool(names & {"SettingsError", "DagError", "TrackingError", "ParameterError", "LakeError", "RegistryError"})

@@ -64,7 +64,7 @@ def parse_pairs(
         raise ValueError("expected pairs like 'roc_auc: 0.6, pr_auc: 0.3'")
     return {name.strip(): value.strip() for name, _, value in pairs}
 
-# %% ../nbs/api/00_settings.ipynb #0bc9a257
+# %% ../nbs/api/00_settings.ipynb #1652df31
 class PromotionSettings(Group):
     "When a challenger becomes champion"
 
@@ -82,6 +82,8 @@ class AirflowSettings(Group):
     dags: str = Field("dags", description="Folder with the DAG files")
     train_schedule: str = Field("@monthly", description="When to retrain in any case: a cron expression or preset")
     watch_schedule: str = Field("@hourly", description="When to look whether the code has changed since the training")
+    arrival: str = Field("", description="DAG that brings in a month of data; `mlpkg simulate` begins with it")
+    training: str = Field("", description="DAG that trains; `mlpkg simulate` runs it while there is no model")
 
 # %% ../nbs/api/00_settings.ipynb #c834a641
 def parse_list(
@@ -112,19 +114,18 @@ class ServingSettings(Group):
     log_rows: int = Field(20_000, gt=0, description="Answers held in memory until they are stored; more are dropped")
     log_seconds: float = Field(5, gt=0, description="How often answers go to the lake, in seconds")
 
-# %% ../nbs/api/00_settings.ipynb #6aeba829
+# %% ../nbs/api/00_settings.ipynb #5bf4cfa4
 class MonitoringSettings(Group):
     "When the monitor raises an alarm"
 
     min_rows: int = Field(500, gt=0, description="Rows that a window needs before anything is concluded from it")
-    alpha: float = Field(0.01, gt=0, lt=1, description="Chance of a false alarm that each family of tests may take")
+    alpha: float = Field(0.05, gt=0, lt=1, description="Level of the tests: what may be chance does not count")
     psi: float = Field(0.2, gt=0, description="Population stability index from which a column has drifted")
-    joint_auc: float = Field(0.75, gt=0.5, lt=1, description="AUC at which a classifier tells old from new rows")
-    prediction_psi: float = Field(0.1, gt=0, description="Population stability index of the predictions")
-    missing: float = Field(0.05, gt=0, lt=1, description="By how much the share of missing values may rise")
-    metric_drop: float = Field(
-        0.02, gt=0, description="By how much the deciding metric may fall below its held-out value"
-    )
+    joint_auc: float = Field(0.8, gt=0.5, lt=1, description="AUC at which a classifier tells old from new rows")
+    prediction_psi: float = Field(0.2, gt=0, description="Population stability index of the predictions")
+    missing: float = Field(0.2, gt=0, lt=1, description="By how much missing, or new, values of a column may rise")
+    metric_drop: float = Field(0.02, gt=0, description="By how much ROC AUC may fall below its held-out value")
+    calibration: float = Field(0.05, gt=0, lt=1, description="By how much the predicted share of yes may be off")
 
 
 class NotifySettings(Group):
@@ -221,7 +222,7 @@ def _explain(error: ValidationError, where: str, values: Mapping[str, str]) -> s
             lines.append(f"{where}, key '{key}': {values.get(key)!r} is not allowed: {fault['msg']}")
     return "\n".join(lines)
 
-# %% ../nbs/api/00_settings.ipynb #f3213cef
+# %% ../nbs/api/00_settings.ipynb #56fd558b
 def _absolute(
     value: str,  # Path, URL, or sqlite:/// URI, perhaps relative
     base: Path,  # Folder that a relative path starts at

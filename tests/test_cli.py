@@ -7,11 +7,12 @@ import sys
 import nbformat
 import pytest
 from conftest import ROOT
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from mlpkg.cli import app
 
-COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
+COMMANDS = list(get_command(app).commands)
 
 
 def test_looking_back_at_a_run(project):
