@@ -43,17 +43,16 @@ def code_changes(
             changed.append(path)
     return changed
 
-# %% ../nbs/api/47_retraining.ipynb #ce366ec8
+# %% ../nbs/api/47_retraining.ipynb #efe2f29c
 def open_alarm(
-    checks: "pd.DataFrame",  # Table of the monitor: month, checked_at (UTC), alarm (bool), words; a row for each check
+    checks: "pd.DataFrame",  # Table of the monitor: month, alarm (bool), words; a row for each check
+    checked: datetime | None,  # When the last of them was stored; None where there are none
     training: "Run | None",  # From `last_training`
 ) -> str:  # What it said, "" where there is none
     "The alarm that nobody has answered yet"
     last = checks[checks["month"] == checks["month"].max()] if len(checks) else checks
     ringing = last[last["alarm"].astype(bool)]
-    if ringing.empty:
-        return ""
-    answered = datetime.fromtimestamp(training.info.start_time / 1000, UTC) if training else None
-    if answered and answered >= ringing["checked_at"].max():
+    began = datetime.fromtimestamp(training.info.start_time / 1000, UTC) if training else None
+    if ringing.empty or (began and checked and began >= checked):
         return ""
     return f"{ringing['month'].iloc[0]}: {'; '.join(ringing['words'])}"
