@@ -14,6 +14,12 @@ help: ## List the targets
 run: setup ## Run the example: flights_etl, then flights_train, through Airflow in one process
 	@$(BIN)/mlpkg run flights_etl flights_train
 
+demo: setup ## Live through three months: data, predictions, monitor, and a training when it rings
+	@$(BIN)/mlpkg simulate --from 2013-10 --to 2013-12
+
+serve: setup ## Answer predictions over HTTP with the champion: http://127.0.0.1:8001/docs
+	@$(BIN)/mlpkg serve
+
 test: setup ## Run everything that checks the project
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
@@ -60,8 +66,10 @@ docs: setup ## Build the documentation site into _docs/
 docs-serve: docs ## Read the documentation site: http://127.0.0.1:8000
 	@$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory _docs
 
-bench: setup ## Measure, side by side with stock papermill and a plain script
+bench: setup ## Measure, side by side: training, batch predictions, the API
 	@$(BIN)/python bench/train.py
+	@$(BIN)/python bench/batch.py
+	@$(BIN)/python bench/serve.py
 
 hooks: setup ## Let git merge and diff notebooks cell by cell, and refuse those with noise or conflicts
 	@git config --local core.hooksPath .githooks
@@ -90,4 +98,4 @@ smoke: ## Bring up a stack of its own, run a DAG through it, check what it left,
 env: ## Write .env with fresh secrets for docker-compose.yml
 	@$(PYTHON) docker/env.py
 
-.PHONY: help run test lab mlflow airflow setup prepare export clean-notebooks readme docs docs-serve bench hooks lock build up down smoke env
+.PHONY: help run demo serve test lab mlflow airflow setup prepare export clean-notebooks readme docs docs-serve bench hooks lock build up down smoke env

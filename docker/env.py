@@ -5,6 +5,7 @@ python docker/env.py [--force] [FILE]
 
 import argparse
 import base64
+import hashlib
 import os
 import secrets
 import sys
@@ -19,20 +20,23 @@ SECRETS = {
     "AIRFLOW_FERNET_KEY": "Encrypts the connections and variables that Airflow stores; keep a copy elsewhere",
     "AIRFLOW_SECRET_KEY": "Signs the sessions of the Airflow UI",
     "AIRFLOW_JWT_SECRET": "Signs the tokens by which Airflow's services and tasks know each other",
+    "API_KEY": "A key for the predictions API, sent as header X-API-Key; `mlpkg key NAME` makes further ones",
+    "API_KEY_DIGEST": "Its SHA-256, which is all that the API itself gets to know",
 }
 
 
-def make(name: str) -> str:
-    "A fresh value of 256 bits"
+def make(name: str, known: dict[str, str]) -> str:
+    "A fresh value of 256 bits; the digest of a key that is known"
+    if name == "API_KEY_DIGEST":
+        return hashlib.sha256(known["API_KEY"].encode()).hexdigest()
     if name == "AIRFLOW_FERNET_KEY":  # must be 32 bytes in URL-safe base64, padding included
         return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
     return secrets.token_urlsafe(32)
 
 
-def missing(text: str) -> list[str]:
-    "Secrets that a file does not have yet, or has without a value"
-    lines = dict(line.strip().partition("=")[::2] for line in text.splitlines())
-    return [name for name in SECRETS if not lines.get(name)]
+def values(text: str) -> dict[str, str]:
+    "What a file holds"
+    return dict(line.strip().partition("=")[::2] for line in text.splitlines())
 
 
 def write(path: Path, text: str) -> None:
@@ -50,14 +54,19 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="replace the secrets that are there")
     args = parser.parse_args()
     old = args.file.read_text(encoding="utf-8") if args.file.exists() and not args.force else ""
-    names = missing(old)
+    known = values(old)
+    names = [name for name in SECRETS if not known.get(name)]
+    if "API_KEY" in names and "API_KEY_DIGEST" not in names:
+        names.append("API_KEY_DIGEST")  # the later line counts
     if not names:
         sys.exit(
             f"{args.file} is there and complete; nothing was changed. `--force` replaces every secret: only before the "
             "first start or after `docker compose down -v`, since the databases keep the passwords they were made with."
         )
     start = old.rstrip("\n") or "# Secrets of docker-compose.yml. Not for git, not for anybody else."
-    lines = "".join(f"# {SECRETS[name]}\n{name}={make(name)}\n" for name in names)
+    for name in names:
+        known[name] = make(name, known)
+    lines = "".join(f"# {SECRETS[name]}\n{name}={known[name]}\n" for name in names)
     write(args.file, f"{start}\n\n{lines}")
     print(f"wrote {args.file}: {', '.join(names)}")
 

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 dag=${1:-flights_etl} conf=${2:-'{"months": "2013-01..2013-03"}'}
 secrets=$(mktemp -d)
-export AIRFLOW_PORT=${AIRFLOW_PORT:-18080} MLFLOW_PORT=${MLFLOW_PORT:-15000}
+export AIRFLOW_PORT=${AIRFLOW_PORT:-18080} MLFLOW_PORT=${MLFLOW_PORT:-15000} API_PORT=${API_PORT:-18001}
 GIT_COMMIT=$(git rev-parse HEAD 2>/dev/null) || GIT_COMMIT=unknown
 export GIT_COMMIT
 compose() { docker compose --project-name mlpkg-smoke --env-file "$secrets/.env" "$@"; }
@@ -34,10 +34,11 @@ import json, os, sys, time, urllib.error, urllib.request
 from pathlib import Path
 
 dag, conf, secrets = sys.argv[1:]
-airflow, mlflow = (f"http://127.0.0.1:{os.environ[name]}" for name in ("AIRFLOW_PORT", "MLFLOW_PORT"))
+ports = ("AIRFLOW_PORT", "MLFLOW_PORT", "API_PORT")
+airflow, mlflow, api = (f"http://127.0.0.1:{os.environ[name]}" for name in ports)
 lines = [line for line in Path(secrets).read_text().splitlines() if "=" in line]
-password = dict(line.split("=", 1) for line in lines)["AIRFLOW_ADMIN_PASSWORD"]
-login = {"Content-Type": "application/json"}
+known = dict(line.split("=", 1) for line in lines)
+password, login = known["AIRFLOW_ADMIN_PASSWORD"], {"Content-Type": "application/json"}
 
 
 def ask(url, body=None, method=None):
@@ -46,11 +47,11 @@ def ask(url, body=None, method=None):
         return json.load(answer)
 
 
-def refused(*request):
+def refused(*request, code=401):
     try:
         ask(*request)
     except urllib.error.HTTPError as error:
-        return error.code == 401
+        return error.code == code
     return False
 
 
@@ -93,4 +94,12 @@ for info in steps:
     wanted = {f"notebook/{own['mlpkg.step']}.{kind}" for kind in ("ipynb", "html")}
     assert wanted <= {file["path"] for file in listed}, f"{info['run_name']} has no executed notebook"
 print(f"mlflow: one run, {len(steps)} nested steps, each with its executed notebook")
+
+assert refused(f"{api}/v1/model"), "the API answers without a key"
+login["X-API-Key"] = known["API_KEY"]
+if dag == "flights_train":
+    print(f"api: model version {ask(f'{api}/v1/model')['version']} serves")
+else:
+    assert refused(f"{api}/v1/model", code=503), "the API has a model that nobody has trained"
+    print("api: knows its key, and waits for a champion")
 EOF

@@ -350,7 +350,7 @@ def _output_text(output) -> str:
     picture = next((kind for kind in output.data if kind.startswith("image/")), None)
     return f"[{picture}]" if picture else output.data.get("text/plain", "")
 
-# %% ../nbs/api/70_cli.ipynb #143cd165
+# %% ../nbs/api/70_cli.ipynb #7bcc5480
 @app.command(rich_help_panel="Pipelines")
 def simulate(
     first: Annotated[str, typer.Option("--from", help="First month, like 2013-02")],
@@ -426,7 +426,7 @@ class Lived:
             table.add_column(heading, header_style="bold", overflow="fold")
         for row in rows:
             table.add_row(*(escape(_plain(value)) for value in row.values()))
-        return Group(table, *([Text(), self.progress] if self.progress else []))
+        return Group(table, Text(), self.progress) if self.progress else Group(table)
 
 
 def _plain(value: Any) -> str:

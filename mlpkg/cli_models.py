@@ -90,7 +90,7 @@ def history(
         table.add_row(str(row["version"]), when, row["aliases"], shown, row["promotion"], escape(row["reasons"]))
     Console().print(table if table.row_count else f"No version of model {name!r} yet: train one")
 
-# %% ../nbs/api/68_cli_models.ipynb #ae185d31
+# %% ../nbs/api/68_cli_models.ipynb #28465d34
 @models.command(rich_help_panel="Models")
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
@@ -101,10 +101,17 @@ def serve(
 
     Example: [bold]mlpkg serve --port 8001 --workers 2[/bold]
     """
-    from mlpkg.serving import serve
-    from mlpkg.settings import load_settings
+    from mlpkg.serving import check_host, check_serving, serve
+    from mlpkg.settings import SettingsError, load_settings
 
-    serve(load_settings(), host, port, workers)
+    settings = load_settings()
+    try:
+        check_serving(settings)
+        check_host(settings, host)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    Console().print(f"http://{host}:{port}/docs describes the API; Ctrl-C ends it", soft_wrap=True)
+    serve(settings, host, port, workers)
 
 
 @models.command(rich_help_panel="Models")
@@ -127,7 +134,7 @@ def key(
         soft_wrap=True,
     )
 
-# %% ../nbs/api/68_cli_models.ipynb #2be8f71a
+# %% ../nbs/api/68_cli_models.ipynb #f1dff1f9
 @models.command(rich_help_panel="Models")
 def compare(
     model: _model = "",
@@ -137,13 +144,20 @@ def compare(
 
     Example: [bold]mlpkg compare --since 2026-11-01[/bold]
     """
-    from mlpkg.answers import compare_arms
+    from mlpkg.comparison import compare_arms
     from mlpkg.lake import open_lake
 
     found: Any = compare_arms(open_lake(), named_model(model), since)
-    table = Table(box=None, pad_edge=False)
-    for heading in found.columns:
-        table.add_column(str(heading), header_style="bold")
-    for row in found.itertuples(index=False):
-        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row))
-    Console().print(table)
+    numbers, table = found.drop(columns="words"), Table(box=None, pad_edge=False)
+    for heading in numbers.columns:
+        table.add_column(str(heading), header_style="bold", overflow="fold")
+    for row in numbers.itertuples(index=False):
+        table.add_row(*(_number(value) for value in row))
+    Console().print(table, escape(str(found["words"].iloc[-1])), sep="\n")
+
+
+def _number(value: Any) -> str:
+    "A value of a table as people read it, nothing where it is missing"
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.4g}"
+    return str(value)

@@ -1,19 +1,21 @@
-"""The benchmark starts, and its plain script does the work that the notebooks are compared with."""
+"""The benchmarks start, and the plain script does the work that the notebooks are compared with."""
 
 import json
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 from mlpkg.flights import seed_lake
 from mlpkg.lake import open_lake
 
 
-def test_help():
-    command = [sys.executable, str(ROOT / "bench" / "train.py"), "--help"]
+@pytest.mark.parametrize(("name", "option"), [("train", "--months"), ("batch", "--times"), ("serve", "--seconds")])
+def test_help(name, option):
+    command = [sys.executable, str(ROOT / "bench" / f"{name}.py"), "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "--months" in done.stdout, done.stderr
+    assert done.returncode == 0 and option in done.stdout, done.stderr
 
 
 def test_the_plain_script_trains_and_registers(project):

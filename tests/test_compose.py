@@ -1,6 +1,7 @@
 """The production stack as written, and the script that makes its secrets. docker/smoke.sh brings the stack up."""
 
 import base64
+import hashlib
 import os
 import re
 import stat
@@ -17,7 +18,7 @@ SERVICES = yaml.safe_load(TEXT)["services"]
 VARIABLES = re.findall(r"\$\{(\w+)([^}]*)\}", TEXT)  # Name and what follows it, like ":?run make env"
 REQUIRED = {name for name, rest in VARIABLES if rest.startswith(":?")}
 OURS = [name for name in SERVICES if name != "postgres"]
-OPTIONAL = {"AIRFLOW_PORT", "MLFLOW_PORT", "GIT_COMMIT"}
+OPTIONAL = {"AIRFLOW_PORT", "MLFLOW_PORT", "API_PORT", "GIT_COMMIT"}
 
 
 def environment(service: str) -> dict[str, str]:
@@ -35,7 +36,7 @@ def read_env(path: Path) -> dict[str, str]:
 
 
 def test_services():
-    assert set(OURS) == {"init", "mlflow", "api-server", "scheduler", "dag-processor", "triggerer"}
+    assert set(OURS) == {"init", "mlflow", "api", "api-server", "scheduler", "dag-processor", "triggerer"}
 
 
 def test_what_is_not_a_port_or_a_commit_is_required():
@@ -55,11 +56,12 @@ def test_no_secret_stands_in_the_file(service):
 
 def test_secrets_go_only_where_they_are_used():
     users = {name: [s for s in SERVICES if f"${{{name}:" in str(environment(s))] for name in REQUIRED}
-    airflow = [name for name in OURS if name != "mlflow"]
+    airflow = [name for name in OURS if name not in ("mlflow", "api")]
     assert users["POSTGRES_PASSWORD"] == ["postgres"]
     assert users["MLFLOW_DB_PASSWORD"] == ["postgres", "init", "mlflow"]
     assert users["AIRFLOW_DB_PASSWORD"] == ["postgres", *airflow]
     assert users["AIRFLOW_ADMIN_PASSWORD"] == ["init"]
+    assert users["API_KEY_DIGEST"] == ["api"] and "${API_KEY:" not in TEXT, "no container gets to know the key itself"
     for name in ("AIRFLOW_FERNET_KEY", "AIRFLOW_SECRET_KEY", "AIRFLOW_JWT_SECRET"):
         assert users[name] == airflow
 
@@ -116,7 +118,8 @@ def test_env_makes_what_compose_requires(tmp_path):
     done = make_env(tmp_path / ".env")
     assert done.returncode == 0, done.stderr
     made = read_env(tmp_path / ".env")
-    assert made.keys() == REQUIRED
+    assert made.keys() == REQUIRED | {"API_KEY"}
+    assert made.pop("API_KEY_DIGEST") == hashlib.sha256(made["API_KEY"].encode()).hexdigest()
     assert len(set(made.values())) == len(made)
     for name, value in made.items():
         assert re.fullmatch(r"[\w-]{43}=?", value), name  # 256 bits, nothing to quote in .env, in SQL or in a URL
@@ -155,3 +158,12 @@ def test_env_adds_what_a_newer_stack_asks_for(tmp_path):
     assert made.pop("AIRFLOW_JWT_SECRET")
     assert made == kept | {"AIRFLOW_PORT": "8081"}
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_env_never_leaves_the_digest_of_another_key(tmp_path):
+    file = tmp_path / ".env"
+    make_env(file)
+    file.write_text(re.sub("^API_KEY=.*$", "", file.read_text(), flags=re.M))
+    assert make_env(file).returncode == 0
+    made = read_env(file)
+    assert made["API_KEY_DIGEST"] == hashlib.sha256(made["API_KEY"].encode()).hexdigest()

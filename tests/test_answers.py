@@ -1,0 +1,563 @@
+"""The log of answers under what a page cannot show: processes that are killed, full disks, a lake that is away."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import wait_for
+from deltalake import DeltaTable
+
+from mlpkg.answers import (
+    Answer,
+    AnswerLog,
+    Courier,
+    Feedback,
+    FeedbackError,
+    Truth,
+    new_request_id,
+    spool_folder,
+    to_line,
+)
+from mlpkg.comparison import compare_arms
+from mlpkg.lake import Lake
+from mlpkg.spool import Spool
+
+TABLE = "served/flights"
+
+WRITER = """
+import sys, time
+from datetime import UTC, datetime
+from mlpkg.answers import *
+from mlpkg.lake import Lake
+
+root, name, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+AnswerLog.adopt_seconds = 0.3
+log = AnswerLog(Lake(root + "/lake"), "served/flights", root, seconds=seconds).start()
+number = 0
+while True:
+    now = datetime.now(UTC)
+    some = [Answer(new_request_id(), number + i, now, "champion", name, 1, 0, 0.5, "{}") for i in range(5)]
+    assert log.put(some) == 5
+    number += 5
+    time.sleep(0.005)
+    if not len(log._buffer):
+        print(number, flush=True)
+"""
+
+
+def written(writer: subprocess.Popen, least: int) -> int:
+    "Wait until a writer has put so many answers on disk"
+    return next(number for line in writer.stdout if (number := int(line)) > least)
+
+
+def kill(writer: subprocess.Popen, sure: int = 0) -> int:
+    "Kill -9; how many answers it had on disk"
+    writer.kill()
+    rest = writer.communicate()[0] if writer.stdout and not writer.stdout.closed else ""
+    return int([sure, *(rest or "").split()][-1])
+
+
+def answer(record: int = 0, request_id: str = "", **changes) -> Answer:
+    "An answer of the champion"
+    values = {"arm": "champion", "model": "flights", "model_version": 1, "prediction": 0, "probability": 0.25}
+    return Answer(request_id or new_request_id(), record, datetime.now(UTC), **{**values, "inputs": "{}", **changes})
+
+
+def records(lake: Lake) -> list[int]:
+    "What arrived, sorted"
+    return sorted(lake.read(TABLE)["record"]) if lake.exists(TABLE) else []
+
+
+def left(folder: Path, ending: str = "jsonl") -> list[Path]:
+    "Files in the spool"
+    return sorted(spool_folder(folder, TABLE).glob(f"*.{ending}"))
+
+
+def orphan(folder: Path, *parts: bytes, number: int = 1) -> Path:
+    "A segment that a process left behind"
+    path = spool_folder(folder, TABLE) / f"0123456789ab-{number:06d}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(parts))
+    return path
+
+
+@pytest.fixture
+def lake(tmp_path) -> Lake:
+    return Lake(tmp_path / "lake")
+
+
+@pytest.fixture
+def quick(lake, tmp_path):
+    "Makes logs that bring answers to the lake at once, and closes them"
+    logs = []
+
+    def make(lake=lake, **options) -> AnswerLog:
+        logs.append(AnswerLog(lake, TABLE, tmp_path, **{"seconds": 0.1, **options}))
+        return logs[-1]
+
+    yield make
+    for log in logs:
+        log.close(2)
+
+
+def test_processes_that_are_killed_lose_nothing_that_was_on_disk(tmp_path, lake, quick):
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    pace = {"often": "0.3", "seldom": "600"}
+    writers = {name: subprocess.Popen([*command, name, pace[name]], stdout=subprocess.PIPE, text=True) for name in pace}
+    try:
+        seen = {name: written(writer, 500) for name, writer in writers.items()}
+    finally:
+        on_disk = {name: kill(writer) for name, writer in writers.items()}
+    assert left(tmp_path)
+    quick().start()
+    wait_for(lambda: not left(tmp_path), 20, "adoption")
+    arrived = lake.read(TABLE, ["model", "record"])
+    for name in pace:
+        found = sorted(arrived["record"][arrived["model"] == name])
+        assert found == list(range(len(found)))  # without gaps, each of them once
+        assert len(found) >= max(seen[name], on_disk[name])
+
+
+def test_a_living_process_takes_over_what_a_killed_one_left(tmp_path, lake):
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    dead = subprocess.Popen([*command, "dead", "600"], stdout=subprocess.PIPE, text=True)
+    alive = subprocess.Popen([*command, "alive", "0.2"], stdout=subprocess.DEVNULL)
+    try:
+        seen = written(dead, 100)
+        wait_for(lambda: lake.exists(TABLE), 30, "the first commit of the other one")
+        assert "dead" not in set(lake.read(TABLE)["model"])
+        seen = kill(dead, seen)
+        wait_for(lambda: "dead" in set(lake.read(TABLE)["model"]), 20, "adoption")
+    finally:
+        kill(dead)
+        kill(alive)
+    arrived = sorted(lake.read(TABLE, filters=[("model", "=", "dead")])["record"])
+    assert arrived == list(range(len(arrived)))
+    assert len(arrived) >= seen
+
+
+def test_answers_wait_while_the_lake_is_away(tmp_path, lake, quick, caplog):
+    (tmp_path / "lake").write_text("not a folder")
+    log = quick().start()
+    assert log.put([answer(n) for n in range(3)]) == 3
+    wait_for(lambda: log.failing, 10, "noticing")
+    time.sleep(0.5)
+    assert (log.waiting, log.stored, log.dropped) == (3, 0, 0)
+    assert "answers to the lake" in log.failing
+    assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1  # although tried again and again
+    (tmp_path / "lake").unlink()
+    wait_for(lambda: log.stored == 3, 10, "storing")
+    wait_for(lambda: not log.failing, 10, "recovery")
+    assert records(lake) == [0, 1, 2]
+    assert caplog.records[-1].getMessage() == "answers to the lake: works again"
+
+
+def test_what_the_lake_did_not_take_is_there_at_the_next_start(tmp_path, lake, quick):
+    (tmp_path / "lake").write_text("not a folder")
+    with quick() as log:
+        log.put([answer(n) for n in range(3)])
+    assert log.waiting == 3
+    (tmp_path / "lake").unlink()
+    with quick() as log:
+        pass
+    assert (log.stored, log.waiting) == (3, 0)
+    assert records(lake) == [0, 1, 2]
+
+
+def test_a_lake_that_hangs_holds_up_neither_answers_nor_the_end(tmp_path, lake, quick):
+    go_on = threading.Event()
+
+    class Slow(Lake):
+        def write(self, *args, **kwargs):
+            go_on.wait(20)
+            return super().write(*args, **kwargs)
+
+    log = quick(Slow(tmp_path / "lake")).start()
+    log.put([answer(0)])
+    time.sleep(0.8)
+    log.put([answer(1)])
+    wait_for(lambda: not len(log._buffer), 5, "being on disk")
+    begin = time.monotonic()
+    log.close(0.5)
+    assert time.monotonic() - begin < 2
+    assert log.put([answer(2)]) == 0
+    assert (log.dropped, log.waiting) == (1, 2)
+    with quick() as other:  # the first one still lives, so its segments are its own
+        pass
+    assert other.stored == 0
+    go_on.set()
+    wait_for(lambda: log.stored == 2, 10, "storing")
+    assert records(lake) == [0, 1]
+
+
+def test_overload_is_counted(tmp_path, lake, quick):
+    log = quick(rows=10)
+    assert log.put([answer(n) for n in range(25)]) == 10
+    assert log.put([answer()]) == 0
+    assert log.dropped == 16
+    log.close()
+    assert records(lake) == list(range(10))
+
+
+def test_the_disk_is_bounded_too(tmp_path, lake, quick):
+    (tmp_path / "lake").write_text("not a folder")
+    log = quick(rows=4, spill=1).start()
+    given = taken = 0
+    while taken < 40:
+        given += 1
+        taken += log.put([answer(given, inputs="x" * 500)])
+        time.sleep(0.01)
+    wait_for(lambda: not len(log._buffer), 5, "draining")
+    assert sum(path.stat().st_size for path in left(tmp_path)) <= 4096
+    assert 0 < log.waiting < 10
+    assert log.waiting + log.dropped == given
+
+
+def test_large_inputs_count_for_more(quick):
+    log = quick(rows=10)
+    assert log.put([answer(inputs="x" * 5000) for _ in range(10)]) == 2
+
+
+def test_put_from_many_threads_loses_nothing(lake, quick):
+    log = quick().start()
+    threads = [
+        threading.Thread(target=lambda k=k: [log.put([answer(1000 * k + n)]) for n in range(500)]) for k in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log.close()
+    assert (log.stored, log.dropped) == (4000, 0)
+    assert len(set(records(lake))) == 4000
+
+
+def test_half_a_line_and_rubbish_are_set_aside(tmp_path, lake, quick, caplog):
+    orphan(
+        tmp_path,
+        to_line(answer(1)),
+        b"\x00" * 50 + b"\n",
+        b'{"record": 2}\n',
+        to_line(answer(3)),
+        to_line(answer(4))[:70],
+    )
+    orphan(tmp_path, b"\xff\xfe rubbish only", number=2)
+    orphan(tmp_path, to_line(answer(5)), number=3)
+    orphan(tmp_path, number=4).unlink()
+    left_folder = spool_folder(tmp_path, TABLE) / "0123456789ab-000005.jsonl"
+    left_folder.mkdir()  # cannot be read at all
+    with quick() as log:
+        pass
+    assert records(lake) == [1, 3, 5]
+    assert (log.stored, log.aside, log.failing) == (3, 4, "")
+    assert left(tmp_path) == []
+    assert [path.stem[-1] for path in left(tmp_path, "bad")] == ["1", "2", "5"]
+    assert "000001.jsonl: 3 lines are no answers" in caplog.text
+
+
+def test_what_is_no_answer_stops_nobody(lake, quick, caplog):
+    with quick() as log:
+        log.put([answer(0), answer(1, probability=object()), answer(2, inputs='{"tail": "\ud800"}')])
+    assert records(lake) == [0, 2]
+    assert (log.stored, log.aside) == (2, 1)
+    assert "an answer cannot be written down" in caplog.text
+
+
+def test_a_commit_without_deletion_is_not_repeated(tmp_path, lake, quick, monkeypatch):
+    path = orphan(tmp_path, to_line(answer(1)), to_line(answer(2)))
+    spool = Spool(path.parent)
+    spool.adopt()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Spool, "done", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
+        Courier(lake, TABLE, spool).deliver()
+    spool.close()
+    assert records(lake) == [1, 2]
+    assert left(tmp_path) == [path]
+    orphan(tmp_path, to_line(answer(3)), number=2)
+    with quick() as log:
+        pass
+    assert records(lake) == [1, 2, 3]
+    assert (log.stored, left(tmp_path)) == (3, [])
+
+
+def test_a_commit_that_was_reported_as_failed_is_not_repeated(tmp_path, lake, quick):
+    class Liar(Lake):
+        lies = 2
+
+        def write(self, *args, **kwargs):
+            version = super().write(*args, **kwargs)
+            Liar.lies -= 1
+            if Liar.lies >= 0:
+                raise OSError("the connection was lost after the commit")
+            return version
+
+    log = quick(Liar(tmp_path / "lake")).start()
+    log.put([answer(1)])
+    wait_for(lambda: log.failing, 10, "the first lie")
+    log.put([answer(2)])
+    wait_for(lambda: log.stored == 2, 10, "storing")
+    assert records(lake) == [1, 2]
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path):
+    code = """
+import resource, sys
+from mlpkg.spool import Spool
+spool = Spool(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+spool.append(b"a" * 599 + b"\\n", 1)
+try:
+    spool.append(b"b" * 599 + b"\\n", 1)
+except OSError:
+    print("full")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+spool.append(b"c" * 599 + b"\\n", 1)
+print(spool.rows, spool.size)
+spool.close()
+"""
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["full", "2", "1200"]
+    (path,) = tmp_path.glob("*.jsonl")
+    assert [line[:1] for line in path.read_text().splitlines()] == ["a", "c"]
+
+
+def test_a_full_disk_is_emptied_into_the_lake(lake, quick, monkeypatch):
+    full, append = threading.Event(), Spool.append
+
+    def limited(spool, *args):
+        if full.is_set():
+            raise OSError(28, "No space left on device")
+        append(spool, *args)
+
+    monkeypatch.setattr(Spool, "append", limited)
+    log = quick(seconds=0.5, rows=3).start()
+    log.put([answer(0)])
+    wait_for(lambda: not len(log._buffer), 5, "being on disk")
+    full.set()
+    assert log.put([answer(n) for n in range(1, 5)]) == 3  # one has no room
+    wait_for(lambda: "No space left" in log.failing, 5, "noticing")
+    wait_for(lambda: log.stored == 1, 10, "storing what was on disk")
+    assert (log.waiting, log.dropped) == (3, 1)
+    full.clear()
+    wait_for(lambda: log.stored == 4, 10, "storing the rest")
+    assert records(lake) == [0, 1, 2, 3]
+
+
+def test_locks_of_idle_processes_that_died_are_swept_away(tmp_path, quick):
+    folder = orphan(tmp_path).parent
+    for name, age in (("old", 7200), ("young", 10)):
+        (folder / f"{name}.lock").touch()
+        os.utime(folder / f"{name}.lock", (time.time() - age,) * 2)
+    with quick():
+        pass
+    assert [path.stem for path in left(tmp_path, "lock")] == ["young"]
+
+
+def test_small_files_are_put_together(tmp_path, lake, monkeypatch):
+    monkeypatch.setattr(Courier, "compact_after", 5)
+    spool = Spool(spool_folder(tmp_path, TABLE))
+    courier = Courier(lake, TABLE, spool)
+    for n in range(7):
+        spool.append(to_line(answer(n)), 1)
+        spool.cut()
+        courier.deliver()
+    spool.close()
+    assert records(lake) == list(range(7))
+    assert len(DeltaTable(f"{lake.root}/{TABLE}").file_uris()) == 3
+    assert [lake.count(TABLE, version) for version in range(1, 6)] == [2, 3, 4, 5, 5]
+
+
+@pytest.fixture
+def asked(tmp_path, lake) -> list[str]:
+    "Requests with two records each that were answered, one of them by two arms"
+    names = [new_request_id() for _ in range(3)]
+    with AnswerLog(lake, TABLE, tmp_path) as log:
+        log.put([answer(record, name) for name in names for record in (0, 1)])
+        log.put([answer(0, names[0], arm="shadow", model_version=2)])
+    return names
+
+
+def test_truth_is_stored_once(tmp_path, lake, asked):
+    feedback = Feedback(lake, TABLE, tmp_path)
+    one, two, three = asked
+    first = feedback.give(
+        [Truth(one, 0, 1), Truth(one, 1, False), Truth(two, 0, 0), Truth(two, 0, 0), Truth(two, 0, 1)]
+    )
+    assert first.accepted == [one, f"{one}:1", two]
+    assert (first.repeated, first.conflicting, first.unknown) == ([two], [two], [])
+    again = feedback.give([Truth(one, 0, 0), Truth(one, 1, 0), Truth(three, 1, 1)])
+    assert (again.accepted, again.repeated, again.conflicting) == ([f"{three}:1"], [f"{one}:1"], [one])
+    stored = lake.read("feedback/flights")
+    assert sorted(zip(stored["request_id"], stored["record"], stored["truth"], strict=True)) == sorted(
+        [(one, 0, 1), (one, 1, 0), (two, 0, 0), (three, 1, 1)]
+    )
+
+
+def test_truth_for_what_nobody_asked(tmp_path, lake, asked):
+    feedback = Feedback(lake, TABLE, tmp_path)
+    strange = [
+        new_request_id(datetime(2020, 2, 2, tzinfo=UTC)),
+        "",
+        "42",
+        "../../etc/passwd",
+        "2026-99-99-" + "f" * 32,
+        "é" * 43,
+    ]
+    found = feedback.give([Truth(name, 0, 1) for name in strange] + [Truth(asked[0], 2, 1), Truth(asked[0], 10**30, 1)])
+    assert found.unknown == [*strange, f"{asked[0]}:2", f"{asked[0]}:{10**30}"]
+    assert not lake.exists("feedback/flights")
+    assert feedback.give([]).accepted == []
+
+
+@pytest.mark.parametrize("truth", [2, -1, None, "1", 1.0, float("nan"), [1]])
+def test_what_is_no_truth_is_refused_whole(tmp_path, lake, asked, truth):
+    with pytest.raises(ValueError, match=r"items\[1\]\.truth: .* is no truth: give 0 or 1"):
+        Feedback(lake, TABLE, tmp_path).give([Truth(asked[0], 0, 1), Truth(asked[1], 0, truth)])
+    assert not lake.exists("feedback/flights")
+
+
+def test_truth_before_the_first_answer(tmp_path, lake):
+    (tmp_path / "lake").mkdir()
+    name = new_request_id(datetime(2026, 1, 1, tzinfo=UTC))
+    assert Feedback(lake, TABLE, tmp_path).give([Truth(name, 0, 1)]).unknown == [name]
+
+
+def test_truth_for_an_answer_of_this_moment(tmp_path, lake):
+    "The answer is in memory, then on disk of whoever gave it, and not in the lake"
+    name, feedback = new_request_id(), Feedback(lake, TABLE, tmp_path)
+    (tmp_path / "lake").mkdir()
+    with AnswerLog(lake, TABLE, tmp_path, seconds=600) as log:
+        log.put([answer(0, name), answer(1, name)])
+        assert feedback.give([Truth(name, 0, 1)]).accepted == [name]
+        assert not lake.exists(TABLE)
+    assert feedback.give([Truth(name, 1, 1)]).accepted == [f"{name}:1"]
+
+
+def test_truth_while_the_lake_is_away(tmp_path, lake, asked):
+    feedback = Feedback(lake, TABLE, tmp_path)
+    (tmp_path / "lake").rename(tmp_path / "away")
+    (tmp_path / "lake").write_text("not a folder")
+    with pytest.raises(FeedbackError, match="give it again later"):
+        feedback.give([Truth(asked[0], 0, 1)])
+    (tmp_path / "lake").unlink()
+    (tmp_path / "away").rename(tmp_path / "lake")
+    assert feedback.give([Truth(asked[0], 0, 1)]).accepted == [asked[0]]
+
+
+def test_of_two_truths_at_once_one_is_believed(tmp_path, lake, asked):
+    code = """
+import json, sys
+from mlpkg.answers import *
+from mlpkg.lake import Lake
+root, truth, *names = sys.argv[1:]
+feedback = Feedback(Lake(root + "/lake"), "served/flights", root)
+print("ready", flush=True)
+sys.stdin.readline()
+results = [feedback.give([Truth(name, record, int(truth))]) for name in names for record in (0, 1)]
+print(json.dumps([sum((r.accepted for r in results), []), sum((r.conflicting for r in results), [])]))
+"""
+    start = [sys.executable, "-c", code, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    givers = [subprocess.Popen([*start, truth, *asked], **pipes) for truth in "01"]
+    for giver in givers:
+        assert giver.stdout.readline() == "ready\n"
+    for giver in givers:
+        giver.stdin.write("\n")
+        giver.stdin.flush()
+    (yes, refused), (other, other_refused) = (json.loads(giver.communicate()[0]) for giver in givers)
+    everything = Counter(f"{name}{record}" for name in asked for record in ("", ":1"))
+    assert Counter(yes + other) == everything
+    assert Counter(refused + other_refused) == everything
+    assert lake.count("feedback/flights") == 6
+
+
+def arm(name: str, version: int, n: int, begin: datetime, skill: float, seed: int = 0, names=None) -> pd.DataFrame:
+    "Answers of an arm, one a minute, that know the outcome more or less well, and the outcome"
+    rng = np.random.default_rng(seed)
+    outcome = np.arange(n) % 4 == 0
+    p = 1 / (1 + np.exp(1 - skill * outcome - rng.normal(0, 1, n)))
+    times = [begin + timedelta(minutes=i) for i in range(n)]
+    names = [new_request_id(time) for time in times] if names is None else names
+    about = {"date": [each[:10] for each in names], "request_id": names, "record": 0, "arm": name, "sticky": ""}
+    return pd.DataFrame(
+        {**about, "model_version": version, "time": times, "probability": p, "truth": outcome.astype(int)}
+    )
+
+
+def live(lake: Lake, *arms: pd.DataFrame, truth: float = 1.0) -> None:
+    "Store answers, and the truth for a share of them"
+    rows = pd.concat(arms)
+    lake.write(TABLE, rows.drop(columns="truth"), partition_by=["date"])
+    known = rows[["date", "request_id", "record", "time", "truth"]].drop_duplicates("request_id")
+    if truth:
+        lake.write("feedback/flights", known.iloc[: int(len(known) * truth)], partition_by=["date"])
+
+
+NOVEMBER = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+def test_arms_are_compared_over_the_time_they_share_and_by_version(lake):
+    "A champion that was bad before the challenger came, and one that came after, are left out"
+    begin = NOVEMBER + timedelta(days=2)
+    live(
+        lake,
+        arm("champion", 1, 2880, NOVEMBER, -2),  # two days, upside down
+        arm("challenger", 2, 300, NOVEMBER, -2),
+        arm("champion", 1, 1440, begin, 2, seed=1),
+        arm("challenger", 3, 1000, begin, 2, seed=2),
+        arm("champion", 3, 500, begin + timedelta(days=5), -2),
+    )
+    champion, challenger = compare_arms(lake, "flights").itertuples(index=False)
+    assert (champion.model_version, champion.n, challenger.model_version, challenger.n) == (1, 1000, 3, 1000)
+    assert champion.roc_auc > 0.85
+    assert abs(challenger.roc_auc_difference) < 0.05
+    assert champion.first == challenger.first == pd.Timestamp(begin)
+    later = compare_arms(lake, "flights", since="2026-11-04")
+    assert list(later["arm"]) == ["champion"]
+    assert "no other arm has answered" in later["words"].iloc[0]
+
+
+def test_a_shadow_is_compared_on_the_same_requests(lake):
+    champion = arm("champion", 1, 800, NOVEMBER, 0.5)
+    shadow = arm("shadow", 2, 800, NOVEMBER + timedelta(seconds=1), 2, 1, names=champion["request_id"])
+    live(lake, champion, shadow.iloc[::2], truth=0.5)  # it could not take more
+    table = compare_arms(lake, "flights")
+    assert list(table["n"]) == [400, 400]
+    assert list(table["with_truth"]) == [200, 200]
+    assert table["words"].iloc[1].startswith("the shadow is better than the champion: ROC AUC +0.")
+    assert "200 of 400 answers of the champion" in table["words"].iloc[1]
+
+
+def test_truth_that_never_comes_is_missing_and_not_a_no(lake):
+    champion = arm("champion", 1, 400, NOVEMBER, 1)
+    live(lake, champion, arm("challenger", 2, 400, NOVEMBER, 1, 1), truth=0)
+    before = compare_arms(lake, "flights")
+    assert list(before["missing"]) == [400, 400]
+    assert before[["roc_auc", "brier", "base_rate", "roc_auc_low"]].isna().all(axis=None)
+    assert before["words"].iloc[1].startswith("cannot be told yet")
+    known = champion.drop(columns=["arm", "model_version", "probability", "sticky"])
+    lake.write("feedback/flights", known.iloc[:40], partition_by=["date"])
+    lake.write("feedback/flights", known.iloc[:40].assign(truth=1, time=datetime.now(UTC)))  # a second, later truth
+    after = compare_arms(lake, "flights")
+    assert list(after["with_truth"]) == [40, 0]
+    assert after["base_rate"].iloc[0] == 0.25
+    assert after["roc_auc_low"].iloc[0] < after["roc_auc"].iloc[0] < after["roc_auc_high"].iloc[0]
+    assert "unevenly" in after["words"].iloc[1]
+
+
+def test_answers_of_a_server_can_be_compared(tmp_path, lake, asked):
+    Feedback(lake, TABLE, tmp_path).give([Truth(name, 0, 1) for name in asked])
+    table = compare_arms(lake, "flights")
+    assert list(table["arm"]) == ["champion", "shadow"]
+    assert list(table["with_truth"]) == [1, 1]
+    assert "each arm needs 10 answers of each outcome at least, there are 0" in table["words"].iloc[1]

@@ -1,0 +1,702 @@
+"""The API as its users meet it: requests that are wrong, models that come and go, and load on a real server."""
+
+import http.client
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pandera.pandas as pa
+import pytest
+import schemathesis.config
+import schemathesis.engine
+import uvicorn
+from conftest import Project, wait_for
+from fastapi.testclient import TestClient
+from schemathesis.engine import events
+
+from mlpkg.batch import score
+from mlpkg.inputs import inputs_from
+from mlpkg.lake import open_lake
+from mlpkg.live import last_good
+from mlpkg.records import as_frame
+from mlpkg.registry import load_model, log_model, promote_by_hand, register, scratch_store
+from mlpkg.serving import check_host, create_app, new_key
+from mlpkg.settings import Settings, load_settings
+from mlpkg.training import fit, probability
+
+COLUMNS = ["distance", "weight", "carrier", "zone"]
+CONTRACT = pa.DataFrameSchema(
+    {
+        "distance": pa.Column(float, pa.Check.in_range(0, 1000), description="Way to go, km"),
+        "weight": pa.Column(float, pa.Check.ge(0), nullable=True, description="Weight, kg"),
+        "carrier": pa.Column(str, nullable=True, description="Who brings it"),
+        "zone": pa.Column(str, pa.Check.isin(["E", "W"]), description="Part of town"),
+    }
+)
+GOOD = {"distance": 812.5, "weight": 2.25, "carrier": "red", "zone": "E"}
+
+
+def parcels() -> pd.DataFrame:
+    "Rows to learn from"
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"distance": rng.uniform(5, 900, 1500), "weight": rng.uniform(0, 20, 1500)})
+    frame["carrier"], frame["zone"] = rng.choice(["blue", "green", "red"], 1500), rng.choice(["E", "W"], 1500)
+    risk = 2 - frame.distance / 400 - 1.5 * (frame.carrier == "red")
+    return frame.assign(late=rng.uniform(size=1500) < 1 / (1 + np.exp(risk)))
+
+
+def add(kind: str, columns: list[str] = COLUMNS) -> None:
+    "Register another version: it becomes challenger"
+    rows = parcels()
+    numbers = [name for name in columns if name in ("distance", "weight")]
+    model = fit(kind, rows, "late", numbers, [name for name in columns if name not in numbers])
+    register(log_model(model, rows[columns], inputs=inputs_from(CONTRACT, rows, columns)), "parcels")
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[Path]:
+    "A store with two versions and no champion: each test works on a copy of its database"
+    folder = scratch_store()
+    add("hist_gradient_boosting")
+    add("logistic_regression")
+    mlflow.end_run()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def store(base, tmp_path) -> Path:
+    "A store of the test's own, version 1 being champion"
+    shutil.copy(base / "mlflow.db", tmp_path / "mlflow.db")
+    (tmp_path / "lake").mkdir()
+    point_to(tmp_path)
+    promote_by_hand("parcels", 1, "the first")
+    return tmp_path
+
+
+def point_to(folder: Path) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.set_registry_uri(f"sqlite:///{folder}/mlflow.db")
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # as the settings say, and nothing else
+
+
+def settings(folder: Path, **serving: object) -> Settings:
+    "Settings of a server; nothing is polled during a test unless it says so"
+    keys = {"model": "parcels", "folder": folder / "serving", "poll_seconds": 3600, "log_seconds": 0.2, **serving}
+    env = {f"MLPKG_SERVING__{name.upper()}": str(value) for name, value in keys.items()}
+    env |= {"MLPKG_LAKE__ROOT": str(folder / "lake"), "MLPKG_TRACKING__URI": f"sqlite:///{folder}/mlflow.db"}
+    return load_settings(env=env)
+
+
+@contextmanager
+def serving(folder: Path, client: str = "127.0.0.1", **keys: object) -> Iterator[TestClient]:
+    "The application, started"
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    app = create_app(settings(folder, **keys))
+    with TestClient(app, "http://localhost", client=(client, 1), raise_server_exceptions=False) as api:
+        yield api
+
+
+def look(api: TestClient) -> None:
+    "What the watch would do by itself a little later"
+    api.app.state.parts.live.look()
+
+
+def ask(api: TestClient, *records: object, **more: object):
+    return api.post("/v1/predict", json={"records": list(records), **more})
+
+
+def problem(answer, status: int) -> dict:
+    "An error, which has the form that every error has"
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    found = answer.json()
+    assert found["status"] == status and found["detail"] and found["type"].startswith("urn:mlpkg:problem:")
+    assert found["request_id"] == answer.headers["x-request-id"]
+    assert "Traceback" not in answer.text and ".py" not in answer.text
+    return found
+
+
+@pytest.fixture
+def api(store) -> Iterator[TestClient]:
+    with serving(store, max_records=5) as api:
+        yield api
+
+
+def body(*records: str) -> str:
+    return f'{{"records": [{", ".join(records)}]}}'
+
+
+def record(**changed: str) -> str:
+    "A record as JSON text, so that it may be wrong in any way"
+    fields = {name: json.dumps(value) for name, value in GOOD.items()} | changed
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in fields.items() if value) + "}"
+
+
+WRONG = {
+    "missing": (body(record(weight="")), "records[0].weight", "missing; use null"),
+    "missing and needed": (body(record(zone="")), "records[0].zone", "missing"),
+    "extra": (body(record(colour='"red"')), "records[0].colour", "no such field (known: distance"),
+    "misspelt": (body(record(distanse="1")), "records[0].distanse", "did you mean 'distance'?"),
+    "text for a number": (body(record(), record(distance='"12"')), "records[1].distance", "valid number"),
+    "truth for a number": (body(record(distance="true")), "records[0].distance", "valid number"),
+    "number for a text": (body(record(carrier="5")), "records[0].carrier", "valid string"),
+    "list for a number": (body(record(distance="[1]")), "records[0].distance", "valid number"),
+    "too small": (body(record(distance="-0.5")), "records[0].distance", "greater than or equal to 0"),
+    "too large": (body(record(distance="1000.5")), "records[0].distance", "less than or equal to 1000"),
+    "not a number": (body(record(weight="NaN")), "records[0].weight", "use null"),
+    "infinite": (body(record(distance="-Infinity")), "records[0].distance", "no values"),
+    "beyond floats": (body(record(weight="1e999")), "records[0].weight", "no values"),
+    "beyond integers": (body(record(weight="1" + "0" * 400)), "records[0].weight", "no values"),
+    "null where it must not be": (body(record(distance="null")), "records[0].distance", "valid number"),
+    "unknown category": (body(record(zone='"N"')), "records[0].zone", "'E' or 'W'"),
+    "empty list": (body(), "records", "at least 1"),
+    "too many": (body(*[record()] * 6), "records", "at most 5"),
+    "no list": ('{"records": {}}', "records", "valid array"),
+    "no records": ("{}", "records", "missing"),
+    "no object": ("[]", "", "an object"),
+    "record is no object": (body("1"), "records[0]", "an object"),
+    "unknown beside records": ('{"records": [], "recrods": []}', "recrods", "no such field"),
+    "key is no text": (f'{{"records": [{record()}], "key": 5}}', "key", "valid string"),
+}
+
+
+@pytest.fixture(scope="module")
+def shared(base, tmp_path_factory) -> Iterator[TestClient]:
+    "A server for tests that change nothing"
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copy(base / "mlflow.db", folder / "mlflow.db")
+    point_to(folder)
+    promote_by_hand("parcels", 1, "the first")
+    with serving(folder, max_records=5) as api:
+        yield api
+
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_requests(shared, case):
+    sent, field, words = WRONG[case]
+    found = problem(shared.post("/v1/predict", content=sent, headers=JSON), 422)
+    assert [error for error in found["errors"] if error["field"] == field and words in error["message"]], found
+
+
+@pytest.mark.parametrize("sent", ["", "{", "[1,", '{"records": [\xff]}', "[" * 100_000, "nan(", '"\\ud800"'])
+def test_malformed_json(shared, sent):
+    assert "JSON" in problem(shared.post("/v1/predict", content=sent.encode("latin-1"), headers=JSON), 400)["detail"]
+
+
+def test_other_ways_to_ask_wrongly(shared):
+    problem(shared.post("/v1/predict", content=body(record()), headers={"content-type": "text/plain"}), 415)
+    problem(shared.post("/v1/predict", content=body(record())), 415)
+    problem(shared.get("/v1/nothing"), 404)
+    assert shared.get("/v1/predict").headers["allow"] == "POST"
+    problem(shared.get("/v1/predict"), 405)
+
+
+def test_a_good_request(shared):
+    answer = ask(shared, GOOD, GOOD | {"weight": None, "distance": 3}, key="me").json()
+    assert answer["model"] == "parcels" and answer["model_version"] == 1
+    assert [list(one) for one in answer["predictions"]] == [["prediction", "probability"]] * 2
+
+
+def test_an_unknown_category_counts_as_missing_where_the_contract_is_open(shared):
+    pink, none = (ask(shared, GOOD | {"carrier": carrier}).json()["predictions"] for carrier in ("pink", None))
+    assert pink == none != ask(shared, GOOD).json()["predictions"]
+
+
+def test_documentation_tells_the_truth(shared):
+    schemas = shared.get("/openapi.json").json()["components"]["schemas"]
+    fields = schemas["Record"]["properties"]
+    assert (fields["distance"]["minimum"], fields["distance"]["maximum"]) == (0, 1000)
+    assert fields["zone"]["enum"] == ["E", "W"] and "km" in fields["distance"]["description"]
+    assert schemas["Request"]["properties"]["records"]["maxItems"] == 5
+    assert fields["carrier"]["examples"] and "blue, green, red" in fields["carrier"]["description"]
+    assert shared.get("/docs").status_code == 200
+
+
+def test_cors_is_off_unless_it_is_wanted(shared, store):
+    origin = {"origin": "https://shop.example"}
+    assert "access-control-allow-origin" not in shared.get("/healthz", headers=origin).headers
+    with serving(store, cors="https://shop.example") as api:
+        assert api.get("/healthz", headers=origin).headers["access-control-allow-origin"] == "https://shop.example"
+        wanted = origin | {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+        assert api.options("/v1/predict", headers=wanted).status_code == 200
+        other = api.get("/healthz", headers={"origin": "https://other.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+# Who may ask
+
+
+def test_without_keys_only_this_machine_is_answered(store):
+    with serving(store, client="192.0.2.7") as api:
+        for path in ("/v1/model", "/docs", "/metrics", "/readyz"):
+            assert "mlpkg key" in problem(api.get(path), 403)["detail"]
+    with serving(store) as api:
+        problem(api.get("/v1/model", headers={"host": "evil.example:8000"}), 403)
+    with pytest.raises(ValueError, match="mlpkg key NAME"):
+        check_host(settings(store), "0.0.0.0")
+
+
+def test_keys(store):
+    (key, digest), (other, _) = new_key(), new_key()
+    keys = f"shop: {digest}"
+    check_host(settings(store, keys=keys), "0.0.0.0")
+    with serving(store, client="192.0.2.7", keys=keys) as api:
+        for headers in ({}, {"x-api-key": other}, {"x-api-key": digest}, {"x-api-key": ""}):
+            found = problem(api.post("/v1/predict", json={"records": [GOOD]}, headers=headers), 401)
+            assert "X-API-Key" in found["detail"]
+        mine = {"x-api-key": key}
+        assert api.post("/v1/predict", json={"records": [GOOD]}, headers=mine).status_code == 200
+        assert api.get("/readyz").status_code == 200  # probes have no keys
+        schema = api.get("/openapi.json").json()
+        assert schema["paths"]["/v1/predict"]["post"]["security"] == [{"key": []}]
+    assert set(open_lake(settings(store)).read("served/parcels")["key"]) == {"shop"}
+
+
+def test_settings_that_cannot_be_served_with(store):
+    for keys, words in [({"keys": "shop: secret"}, "mlpkg key shop"), ({"rate": "often"}, "100/second")]:
+        with pytest.raises(ValueError, match=words):
+            create_app(settings(store, **keys))
+    with pytest.raises(ValueError, match="serving.model"):
+        create_app(settings(store, model=""))
+
+
+def test_rate_limit(store):
+    (key, digest), (other, second) = new_key(), new_key()
+    with serving(store, keys=f"shop: {digest}, app: {second}", rate="3/minute") as api:
+        codes = [api.get("/v1/model", headers={"x-api-key": key}).status_code for _ in range(4)]
+        assert codes == [200, 200, 200, 429]
+        answer = api.get("/v1/model", headers={"x-api-key": key})
+        assert "from shop" in problem(answer, 429)["detail"] and 1 <= int(answer.headers["retry-after"]) <= 61
+        assert api.get("/v1/model", headers={"x-api-key": other}).status_code == 200
+        assert [api.get("/v1/model").status_code for _ in range(4)] == [401, 401, 401, 429]
+        assert api.get("/healthz").status_code == 200
+
+
+# Errors inside
+
+
+def test_no_trace_of_an_error_leaves_the_process(api, monkeypatch, caplog):
+    def fail(records):
+        raise RuntimeError("secret detail")
+
+    object.__setattr__(api.app.state.parts.live.pair.champion, "score", fail)
+    answer = ask(api, GOOD)
+    found = problem(answer, 500)
+    assert "secret" not in answer.text and found["request_id"] in caplog.text and "secret detail" in caplog.text
+
+
+def test_a_request_that_fails_does_not_harm_those_it_was_asked_with(api):
+    parts = api.app.state.parts
+    champion = parts.live.pair.champion
+    score, entered, go_on = champion.score, threading.Event(), threading.Event()
+
+    def slow(records):
+        entered.set()
+        go_on.wait(10)
+        if any(one["distance"] == 13 for one in records):
+            raise RuntimeError("thirteen")
+        return score(records)
+
+    object.__setattr__(champion, "score", slow)
+    asked, codes = [1, 2, 13, 4], {}
+
+    def one(distance):
+        codes[distance] = ask(api, GOOD | {"distance": distance}).status_code
+
+    threads = [threading.Thread(target=one, args=(distance,)) for distance in asked]
+    threads[0].start()
+    assert entered.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    wait_for(lambda: len(parts.gather.waiting) == 3, 10, "the others wait")
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert codes == {1: 200, 2: 200, 13: 500, 4: 200}
+
+
+def test_more_requests_than_may_wait(store):
+    with serving(store, max_waiting=2) as api:
+        parts = api.app.state.parts
+        champion, go_on, entered = parts.live.pair.champion, threading.Event(), threading.Event()
+        score = champion.score
+        object.__setattr__(champion, "score", lambda r: (entered.set(), go_on.wait(10), score(r))[2])
+        codes: list[int] = []
+        threads = [threading.Thread(target=lambda: codes.append(ask(api, GOOD).status_code)) for _ in range(3)]
+        threads[0].start()
+        assert entered.wait(10)
+        for thread in threads[1:]:
+            thread.start()
+        wait_for(lambda: len(parts.gather.waiting) == 2, 10, "two wait")
+        answer = ask(api, GOOD)
+        assert problem(answer, 503)["type"].endswith("overloaded") and answer.headers["retry-after"] == "1"
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        assert codes == [200] * 3
+
+
+# The same figures everywhere
+
+
+def some_records() -> list[dict]:
+    rows = parcels()[COLUMNS].head(300).astype(object)
+    rows.loc[::7, "carrier"], rows.loc[::5, "weight"], rows.loc[::11, "carrier"] = None, None, "pink"
+    return rows.to_dict("records")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_api_and_notebook_agree(store, version):
+    if version == 2:
+        promote_by_hand("parcels", 2, "to compare")
+    records, loaded = some_records(), load_model("parcels")
+    with serving(store) as api:
+        answer = ask(api, *records).json()
+        alone = [ask(api, one).json()["predictions"][0]["probability"] for one in records[:20]]
+        assert api.app.state.parts.live.pair.champion.short
+    said = np.array([one["probability"] for one in answer["predictions"]])
+    assert answer["model_version"] == version
+    frame = as_frame(records, loaded.inputs)
+    assert np.array_equal(said, probability(loaded.pipeline, frame))  # as in a notebook
+    assert alone == [probability(loaded.pipeline, frame.iloc[[place]])[0] for place in range(20)]
+    assert np.allclose(alone, said[:20], rtol=1e-12, atol=0)
+    assert [one["prediction"] for one in answer["predictions"]] == (said >= 0.5).astype(int).tolist()
+
+
+def test_batch_gives_the_same(store):
+    rows = pd.DataFrame(some_records()).assign(number=range(300), month="2026-01")
+    lake = open_lake(settings(store))
+    lake.write("clean/parcels", rows, partition_by=["month"])
+    score(lake, load_model("parcels"), "clean/parcels", "predictions/parcels", {"month": "2026-01"}, keep=["number"])
+    batch = lake.read("predictions/parcels").sort_values("number")
+    with serving(store) as api:
+        online = pd.DataFrame(ask(api, *some_records()).json()["predictions"])
+    assert len(batch) == 300
+    assert batch["probability"].tolist() == online["probability"].tolist()
+    assert batch["prediction"].tolist() == online["prediction"].tolist()
+
+
+# Models that come and go
+
+
+def test_no_champion_yet(base, tmp_path):
+    shutil.copy(base / "mlflow.db", tmp_path / "mlflow.db")
+    with serving(tmp_path, poll_seconds=0.1) as api:
+        for answer in (ask(api, GOOD), api.get("/v1/model")):
+            assert "mlpkg promote" in problem(answer, 503)["detail"] and answer.headers["retry-after"]
+        assert api.get("/openapi.json").status_code == 200 and api.get("/healthz").status_code == 200
+        ready = api.get("/readyz")
+        assert ready.status_code == 503 and "no champion" in ready.json()["problems"][0]["words"]
+        promote_by_hand("parcels", 1, "at last")
+        wait_for(lambda: api.get("/readyz").status_code == 200, 20, "it serves")
+        assert ask(api, GOOD).json()["model_version"] == 1
+        assert "Record" in api.get("/openapi.json").json()["components"]["schemas"]
+
+
+def test_champion_deleted_while_serving(api):
+    mlflow.MlflowClient().delete_registered_model_alias("parcels", "champion")
+    look(api)
+    assert ask(api, GOOD).json()["model_version"] == 1
+    ready = api.get("/readyz").json()
+    assert ready["ready"] and "version 1 goes on answering" in ready["problems"][0]["words"]
+    assert api.get("/v1/model").json()["alias"] is None
+    assert 'mlpkg_problem{about="champion"} 1.0' in api.get("/metrics").text
+    promote_by_hand("parcels", 2, "back")
+    look(api)
+    assert ask(api, GOOD).json()["model_version"] == 2 and not api.get("/readyz").json()["problems"]
+
+
+def test_mlflow_goes_away_and_comes_back(api, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("mlpkg.live.client", lambda settings: (_ for _ in ()).throw(ConnectionError("no route")))
+        look(api)
+        look(api)
+        ready = api.get("/readyz").json()
+        assert ready["ready"] and not ready["mlflow"] and "no route" in ready["problems"][0]["words"]
+        assert ready["problems"][0]["since"] and ready["mlflow_seen"] < ready["problems"][0]["since"]
+        assert "mlpkg_mlflow_up 0.0" in api.get("/metrics").text
+        assert ask(api, GOOD).status_code == 200
+    look(api)
+    assert api.get("/readyz").json()["mlflow"] and "mlpkg_mlflow_up 1.0" in api.get("/metrics").text
+
+
+def test_cold_start_without_mlflow(store, monkeypatch):
+    with serving(store) as api:
+        before = ask(api, GOOD).json()["predictions"]
+    with monkeypatch.context() as patch:
+        patch.setattr("mlpkg.live.client", lambda settings: (_ for _ in ()).throw(ConnectionError("no route")))
+        with serving(store) as api:
+            assert ask(api, GOOD).json()["predictions"] == before
+            ready = api.get("/readyz").json()
+            assert ready["source"] == "local copy" and not ready["mlflow"]
+            patch.undo()
+            look(api)
+            assert api.get("/readyz").json()["source"] == "MLflow"
+        patch.setattr("mlpkg.live.client", lambda settings: (_ for _ in ()).throw(ConnectionError("no route")))
+        marker = next((store / "serving").rglob("last-good.json"))
+        (marker.parent / json.loads(marker.read_text())["folder"] / "model.skops").write_bytes(b"half a file")
+        with serving(store) as api:  # a copy that cannot be used: not served, and said
+            words = {one["about"]: one["words"] for one in api.get("/readyz").json()["problems"]}
+            assert "cannot be used" in words["champion"] and problem(ask(api, GOOD), 503)
+
+
+def test_a_version_that_cannot_be_loaded(api):
+    with mlflow.start_run():
+        model = load_model("parcels").pipeline
+        info = mlflow.sklearn.log_model(model, name="pickled", serialization_format="cloudpickle", pip_requirements=[])
+    client = mlflow.MlflowClient()
+    number = client.create_model_version("parcels", info.model_uri, model_id=info.model_id).version
+    client.set_registered_model_alias("parcels", "champion", number)
+    look(api)
+    assert ask(api, GOOD).json()["model_version"] == 1
+    words = api.get("/readyz").json()["problems"][0]["words"]
+    assert f"version {number} cannot be used as champion" in words and "cloudpickle" in words
+    assert 'mlpkg_reloads_total{result="failed"} 1.0' in api.get("/metrics").text
+    look(api)  # not tried again at once
+    assert 'mlpkg_reloads_total{result="failed"} 1.0' in api.get("/metrics").text
+
+
+def test_the_watch_goes_on_whatever_happens(store, monkeypatch):
+    with serving(store, poll_seconds=0.1) as api:
+        with monkeypatch.context() as patch:
+            patch.setattr("mlpkg.live.remember", lambda *args: (_ for _ in ()).throw(OSError("disk is full")))
+            promote_by_hand("parcels", 2, "on a bad day")
+            problems = wait_for(lambda: api.get("/readyz").json()["problems"], 20, "it is said")
+            assert "disk is full" in problems[0]["words"] and ask(api, GOOD).json()["model_version"] == 2
+        wait_for(lambda: not api.get("/readyz").json()["problems"], 20, "all is well")
+        assert last_good("parcels", store / "serving").name.startswith("2-")
+        promote_by_hand("parcels", 1, "and on")
+        wait_for(lambda: api.get("/v1/model").json()["version"] == 1, 20, "it follows")
+
+
+def test_a_challenger_with_other_columns_takes_no_part(store):
+    with mlflow.start_run():
+        add("hist_gradient_boosting", ["distance", "zone"])
+    for strategy in ("shadow", "canary"):
+        with serving(store, strategy=strategy, share=1) as api:
+            assert ask(api, GOOD).json()["model_version"] == 1
+            words = api.get("/readyz").json()["problems"][0]["words"]
+            assert "takes no part: it does not take carrier, weight" in words
+            assert 'mlpkg_problem{about="challenger"} 1.0' in api.get("/metrics").text
+
+
+def test_canary(store):
+    mlflow.MlflowClient().set_registered_model_alias("parcels", "challenger", "2")
+    with serving(store, strategy="canary", share=0.3) as api:
+        arms = {str(n): ask(api, GOOD, key=str(n)).json()["model_version"] for n in range(150)}
+        assert 25 <= sum(version == 2 for version in arms.values()) <= 65
+        assert all(ask(api, GOOD, key=key).json()["model_version"] == arms[key] for key in list(arms)[:40])
+        assert {ask(api, GOOD).json()["model_version"] for _ in range(40)} == {1, 2}
+        assert 'arm="challenger"' in api.get("/metrics").text
+    rows = open_lake(settings(store)).read("served/parcels")
+    assert set(zip(rows["arm"], rows["model_version"], strict=True)) == {("champion", 1), ("challenger", 2)}
+    kept = rows[rows["sticky"] != ""]
+    assert (kept["model_version"] == kept["sticky"].map(arms)).all()
+
+
+def test_shadow(store):
+    mlflow.MlflowClient().set_registered_model_alias("parcels", "challenger", "2")
+    with serving(store, strategy="shadow") as api:
+        answers = [ask(api, GOOD, GOOD | {"distance": n}).json() for n in range(10)]
+    assert {answer["model_version"] for answer in answers} == {1}
+    rows = open_lake(settings(store)).read("served/parcels").set_index(["arm", "request_id", "record"])
+    both = rows.loc["champion"].join(rows.loc["shadow"].add_suffix("_shadow"))
+    assert len(both) == 20 and both.notna().all().all() and (both["model_version_shadow"] == 2).all()
+    frame = as_frame([json.loads(one) for one in both["inputs"]], load_model("parcels", 2).inputs)
+    assert np.allclose(both["probability_shadow"], probability(load_model("parcels", 2).pipeline, frame))
+    said = {answer["request_id"]: [one["probability"] for one in answer["predictions"]] for answer in answers}
+    assert all(said[name][place] == row.probability for (name, place), row in both.iterrows())
+
+
+def test_a_shadow_that_fails_is_not_noticed(store, caplog):
+    mlflow.MlflowClient().set_registered_model_alias("parcels", "challenger", "2")
+    with serving(store, strategy="shadow") as api:
+        object.__setattr__(api.app.state.parts.live.pair.challenger, "score", lambda records: 1 / 0)
+        assert ask(api, GOOD).status_code == 200
+        wait_for(lambda: "mlpkg_shadow_lost_total 1.0" in api.get("/metrics").text, 10, "the loss is counted")
+        assert "ZeroDivisionError" in caplog.text
+
+
+def test_truth(api):
+    name = ask(api, GOOD, GOOD).json()["request_id"]
+
+    def give(**truth):
+        return api.post("/v1/feedback", json={"truths": [{"request_id": name, "record": 1, "truth": 1} | truth]})
+
+    assert give().json()["accepted"] == [f"{name}:1"]
+    assert give().json()["repeated"] and give(truth=0).json()["conflicting"]
+    assert give(record=9).json()["unknown"] and give(request_id=f"2020-01-01-{'0' * 32}").json()["unknown"]
+    for wrong in ({"truth": 2}, {"truth": True}, {"truth": None}, {"request_id": "x"}, {"record": -1}, {"more": 1}):
+        assert problem(give(**wrong), 422)["errors"][0]["field"] == f"truths[0].{next(iter(wrong))}"
+
+
+# A real server
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def stop(process: subprocess.Popen) -> None:
+    "As an operator would"
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode in (0, -signal.SIGTERM) and "Traceback" not in output, output
+
+
+@pytest.fixture
+def server(store) -> Iterator[tuple[Project, int, subprocess.Popen]]:
+    "`serve` in a process of its own"
+    port = free_port()
+    lines = [
+        "[local]", "lake.root = lake", "tracking.uri = sqlite:///mlflow.db", "steps.spool = spool", "airflow.home = a",
+        "serving.folder = serving", "serving.model = parcels", "serving.poll_seconds = 0.3",
+    ]  # fmt: skip
+    (store / "settings.ini").write_text("\n".join(lines))
+    project = Project(store)
+    process = project.start(sys.executable, "-c", f"from mlpkg.serving import serve; serve(port={port})")
+    try:
+        wait_for(lambda: process.poll() is not None or reaches(port), 60, "the server answers")
+        yield project, port, process
+        if process.poll() is None:
+            stop(process)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def reaches(port: int) -> bool:
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+
+
+def test_a_promotion_under_load(server):
+    project, port, process = server
+    records = [GOOD | {"distance": float(n)} for n in range(12)]
+    expected = {}
+    for number in (1, 2):
+        loaded = load_model("parcels", number)
+        expected[number] = probability(loaded.pipeline, as_frame(records, loaded.inputs))
+    found: list[tuple[int, dict]] = []
+    over = threading.Event()
+
+    def client() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        for turn in itertools.count():
+            if over.is_set():
+                return
+            some = records[turn % 3 :]
+            connection.request("POST", "/v1/predict", json.dumps({"records": some}), JSON)
+            answer = connection.getresponse()
+            found.append((answer.status, json.loads(answer.read()) | {"first": turn % 3}))
+
+    threads = [threading.Thread(target=client) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for number in (2, 1, 2):
+        time.sleep(1)
+        promote_by_hand("parcels", number, "under load")
+        wait_for(lambda: found[-1][1].get("model_version") == number, 20, f"version {number} answers")  # noqa: B023
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _ in found} == {200} and len(found) > 100
+    for _, answer in found:  # every record of an answer by the version that it names
+        said = [one["probability"] for one in answer["predictions"]]
+        assert np.allclose(said, expected[answer["model_version"]][answer["first"] :], rtol=1e-12, atol=0)
+    stop(process)
+    kept = open_lake(project.settings).read("served/parcels")
+    assert set(kept["request_id"]) == {answer["request_id"] for _, answer in found}
+
+
+@contextmanager
+def listening(settings: Settings) -> Iterator[int]:
+    "The application behind a real port, in this process"
+    app = create_app(settings)
+    running = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning", access_log=False))
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    try:
+        wait_for(lambda: running.started, 30, "the server starts")
+        yield running.config.port
+    finally:
+        running.should_exit = True
+        thread.join()
+
+
+@pytest.mark.parametrize("length", ["Transfer-Encoding: chunked", "Content-Length: 100000000"])
+def test_a_body_of_100_mb(store, length):
+    "Refused as soon as it is known to be too long, and not read"
+    chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
+    with (
+        listening(settings(store)) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=20) as one,
+    ):
+        one.sendall(f"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n{length}\r\n".encode())
+        one.sendall(b"Content-Type: application/json\r\n\r\n")
+        sent, answer = 0, b""
+        with suppress(OSError):  # the server hangs up
+            for _ in range(1600):
+                one.sendall(chunk)
+                sent += len(chunk)
+        with suppress(OSError):
+            while more := one.recv(65536):
+                answer += more
+        assert sent < 50_000_000  # most of it in buffers of the network
+        assert answer.startswith(b"HTTP/1.1 413") and b"larger than 1,000,000 bytes" in answer
+        assert reaches(port)
+
+
+# Whatever the schema allows, and what it does not
+
+
+@pytest.fixture
+def described(store) -> Iterator[schemathesis.BaseSchema]:
+    "The description of a server with keys"
+    key, digest = new_key()
+    config = {"seed": 0, "headers": {"X-API-Key": key}}
+    config |= {"generation": {"max-examples": 30, "deterministic": True, "database": "none"}}
+    with listening(settings(store, keys=f"shop: {digest}", max_records=20)) as port:
+        config = schemathesis.config.SchemathesisConfig.from_dict(config)
+        yield schemathesis.openapi.from_url(f"http://127.0.0.1:{port}/openapi.json", config=config)
+
+
+def test_schemathesis(described):
+    failures, checked = [], 0
+    for event in schemathesis.engine.from_schema(described).execute():
+        if isinstance(event, events.NonFatalError | events.FatalError):
+            failures.append(f"{type(event).__name__}: {getattr(event, 'value', None) or event.exception}")
+        if isinstance(event, events.ScenarioFinished):
+            for checks in event.recorder.checks.values():
+                checked += len(checks)
+                failures += [failed(event.recorder, check) for check in checks if check.failure_info]
+    assert not failures, "\n\n".join(failures)
+    assert checked > 1000
+
+
+def failed(recorder, check) -> str:
+    "A failed check in words"
+    return f"{recorder.label}: {check.name}: {check.failure_info.failure}\n{check.failure_info.code_sample}"
