@@ -35,7 +35,7 @@ def true_status(
         return "FINISHED"
     return "KILLED" if step_statuses and step_statuses[-1] == "KILLED" else "FAILED"
 
-# %% ../nbs/api/60_airflow.ipynb #44bb6184
+# %% ../nbs/api/60_airflow.ipynb #bd64661b
 def event_params(
     params: Mapping[str, Any],  # The DAG's params
     extras: Iterable[Mapping[str, Any]],  # `extra` of each event that started the run, oldest first
@@ -45,10 +45,13 @@ def event_params(
     for extra in extras:
         for name in extra.keys() & params.keys():
             said.setdefault(name, []).append(extra[name])
-    joined = {name: list(dict.fromkeys(values)) for name, values in said.items()}
-    texts = {name: all(isinstance(value, str) for value in values) for name, values in joined.items()}
-    found = {name: ",".join(values) if texts[name] else values[-1] for name, values in joined.items()}
-    return {**params, **found}
+    return {**params, **{name: _joined(values) for name, values in said.items()}}
+
+
+def _joined(values: list) -> Any:
+    "Texts with commas between, each once; of other values the last"
+    texts = all(isinstance(value, str) for value in values)
+    return ",".join(dict.fromkeys(values)) if texts else values[-1]
 
 
 def run_params(
@@ -131,7 +134,7 @@ def notebook_path(
         raise FileNotFoundError(f"{notebook}: no such notebook in {settings.file.parent}")
     return path
 
-# %% ../nbs/api/60_airflow.ipynb #eb02323b
+# %% ../nbs/api/60_airflow.ipynb #46cc6061
 class NotebookOperator(PapermillOperator):
     "Runs a step notebook and records it in MLflow; arguments as `PapermillOperator`, and those below"
 
@@ -203,7 +206,7 @@ class NotebookOperator(PapermillOperator):
         assets = [outlet for outlet in self.outlets if isinstance(outlet, Asset)]
         if assets:
             notebook = notebook_path(_url(self.input_nb), load_settings())
-            known = self.step_parameters(notebook, run_params(context)) | self.scraps
+            known = self.scraps | self.step_parameters(notebook, run_params(context))
             extra = {name: known[name] for name in self.event_extra} | {"notebook": self.run_url}
         for asset in assets:
             context["outlet_events"][asset].extra = extra
