@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+# What is done here is told to nobody.
+export MLFLOW_DISABLE_TELEMETRY ?= true
 
 ## Use it
 

@@ -615,12 +615,13 @@ def ui(
         command = ["airflow", "standalone"]
     os.execv(sys.executable, [sys.executable, "-m", *command])  # noqa: S606
 
-# %% ../nbs/api/70_cli.ipynb #ea40218e
+# %% ../nbs/api/70_cli.ipynb #d7a96ab6
 def main() -> None:
     "Entry point of the `mlpkg` command"
     # Airflow and MLflow make objects by the million that stay: looking through them for garbage takes seconds.
     gc.set_threshold(10_000, 10, 10)
     atexit.register(gc.freeze)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before anything imports MLflow
     try:
         app()
     except Exception as error:

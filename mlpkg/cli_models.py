@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['models', 'named_model', 'promote', 'rollback', 'history', 'serve', 'key', 'compare']
 
-# %% ../nbs/api/68_cli_models.ipynb #f46e9dae
+# %% ../nbs/api/68_cli_models.ipynb #f85ac84c
 import getpass
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -134,7 +135,7 @@ def key(
         soft_wrap=True,
     )
 
-# %% ../nbs/api/68_cli_models.ipynb #f1dff1f9
+# %% ../nbs/api/68_cli_models.ipynb #6bc41482
 @models.command(rich_help_panel="Models")
 def compare(
     model: _model = "",
@@ -148,16 +149,26 @@ def compare(
     from mlpkg.lake import open_lake
 
     found: Any = compare_arms(open_lake(), named_model(model), since)
-    numbers, table = found.drop(columns="words"), Table(box=None, pad_edge=False)
-    for heading in numbers.columns:
-        table.add_column(str(heading), header_style="bold", overflow="fold")
-    for row in numbers.itertuples(index=False):
-        table.add_row(*(_number(value) for value in row))
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", *found["arm"]):
+        table.add_column(heading, header_style="bold", justify="right" if heading else "left")
+    for name in found.columns.drop(["arm", "words"]):
+        if not name.endswith(("_low", "_high")):
+            table.add_row(name.replace("_", " "), *(_measured(row, name) for row in found.to_dict("records")))
     Console().print(table, escape(str(found["words"].iloc[-1])), sep="\n")
+
+
+def _measured(row: dict[str, Any], name: str) -> str:
+    "A value with its interval, where it has one"
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    shown = _number(row[name])
+    return f"{shown} ({_number(low)} to {_number(high)})" if shown and low is not None and low == low else shown
 
 
 def _number(value: Any) -> str:
     "A value of a table as people read it, nothing where it is missing"
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M}"
     if isinstance(value, float):
         return "" if value != value else f"{value:.4g}"
     return str(value)

@@ -258,7 +258,7 @@ def check(
         known = ", ".join(installed_kernels())
         raise StepError(f"unknown kernel '{asked}' (installed: {known}); set kernel_name, or change it in JupyterLab")
 
-# %% ../nbs/api/28_steps.ipynb #773932e4
+# %% ../nbs/api/28_steps.ipynb #e4a1f1c3
 def kernel_env(
     settings: Settings,
     entry: Entry,
@@ -270,6 +270,7 @@ def kernel_env(
         "MLPKG_TABLE_LOG": str(entry.tables),
         "MLPKG_SETTINGS": str(settings.file),
         "MLPKG_PROFILE": settings.profile,
+        "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
         # tqdm would complain in every notebook that there are no widgets, which an unattended run has no use for.
         "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])),
     }

@@ -53,7 +53,7 @@ def _probe(uri: str, timeout: float = 5) -> None:
             "(or MLPKG_TRACKING__URI); `mlpkg doctor` shows what is configured."
         ) from error
 
-# %% ../nbs/api/22_tracking.ipynb #e3fe3aeb
+# %% ../nbs/api/22_tracking.ipynb #8e09fdb2
 def client(
     settings: Settings | None = None,  # Read from settings.ini unless given
 ) -> "MlflowClient":  # Its store answers and has its tables; TrackingError otherwise
@@ -63,6 +63,8 @@ def client(
     # Losing MLflow in the middle of a run is retried for about a minute, unless the operator chose otherwise.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # Nobody is told what is done here, and no thread looks for a host while others set variables.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
