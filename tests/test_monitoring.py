@@ -1,0 +1,332 @@
+"""How often the alarm is false, and that it rings when it should, on the flights of 2013; and windows in any state.
+
+A page can show one false alarm or none, not how rare they are; and whether numbers stay the same with other threads
+needs another process.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from mlpkg.drift import column_drift, joint_drift
+from mlpkg.flights import (
+    categorical,
+    clean,
+    features,
+    features_contract,
+    months,
+    numeric,
+    read_planes,
+    read_source,
+    read_weather,
+    seed_lake,
+    split,
+)
+from mlpkg.inputs import Input, inputs_from
+from mlpkg.lake import Lake
+from mlpkg.monitoring import Report, Window, monitor, read_history, store, with_history
+from mlpkg.settings import MonitoringSettings
+from mlpkg.training import fit, probability
+
+RULES = MonitoringSettings()
+
+
+def day(table: pd.DataFrame) -> pd.Series:
+    return table["month"] + "-" + table["day"].astype(str)
+
+
+class Flights:
+    "August to December with a champion that has learned from August and September and was judged on October"
+
+    def __init__(self):
+        wanted = [*months("2013-08..2013-10"), "2013-12"]
+        self.table = clean(read_source("package", wanted), read_weather(wanted), read_planes())
+        parts = split(self.table, "2013-10")
+        train, held = parts[parts["part"] != "holdout"], parts[parts["part"] == "holdout"]
+        self.pipeline = fit("hist_gradient_boosting", train, "late", numeric, categorical)
+        self.inputs = inputs_from(features_contract(), train, features)
+        self.learned = Window(parts, y=parts["late"], blocks=day(parts))
+        self.held = self.predicted(held)
+
+    def predicted(self, rows: pd.DataFrame) -> Window:
+        return Window(rows, probability(self.pipeline, rows), rows["late"], day(rows))
+
+    def month(self, name: str) -> Window:
+        return self.predicted(self.table[self.table["month"] == name])
+
+    def judge(self, current: Window, learned: Window | None = None, **given) -> Report:
+        return monitor(learned or self.learned, current, self.inputs, RULES, self.held, **given)
+
+
+@pytest.fixture(scope="module")
+def flights() -> Flights:
+    return Flights()
+
+
+def test_december_against_october_rings(flights):
+    october, december = flights.month("2013-10"), flights.month("2013-12")
+    for learned in (october, flights.learned):
+        report = flights.judge(december, learned, slices=["origin"], window="2013-12")
+        assert report.alarm
+        assert report.get("performance", "calibration").level == "alarm"
+        assert "32.6% came true where" in report.verdict
+        assert report.drifted[:2] == ["temp", "dewp"]
+    for unknown in ({"y": None}, {"y": None, "p": None}):
+        report = flights.judge(replace(december, **unknown), october, window="2013-12")
+        assert [one.check for one in report.at("alarm")] == ["joint"]
+
+
+def test_the_month_itself_is_quiet(flights):
+    report = flights.judge(flights.month("2013-10"), slices=["origin"], window="2013-10")
+    assert report.status == "quiet" and report.verdict.startswith("No alarm in 2013-10: ROC AUC")
+
+
+def draws(window: Window, number: int, by: str):
+    "Bootstrap samples of a window: rows are drawn anew, or whole days"
+    labels = pd.factorize(np.asarray(window.blocks))[0]
+    places = [np.flatnonzero(labels == one) for one in range(labels.max() + 1)]
+    for seed in range(number):
+        rng = np.random.default_rng(seed)
+        drawn = rng.integers(0, len(places), len(places))
+        yield window.take(
+            rng.integers(0, len(labels), len(labels)) if by == "rows" else np.concatenate([places[i] for i in drawn])
+        )
+
+
+FEW = ("sched_hour", "temp", "pressure", "wind_gust", "visib", "carrier", "origin")
+
+
+@pytest.mark.parametrize(("by", "number"), [("rows", 100), ("days", 30)])
+def test_bootstrap_samples_of_a_month_raise_few_alarms(flights, by, number):
+    october = flights.month("2013-10")
+    october = october.take(np.arange(0, len(october.rows), 20))  # fast enough to be done often
+    held, few = october.judged, [one for one in flights.inputs if one.name in FEW]
+    alarms = signs = 0
+    for window in draws(october, number, by):
+        report = monitor(october, window, few, RULES, held, window="2013-10")
+        alarms += report.alarm
+        signs += any(one.check in ("joint", "prediction") for one in report.at("warning"))  # they ring without truth
+    assert alarms <= 0.05 * number
+    assert signs <= 0.05 * number
+
+
+# Windows in any state, on small tables of its own
+
+INPUTS = [
+    Input("weight", "number", low=0, high=500),
+    Input("distance", "number", low=0, high=1000, nullable=False),
+    Input("carrier", "text", categories=("blue", "red")),
+]
+
+
+def parcels(rows: int = 1500, seed: int = 0) -> Window:
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame({"weight": rng.gamma(2, 3, rows), "distance": rng.uniform(5, 900, rows)})
+    table["carrier"] = rng.choice(["blue", "red"], rows)
+    p = 1 / (1 + np.exp(3.5 - table["distance"] / 300))
+    return Window(table, p, (rng.uniform(size=rows) < p).astype(float))
+
+
+def judge(window: Window, learned: Window | None = None, rules: MonitoringSettings = RULES, **given) -> Report:
+    return monitor(learned or parcels(seed=1), window, INPUTS, rules, parcels(seed=2), window="2024-05", **given)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 499])
+def test_too_few_rows_conclude_nothing(rows):
+    for window, learned in ((parcels().take(np.arange(rows)), parcels()), (parcels(), parcels().take(np.arange(rows)))):
+        report = judge(window, learned)
+        assert (report.alarm, report.status) == (False, "unknown")
+        assert f"has {rows} rows, 500 are needed" in report.verdict
+        assert "No alarm" not in report.verdict
+
+
+def test_an_absent_column_rings_and_the_others_are_checked():
+    window = parcels()
+    report = judge(replace(window, rows=window.rows.drop(columns="carrier")))
+    assert report.alarm and "column carrier is absent" in report.verdict
+    assert report.get("drift", "weight").level == "ok" and report.get("drift", "carrier") is None
+    nothing = judge(replace(window, rows=window.rows[[]]))
+    assert len([one for one in nothing.at("alarm") if one.words.endswith("is absent")]) == 3
+
+
+def test_text_where_numbers_should_be_rings():
+    window = parcels()
+    report = judge(replace(window, rows=window.rows.assign(weight="heavy")))
+    assert "column weight: 100.0% of the values are no numbers" in report.verdict
+
+
+@pytest.mark.parametrize("empty", [np.nan, None])
+@pytest.mark.parametrize("column", ["weight", "carrier"])
+def test_a_column_without_values_rings(column, empty):
+    window = parcels()
+    report = judge(replace(window, rows=window.rows.assign(**{column: empty})))
+    assert report.get("missing", column).level == "alarm"
+    assert report.get("drift", column).level == "unknown"
+    assert f"{column} is missing in 100.0% of the rows" in report.verdict
+
+
+def test_a_column_that_was_always_empty_does_not_ring():
+    window, learned = (replace(w, rows=w.rows.assign(weight=np.nan)) for w in (parcels(), parcels(seed=1)))
+    assert judge(window, learned).status == "quiet"
+
+
+def test_constant_columns():
+    window, learned = (replace(w, rows=w.rows.assign(weight=5.0)) for w in (parcels(), parcels(seed=1)))
+    assert judge(window, learned).get("drift", "weight").level == "ok"
+    other = judge(replace(window, rows=window.rows.assign(weight=4.0)), learned)
+    assert other.get("drift", "weight").level == "warning"
+
+
+def test_new_values_are_named_and_many_of_them_ring():
+    window = parcels()
+    some = window.rows["carrier"].where(window.rows.index >= 15, "green")
+    report = judge(replace(window, rows=window.rows.assign(carrier=some)))
+    assert not report.alarm
+    assert report.get("new values", "carrier").words == "carrier: 1 new values in 1.00% of the rows: green"
+    many = window.rows["carrier"].where(window.rows.index >= 500, "green")
+    assert judge(replace(window, rows=window.rows.assign(carrier=many))).get("new values", "carrier").level == "alarm"
+
+
+def test_infinity_is_no_number_to_compare():
+    window = parcels()
+    odd = window.rows["weight"].where(window.rows.index >= 30, np.inf)
+    report = judge(replace(window, rows=window.rows.assign(weight=odd)))
+    assert np.isfinite(report.get("drift", "weight").value)
+    assert "30 of 1,500 rows break the contract" in report.get("contract", "rows").words
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_one_class_of_truth(value):
+    report = judge(replace(parcels(), y=np.full(1500, value)))
+    assert report.get("performance", "roc_auc").level == "unknown"
+    assert "only one class came true" in " ".join(report.words)
+    assert report.get("performance", "calibration").level == "alarm"
+
+
+@pytest.mark.parametrize("known", [0, 499])
+def test_truth_that_does_not_come(known):
+    truth = np.where(np.arange(1500) < known, parcels().y, np.nan)
+    report = judge(replace(parcels(), y=truth))
+    assert report.status == "quiet"
+    assert report.words[1] == f"Not checked: performance: truth is in for {known} of 1,500 predictions."
+
+
+def test_neither_predictions_nor_truth():
+    report = judge(replace(parcels(), p=None, y=None))
+    assert "Not checked: predictions: there are 0 in the window." in report.words
+    alone = monitor(parcels(seed=1), parcels(), INPUTS, RULES, None)
+    assert "Not checked: performance: no held-out rows to compare with." in alone.words
+
+
+def test_truth_acquits_only_where_it_could_have_convicted():
+    moved = parcels(seed=3)
+    moved = replace(moved, rows=moved.rows.assign(weight=moved.rows["weight"] + 40))
+    assert not judge(moved).alarm
+    days, many = np.arange(1500) % 4, np.arange(1500) % 40
+    stormy = replace(moved, y=np.where(days == 0, 1.0, moved.y), blocks=days)  # what four days say may be chance
+    learned, held = (replace(parcels(seed=seed), blocks=10 + many) for seed in (1, 2))
+    report = monitor(learned, stormy, INPUTS, RULES, held)
+    assert report.get("performance", "calibration").level == "ok"
+    assert report.get("joint", "all columns").level == "alarm"
+
+
+def test_a_report_is_stored_once_and_looks_back(tmp_path):
+    lake, broken = Lake(tmp_path), parcels()
+    broken = replace(broken, rows=broken.rows.assign(weight=np.nan))
+    windows = {"2024-03": broken, "2024-04": parcels(), "2024-05": broken, "2024-06": broken}
+    for _ in range(2):
+        for month, window in windows.items():
+            report = replace(judge(window), window=month)
+            store(lake, "monitoring/parcels", with_history(report, read_history(lake, "monitoring/parcels")))
+    history = read_history(lake, "monitoring/parcels")
+    assert not history.duplicated(["month", "check", "column"]).any()
+    since = history[(history["check"] == "missing") & history["alarm"]].set_index("month")["since"]
+    assert since.to_dict() == {"2024-03": "2024-03", "2024-05": "2024-05", "2024-06": "2024-05"}
+
+
+FINGERPRINT = """
+import sys
+sys.path.insert(0, {folder!r})
+from test_monitoring import fingerprint
+print("fingerprint", fingerprint())
+"""
+
+
+def fingerprint() -> str:
+    "Every digit of a report"
+    values = judge(parcels(4000, 7)).checks.select_dtypes("number")
+    return hashlib.sha256(values.to_numpy().tobytes()).hexdigest()
+
+
+def test_same_digits_each_time_and_with_other_threads():
+    env = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")}
+    command = [sys.executable, "-c", FINGERPRINT.format(folder=os.path.dirname(__file__))]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)  # noqa: S603
+    assert fingerprint() == fingerprint()
+    assert f"fingerprint {fingerprint()}" in done.stdout.splitlines()
+
+
+def test_order_of_rows_within_a_window_hardly_matters():
+    window = parcels(seed=5)
+    mixed = window.take(np.random.default_rng(0).permutation(1500))
+    one, two = (column_drift(parcels(seed=1).rows, w.rows, ["weight", "carrier"]) for w in (window, mixed))
+    pd.testing.assert_frame_equal(one, two)
+
+
+def test_many_columns_and_few_rows_per_fold():
+    wide = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 30)), columns=[f"c{i}" for i in range(30)])
+    assert 0 <= joint_drift(wide.head(20), wide.tail(20), list(wide)).auc <= 1
+    half = (np.repeat("a", 20), np.repeat("b", 20))  # a block on each side: nothing to learn from
+    assert joint_drift(wide.head(20), wide.tail(20), list(wide), half).auc == 0.5
+
+
+@pytest.fixture
+def monitored(project):
+    "A project with a small lake and a champion"
+    import mlflow
+
+    from mlpkg.registry import Decision, log_model, promote, register
+    from mlpkg.tracking import connect
+
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    lake = seed_lake(Lake(project.settings.lake.root), "2013-01..2013-04", rows=8000)
+    parts = split(lake.read("clean/flights"), "2013-03")
+    version = lake.write("split/flights", parts, mode="overwrite", change_schema=True)
+    train = parts[parts["part"] != "holdout"]
+    pipeline = fit("logistic_regression", train, "late", numeric, categorical)
+    connect(project.settings)
+    with mlflow.start_run():
+        inputs = inputs_from(features_contract(), train, features)
+        uri = log_model(pipeline, train[features], inputs=inputs)
+        promote("flights", register(uri, "flights", {"split/flights": version}), Decision(True, ["first"]))
+    yield project, lake, pipeline
+    mlflow.set_tracking_uri(before[0])
+    mlflow.set_registry_uri(before[1])
+
+
+def test_the_step_judges_the_champion(monitored):
+    from mlpkg.steps import run_step
+
+    project, lake, pipeline = monitored
+    april = lake.read("clean/flights", filters=[("month", "=", "2013-04")])
+    given = april[["month", "day", "carrier", "flight", "origin", "dest"]].assign(
+        probability=probability(pipeline, april), model="flights", model_version=1
+    )
+    lake.write("predictions/flights", given)
+    notebook = ROOT / "nbs/pipelines/flights/34_monitor.ipynb"
+    scraps = run_step(notebook, {"months": "2013-04"}, settings=project.settings).scraps
+    assert scraps["alarm"] is True and scraps["month"] == "2013-04" and scraps["rows"] == len(april)
+    assert scraps["verdict"].startswith("Alarm in 2013-04: ") and "temp" in scraps["drifted"]
+    assert scraps["late_rate"] == pytest.approx(april["late"].mean(), abs=1e-6)
+    first = read_history(lake, "monitoring/flights")
+    lake.write("predictions/flights", given.head(0), mode="overwrite")
+    scraps = run_step(notebook, {"months": "2013-04"}, settings=project.settings).scraps  # scores them itself
+    assert scraps["alarm"] is True
+    pd.testing.assert_frame_equal(read_history(lake, "monitoring/flights"), first, check_exact=True)
