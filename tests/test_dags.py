@@ -75,6 +75,25 @@ def test_a_mapped_step_without_a_task_before_it_waits_for_its_run(dags):
     assert mapped.get_task("close_run").upstream_task_ids == {"open_run", "total"}
 
 
+def test_every_asset_that_a_dag_waits_for_is_updated_by_another(dags):
+    from airflow.sdk import Asset
+
+    def leaves(condition):
+        "Names of the assets in a condition, none where there is no condition"
+        parts = getattr(condition, "objects", [])
+        return [name for part in parts for name in leaves(part)] if parts else [condition.name] if condition else []
+
+    updated = {o.name for dag in dags.values() for t in dag.tasks for o in t.outlets if isinstance(o, Asset)}
+    waited = {name: leaves(getattr(dag.timetable, "asset_condition", None)) for name, dag in dags.items()}
+    waited = {name: names for name, names in waited.items() if names}
+    assert waited == {
+        "flights_predict": ["clean/flights"],
+        "flights_monitor": ["predictions/flights"],
+        "flights_train": ["flights/drift", "flights/retrain"],
+    }
+    assert {name for names in waited.values() for name in names} <= updated
+
+
 @pytest.mark.parametrize("name", DAGS)
 def test_nothing_heavy_is_imported_at_the_top(name):
     tree = ast.parse((ROOT / "dags" / f"{name}.py").read_text())

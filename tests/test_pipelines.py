@@ -101,6 +101,19 @@ def test_a_broken_step_keeps_the_champion_and_says_where(flights):
     assert flights.mlflow.get_registered_model("flights").aliases["champion"] == 1
 
 
+def test_an_alarm_stays_open_until_a_training_succeeds(flights):
+    import pandas as pd
+
+    from mlpkg.steps import run_step
+
+    assert flights.pipeline_runs("flights_train")[0].info.status == "FAILED", "the last training broke"
+    row = {"month": ["2013-02"], "alarm": [True], "words": ["late flights rose"]}
+    lake(flights).write("monitoring/flights", pd.DataFrame(row), mode="replace", partition={"month": "2013-02"})
+    watch = run_step(flights.root / "nbs/pipelines/flights/40_watch.ipynb", settings=flights.settings)
+    assert watch.scraps["retrain"] is True
+    assert watch.scraps["verdict"] == "unanswered alarm of 2013-02: late flights rose"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

@@ -6,6 +6,8 @@ it all the time; neither fits a page.
 
 import json
 import pickle
+import subprocess
+import sys
 import tempfile
 import threading
 import zipfile
@@ -273,6 +275,42 @@ def test_promotion_leaves_no_gap(contest):
     assert failures == []
     assert seen & set(numbers[1:])
     assert champion(name).version in numbers[1:]
+
+
+PROMOTE = """
+import sys
+import mlflow
+from mlpkg.registry import Decision, RegistryError, promote
+uri, name, version, against = sys.argv[1:]
+mlflow.set_tracking_uri(uri)
+mlflow.set_registry_uri(uri)
+mlflow.MlflowClient().get_registered_model(name)  # what takes seconds is done before both begin
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    promote(name, int(version), Decision(True, ["stronger"]), against=int(against))
+    print("won")
+except RegistryError as error:
+    print(error)
+"""
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(contest):
+    name, (one, two, three) = contest
+    promote(name, one, Decision(True, ["first"]))
+    command = [sys.executable, "-c", PROMOTE, mlflow.get_tracking_uri(), name]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    rivals = [subprocess.Popen([*command, str(n), str(one)], **pipes) for n in (two, three)]
+    for rival in rivals:
+        assert rival.stdout.readline() == "ready\n"
+    for rival in rivals:
+        rival.stdin.write("go\n")
+        rival.stdin.flush()
+    said = [rival.communicate(timeout=60)[0].strip() for rival in rivals]
+    winner = (two, three)[said.index("won")]
+    assert champion(name).version == winner
+    (told,) = [words for words in said if words != "won"]
+    assert f"was compared with version {one}, but version {winner} is champion by now" in told
 
 
 def test_what_promotion_writes(contest):

@@ -1,0 +1,469 @@
+"""What a page cannot show of batch prediction: memory, failures half way, and that nothing of them is left.
+
+That probabilities are the same wherever rows come from is shown on every kind of model and of file.
+"""
+
+import gzip
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pandera.pandas as schemas
+import pyarrow as pa
+import pytest
+from deltalake.exceptions import CommitFailedError
+from pyarrow.csv import CSVWriter
+from threadpoolctl import threadpool_info
+
+from mlpkg import batch
+from mlpkg.batch import BatchError, judge, model_contract, score, surely_good
+from mlpkg.contracts import check
+from mlpkg.inputs import Input, inputs_from, shape
+from mlpkg.lake import Lake, LakeError
+from mlpkg.registry import Loaded, RegistryError, load_model, log_model, register, scratch_store
+from mlpkg.training import candidates, fit, probability
+
+NUMERIC, CATEGORICAL = ["distance", "weight"], ["carrier", "depot"]
+FEATURES = NUMERIC + CATEGORICAL
+MONTHS = ["2026-01", "2026-02"]
+TABLE, TO, ASIDE = "clean/parcels", "predictions/parcels", "quarantine/predictions/parcels"
+
+CONTRACT = schemas.DataFrameSchema(
+    {
+        "distance": schemas.Column(float, schemas.Check.in_range(0, 900)),
+        "weight": schemas.Column(float, schemas.Check.ge(0), nullable=True),
+        "carrier": schemas.Column(str, nullable=True),  # open: others become missing
+        "depot": schemas.Column(str, schemas.Check.isin(["NA", "EU", "AS"], error="a depot")),  # closed
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def parcels() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    n = 2000
+    return pd.DataFrame(
+        {
+            "month": np.repeat(MONTHS, n // 2),
+            "parcel": range(n),
+            "distance": rng.uniform(5, 900, n),
+            "weight": np.where(rng.uniform(size=n) < 0.2, np.nan, rng.gamma(2, 3, n)),
+            "carrier": rng.choice(["blue", "red", "007", None], n, p=[0.4, 0.4, 0.1, 0.1]),
+            "depot": rng.choice(["NA", "EU", "AS"], n),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def models(parcels) -> dict[str, Loaded]:
+    late = (np.random.default_rng(1).uniform(size=len(parcels)) < 1 / (1 + np.exp(2 - parcels["distance"] / 300))) * 1
+    known = parcels.assign(late=late)
+    inputs = inputs_from(CONTRACT, parcels, FEATURES)
+    return {name: Loaded(fit(name, known, "late", NUMERIC, CATEGORICAL), None, {}, inputs) for name in candidates}
+
+
+@pytest.fixture(scope="module")
+def loaded(models) -> Loaded:
+    return models["hist_gradient_boosting"]
+
+
+@pytest.fixture
+def lake(tmp_path, parcels) -> Lake:
+    lake = Lake(tmp_path / "lake")
+    lake.write(TABLE, parcels, mode="replace", partition={"month": MONTHS})
+    return lake
+
+
+def predictions(lake: Lake) -> pd.DataFrame:
+    return lake.read(TO)[["month", "parcel", "prediction", "probability"]].sort_values("parcel", ignore_index=True)
+
+
+def state(lake: Lake) -> dict[str, int]:
+    "Tables and their versions"
+    return {name: lake.version(name) for name in lake.tables()}
+
+
+@pytest.mark.parametrize("name", sorted(candidates))
+def test_probabilities_are_those_of_training_to_the_last_digit(name, models, lake, parcels):
+    odd = parcels.assign(carrier=parcels["carrier"].where(parcels.index % 7 > 0, "never seen"))
+    lake.write(TABLE, odd, mode="replace", partition={"month": MONTHS})
+    done = score(lake, models[name], TABLE, TO, {"month": MONTHS}, ["parcel"], rows=300)
+    expected = probability(models[name].pipeline, odd[FEATURES])
+    found = predictions(lake)
+    if name == "logistic_regression":  # a sum over columns: its order, and so its last digit, depends on the batch
+        np.testing.assert_allclose(found["probability"], expected, rtol=1e-13)
+    else:
+        np.testing.assert_array_equal(found["probability"], expected)
+    np.testing.assert_array_equal(found["prediction"], found["probability"] >= 0.5)
+    assert (done.rows, done.predicted, done.quarantined) == (2000, 2000, 0)
+    assert done.mean_probability == pytest.approx(expected.mean(), rel=1e-12)
+
+
+def test_files_and_tables_give_the_same(loaded, lake, parcels, tmp_path):
+    score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
+    expected = predictions(lake)
+    parcels.to_csv(tmp_path / "p.csv", index=False)
+    with zipfile.ZipFile(tmp_path / "p.csv.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tmp_path / "p.csv", "p.csv")
+        archive.writestr("read.me", "not a table")
+    (tmp_path / "p.csv.gz").write_bytes(gzip.compress((tmp_path / "p.csv").read_bytes()))
+    parcels.to_parquet(tmp_path / "p.parquet")
+    other = parcels.astype({"carrier": "category", "month": "category", "parcel": "int32", "weight": "Float64"})
+    other.iloc[::-1].to_parquet(tmp_path / "other.parquet")  # in another order, in other types
+    for name in ("p.csv", "p.csv.zip", "p.csv.gz", "p.parquet", "other.parquet"):
+        done = score(lake, loaded, str(tmp_path / name), TO, {"month": MONTHS}, ["parcel"], rows=300)
+        pd.testing.assert_frame_equal(predictions(lake), expected)
+        stored = lake.read(TO)
+        assert set(stored["source"]) == {str(tmp_path / name)} and set(stored["source_version"]) == {-1}
+        assert done.tables == {TO: lake.version(TO)} and done.quarantined == 0
+
+
+def test_a_month_predicted_twice_is_there_once_and_others_are_left_alone(loaded, lake):
+    score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
+    before = lake.read(TO)
+    score(lake, loaded, TABLE, TO, {"month": "2026-02"}, ["parcel"], threshold=0.2)
+    after = lake.read(TO)
+    assert len(after) == len(before) == 2000 and not after.duplicated(["month", "parcel"]).any()
+    first = [table[table["month"] == "2026-01"].reset_index(drop=True) for table in (before, after)]
+    pd.testing.assert_frame_equal(*first)
+    second = after[after["month"] == "2026-02"]
+    assert (second["prediction"] == (second["probability"] >= 0.2)).all()
+    assert second["predicted_at"].min() > before["predicted_at"].max()
+
+
+def test_bad_rows_go_to_quarantine_with_reasons_and_leave_it_when_they_are_mended(loaded, lake, parcels):
+    bad = parcels.assign(
+        distance=parcels["distance"].mask(parcels.index == 3, 5000.0).mask(parcels.index == 1500, np.nan),
+        weight=parcels["weight"].mask(parcels.index == 4, np.inf),
+        depot=parcels["depot"].mask(parcels.index.isin([3, 5]), "MARS"),
+    )
+    lake.write(TABLE, bad, mode="replace", partition={"month": MONTHS})
+    done = score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"], rows=300)
+    assert (done.rows, done.predicted, done.quarantined) == (2000, 1996, 4)
+    aside = lake.read(ASIDE).set_index("parcel").sort_index()
+    assert aside["reasons"].to_dict() == {
+        3: "distance at most 900; depot one of AS, EU, NA",
+        4: "weight finite",
+        5: "depot one of AS, EU, NA",
+        1500: "distance not null",
+    }
+    assert aside.loc[4, "inputs"].startswith('{"distance": ') and '"weight": "inf"' in aside.loc[4, "inputs"]
+    assert '"distance": null' in aside.loc[1500, "inputs"]
+    assert not set(aside.index) & set(predictions(lake)["parcel"])
+    assert done.outcome.violations.set_index("check")["count"].to_dict()["one of AS, EU, NA"] == 2
+    score(lake, loaded, TABLE, TO, {"month": "2026-01"}, ["parcel"])
+    assert lake.count(ASIDE) == 4
+    lake.write(TABLE, parcels[:1000], mode="replace", partition={"month": "2026-01"})
+    done = score(lake, loaded, TABLE, TO, {"month": "2026-01"}, ["parcel"])
+    assert done.tables[ASIDE] == lake.version(ASIDE) and done.quarantined == 0
+    assert lake.read(ASIDE)["parcel"].tolist() == [1500] and lake.count(TO) == 1999
+
+
+def test_a_month_without_a_single_good_row(loaded, lake, parcels):
+    lake.write(TABLE, parcels.assign(distance=-1.0), mode="replace", partition={"month": MONTHS})
+    done = score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"], by=["depot"], rows=300)
+    assert (done.predicted, done.quarantined, lake.count(TO), lake.count(ASIDE)) == (0, 2000, 0, 2000)
+    assert np.isnan(done.share) and done.groups["rows"].sum() == 0 and done.groups["quarantined"].sum() == 4000
+    batch.plot_scored(done)
+    assert len(done.outcome.bad) == 20
+
+
+def test_text_in_a_csv_is_taken_at_its_word(loaded, lake, tmp_path):
+    header = "month,parcel,distance,weight,carrier,depot\n"
+    (tmp_path / "p.csv").write_text(header + "2026-01,1,10,NA,,NA\n2026-01,2,10.5,,007,EU\n2026-01,3,7,nan,NA,\n")
+    done = score(lake, loaded, str(tmp_path / "p.csv"), TO, {"month": "2026-01"}, ["parcel"])
+    rows = pd.DataFrame({"distance": [10, 10.5], "weight": np.nan, "carrier": [None, "007"], "depot": ["NA", "EU"]})
+    np.testing.assert_array_equal(predictions(lake)["probability"], probability(loaded.pipeline, rows))
+    assert done.quarantined == 1 and lake.read(ASIDE)["reasons"].tolist() == ["depot not null"]
+
+
+def test_other_models_and_other_columns(lake, parcels):
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.pipeline import Pipeline
+
+    known = parcels[NUMERIC]
+    alone = Pipeline([("model", HistGradientBoostingClassifier(max_iter=5).fit(known, parcels["parcel"] % 2))])
+    inputs = [Input("distance", "number"), Input("weight", "number")]
+    done = score(
+        lake, Loaded(alone, None, {}, inputs), TABLE, TO, {"month": MONTHS}, by=["carrier", "weight"], rows=300
+    )
+    assert done.predicted == 2000 and sorted(lake.read(TO).columns)[0] == "model"
+    gaps = done.groups[(done.groups["column"] == "weight") & done.groups["value"].isna()]
+    assert gaps["rows"].tolist() == [parcels["weight"].isna().sum()]
+    with pytest.raises(BatchError, match="does not say what it takes"):
+        score(lake, Loaded(alone, None, {}, []), TABLE, TO, {"month": MONTHS})
+
+
+def test_a_column_that_may_be_missing_may_be_absent(loaded, lake, parcels, tmp_path):
+    parcels.drop(columns="weight").to_csv(tmp_path / "p.csv", index=False)
+    done = score(lake, loaded, str(tmp_path / "p.csv"), TO, {"month": MONTHS}, ["parcel"])
+    assert done.absent == ["weight"]
+    expected = probability(loaded.pipeline, parcels.assign(weight=np.nan)[FEATURES])
+    np.testing.assert_array_equal(predictions(lake)["probability"], expected)
+
+
+def broken_files(parcels: pd.DataFrame, folder: Path) -> dict[str, str]:
+    "Files that cannot be scored, and what must be said about them"
+    late_fault = pd.concat([parcels] * 60, ignore_index=True).astype({"distance": object})
+    late_fault.loc[len(late_fault) - 1, "distance"] = "far"
+    tables = {
+        "short.csv": (parcels.drop(columns=["distance", "depot"]), "column 'distance'; missing column 'depot'"),
+        "month.csv": (parcels.drop(columns="month"), "missing column 'month'"),
+        "key.csv": (parcels.drop(columns="parcel"), "missing column 'parcel'"),
+        "late.csv": (late_fault, "conversion error to double: invalid value 'far'"),
+        "text.parquet": (parcels.assign(distance="far"), "column 'distance' should hold numbers"),
+        "number.parquet": (parcels.assign(carrier=7), "column 'carrier' is int64, the model takes text"),
+        "date.parquet": (parcels.assign(weight=pd.Timestamp("2026-01-01")), "is timestamp[us], the model takes number"),
+        "rowless.csv": (parcels.head(0), "has no rows for month 2026-01, month 2026-02"),
+        "january.csv": (parcels.head(1000), "has no rows for month 2026-02"),
+        "integers.parquet": (parcels.assign(month=1), "column 'month' is int64, so it cannot be '2026-01'"),
+        "keys.csv": (parcels.assign(parcel="P"), "conversion error to int64: invalid value 'P'"),
+    }
+    for name, (table, _) in tables.items():
+        table.to_csv(folder / name, index=False) if name.endswith("csv") else table.to_parquet(folder / name)
+    with zipfile.ZipFile(folder / "two.zip", "w") as archive:
+        archive.writestr("a.csv", "x\n1\n")
+        archive.writestr("b.csv", "x\n1\n")
+    torn = {"empty.csv": b"", "torn.gz": gzip.compress(b"x\n" * 99)[:20], "no.zip": b"x", "no.parquet": b""}
+    for name, content in torn.items():
+        (folder / name).write_bytes(content)
+    return {str(folder / name): message for name, (_, message) in tables.items()} | {
+        str(folder / "two.zip"): "holds 2 CSV files",
+        str(folder / "empty.csv"): "Empty CSV file",
+        **{
+            str(folder / name): f"{name}' cannot be read" for name in ("torn.gz", "no.zip", "no.parquet", "nowhere.csv")
+        },
+        str(folder): "that ends in .csv",
+        "https://example.org/parcels.csv": "give a table of the lake",
+        "clean/letters": "no table 'clean/letters'",
+    }
+
+
+def test_what_cannot_be_scored_is_said_and_nothing_is_written(loaded, lake, parcels, tmp_path):
+    score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
+    before, folders = state(lake), set(Path(tempfile.gettempdir()).glob("predictions-*"))
+    for source, message in broken_files(parcels, tmp_path).items():
+        with pytest.raises((BatchError, LakeError)) as error:
+            score(lake, loaded, source, TO, {"month": MONTHS}, ["parcel"])
+        assert message in str(error.value), f"{source}: {error.value}"
+        assert "Traceback" not in str(error.value)
+        assert state(lake) == before, source
+    for kwargs, message in (
+        ({"threshold": 2}, "from 0 to 1"),
+        ({"partition": {}}, "which rows?"),
+        ({"to": "No Table"}, "is not a table name"),
+        ({"keep": ["sender"]}, "missing column 'sender'"),
+        ({"by": ["sender"]}, "missing column 'sender'"),
+        ({"keep": ["parcel", "depot"]}, "unknown column 'depot'"),
+        ({"partition": {"month": "2026-07"}}, "has no rows for month 2026-07"),
+    ):
+        given = {"to": TO, "partition": {"month": MONTHS}, "keep": ["parcel"], **kwargs}
+        with pytest.raises((BatchError, LakeError), match=message.replace("?", r"\?")):
+            score(lake, loaded, TABLE, **given)
+        assert state(lake) == before
+    assert set(Path(tempfile.gettempdir()).glob("predictions-*")) <= folders
+
+
+class Failing:
+    "A model that gives up at a batch, at the latest when all that was read before is written"
+
+    def __init__(self, model, after: int):
+        self.model, self.after = model, after
+
+    def predict_proba(self, X):
+        self.after -= 1
+        if self.after < 0:
+            raise MemoryError("no more")
+        return self.model.predict_proba(X)
+
+
+def with_model(loaded: Loaded, model) -> Loaded:
+    from sklearn.pipeline import Pipeline
+
+    return Loaded(Pipeline([("columns", loaded.pipeline[0]), ("model", model)]), None, {}, loaded.inputs)
+
+
+def test_a_failure_half_way_writes_nothing_and_leaves_the_process_as_it_was(loaded, lake):
+    score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
+    before = state(lake)
+
+    def process():
+        return sys.getswitchinterval(), [pool["num_threads"] for pool in threadpool_info()], list(warnings.filters)
+
+    as_it_was = process()
+    for after in (0, 3, 6):
+        with pytest.raises(MemoryError, match="no more"):
+            score(
+                lake,
+                with_model(loaded, Failing(loaded.pipeline[-1], after)),
+                TABLE,
+                TO,
+                {"month": MONTHS},
+                ["parcel"],
+                rows=300,
+            )
+        assert state(lake) == before
+    assert process() == as_it_was
+    score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
+    assert process() == as_it_was
+
+
+def test_a_quarantine_that_does_not_fit_is_found_before_anything_is_written(loaded, lake, parcels):
+    lake.write(
+        ASIDE,
+        pd.DataFrame({"month": ["2026-01"], "parcel": [1], "why": ["?"]}),
+        mode="replace",
+        partition={"month": "2026-01"},
+    )
+    before = state(lake)
+    with pytest.raises(LakeError, match="unknown column 'reasons'"):
+        score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
+    assert state(lake) == before
+
+
+def test_a_refused_commit_is_tried_again_without_scoring_again(loaded, lake, monkeypatch):
+    commits, commit, model = [], Lake._commit, Failing(loaded.pipeline[-1], 10**9)
+
+    def refused_once(self, name, reader, *args):
+        commits.append(name)
+        if len(commits) == 1:
+            reader.read_next_batch()
+            raise CommitFailedError("somebody was faster")
+        commit(self, name, reader, *args)
+
+    monkeypatch.setattr(Lake, "_commit", refused_once)
+    done = score(lake, with_model(loaded, model), TABLE, TO, {"month": MONTHS}, ["parcel"], rows=300)
+    assert commits == [TO, TO] and 10**9 - model.after == 7  # 2000 rows in batches of 300
+    np.testing.assert_array_equal(done.histogram.sum(), 2000)
+    expected = probability(loaded.pipeline, lake.read(TABLE)[FEATURES])
+    np.testing.assert_array_equal(predictions(lake)["probability"], expected)
+
+
+def test_the_short_look_lets_nothing_pass_that_the_contract_refuses():
+    rng = np.random.default_rng(0)
+    inputs = [
+        Input("a", "number", nullable=False, low=0, high=10),
+        Input("b", "number", low=0),
+        Input("c", "number"),
+        Input("d", "text", categories=("x", "y"), unknown="refuse"),
+        Input("e", "text", nullable=False, categories=("xx", "yy"), pattern="^[a-z]{2}$"),
+        Input("f", "text"),
+        Input("g", "text", pattern="^[a-z]$"),
+    ]
+    contract, passed, refused = model_contract(inputs), 0, 0
+    odd = {"number": [-0.5, 11, np.nan, np.inf, -np.inf, 1e308], "text": ["z", "zz", "zzz", None, ""]}
+    for turn in range(40):
+        values = {
+            one.name: [5.0] * 4 if one.kind == "number" else list(one.categories[:1] or "q") * 4 for one in inputs
+        }
+        for one in rng.choice(inputs, rng.integers(0, 3)):
+            values[one.name][rng.integers(4)] = rng.choice(np.array(odd[one.kind], object))
+        if turn % 3:
+            values["g"] = [None] * 4
+        table = shape(pd.DataFrame(values), inputs)
+        bad = check(table, contract).bad_rows
+        judged = judge(pa.RecordBatch.from_pandas(pd.DataFrame(values)), inputs, contract)
+        assert (judged.outcome.bad_rows, judged.bad.num_rows, len(judged.table)) == (bad, bad, 4 - bad)
+        if surely_good(table, inputs):
+            assert bad == 0
+            passed += 1
+        refused += bad > 0
+    assert passed > 5 and refused > 5
+
+
+def test_the_registry_names_what_predicted_and_says_so_where_there_is_none(
+    loaded, lake, parcels, monkeypatch, tmp_path
+):
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    try:
+        scratch_store()
+        with pytest.raises(RegistryError, match="no model 'parcels' in the registry. Train and register one first"):
+            load_model("parcels")
+        register(log_model(loaded.pipeline, parcels[FEATURES], inputs=loaded.inputs), "parcels")
+        with pytest.raises(
+            RegistryError, match="has no version or alias 'champion' .versions: 1; aliases: challenger."
+        ):
+            load_model("parcels")
+        stored = load_model("parcels", "challenger")
+    finally:
+        mlflow.end_run()
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0123456789abcdef")
+    score(lake, stored, TABLE, TO, {"month": MONTHS}, ["parcel"])
+    assert stored.inputs == loaded.inputs
+    told = lake.read(TO)[["model", "model_version", "run_id", "source", "source_version"]].drop_duplicates()
+    assert told.to_numpy().tolist() == [["parcels", 1, "0123456789abcdef", TABLE, lake.version(TABLE)]]
+    np.testing.assert_array_equal(predictions(lake)["probability"], probability(loaded.pipeline, parcels[FEATURES]))
+
+
+def test_inputs_as_json():
+    text = ["x", None, 'say "ü"\n', "", "x"]
+    rows = {
+        "f": [1.5, None, np.inf, np.nan, 1e-30],
+        "i": [1, None, -3, 4, 2**60],
+        "b": [True, False, None, True, True],
+        "d": pa.array(text).dictionary_encode(),
+        "none": pa.nulls(5),
+        'q"': [0.1] * 5,
+    }
+    found = [json.loads(row) for row in batch.as_json(pa.record_batch(rows)).to_pylist()]
+    assert found[0] == {"f": 1.5, "i": 1, "b": True, "d": "x", "none": None, 'q"': 0.1}
+    assert [row["f"] for row in found] == [1.5, None, "inf", None, 1e-30]
+    assert [row["i"] for row in found] == [1, None, -3, 4, 2**60]
+    assert [row["d"] for row in found] == ["x", None, 'say "ü"\n', "", "x"]
+
+
+large = """
+import resource, sys
+from mlpkg.batch import score
+from mlpkg.inputs import Input
+from mlpkg.lake import Lake
+from mlpkg.registry import Loaded
+from mlpkg.training import fit
+
+root, small, large, refused = sys.argv[1:]
+lake = Lake(root)
+known = lake.batches("few/rows").read_next_batch().slice(0, 2000).to_pandas()
+names = [name for name in known if name != "month"]
+known["late"] = (known["x1"] > 0.5).astype(int)
+inputs = [Input(name, "number", nullable=False, low=0, high=0 if name == refused else 1) for name in names]
+loaded = Loaded(fit("logistic_regression", known, "late", names, []), None, {}, inputs)
+
+def peak(source):
+    "Memory after it was scored, MiB"
+    done = score(lake, loaded, source, "large/out", {"month": "2026-01"})
+    assert done.quarantined == (done.rows if refused else 0)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+print(-peak(small) + peak(large))
+"""
+
+
+@pytest.mark.parametrize("kind", ["table", "csv", "bad"])
+def test_memory_stays_flat(tmp_path, kind):
+    rng, lake, sizes = np.random.default_rng(0), Lake(tmp_path), {"few/rows": 3, "many/rows": 12}
+    rows = {f"x{i}": rng.uniform(0.001, 1, 50_000).round(3) for i in range(16 if kind == "bad" else 40)}
+    part = pa.table({"month": pa.repeat("2026-01", 50_000)} | rows)
+    for name, parts in sizes.items():
+        lake.write(name, iter([part] * parts), mode="replace", partition={"month": "2026-01"})
+        if kind == "csv":
+            with CSVWriter(tmp_path / f"{name[:3]}.csv", part.schema) as out:
+                for _ in range(parts):
+                    out.write_table(part)
+    sources = [str(tmp_path / "few.csv"), str(tmp_path / "man.csv")] if kind == "csv" else list(sizes)
+    command = [sys.executable, "-c", large, str(tmp_path), *sources, "x0" if kind == "bad" else ""]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    grown, more = float(done.stdout.splitlines()[-1]), (12 - 3) * part.nbytes / 2**20
+    more *= 2 if kind == "bad" else 1  # their inputs as JSON are as large again, and more
+    print(f"{kind}: {grown:.0f} MiB more memory for {more:.0f} MiB more rows")
+    assert grown < 0.75 * more  # nearly all of it is what deltalake holds until a file is full
