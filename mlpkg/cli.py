@@ -174,7 +174,7 @@ def _live(shown: Any, console: Console, transient: bool = False):
     # What Airflow prints goes to the log file: Rich must not catch it and put it on the screen.
     return Live(shown, console=console, transient=transient, redirect_stdout=False, redirect_stderr=False)
 
-# %% ../nbs/api/70_cli.ipynb #e026465c
+# %% ../nbs/api/70_cli.ipynb #5ef76a99
 def summarise(
     console: Console,
     settings,  # mlpkg.settings.Settings
@@ -189,7 +189,7 @@ def summarise(
         for step in progress.steps.values():
             if error := step.get("error"):
                 console.print(f"  [red]{escape(step['name'])}[/red]: {escape(error)}", soft_wrap=True)
-    models = [s["scraps"] for _, progress in results for s in progress.steps.values() if "model" in s["scraps"]]
+    models = [s["scraps"] for _, progress in results for s in progress.steps.values() if "alias" in s["scraps"]]
     for model in models:
         console.print(*model_table(model), sep="\n", soft_wrap=True)
     where = "Executed notebooks; `mlpkg notebook RUN STEP` prints one, the MLflow UI shows it as a page:"
