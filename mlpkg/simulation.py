@@ -68,7 +68,7 @@ class Month:
             "decision": decision,
         }
 
-# %% ../nbs/api/66_simulation.ipynb #5e1a27f0
+# %% ../nbs/api/66_simulation.ipynb #4d3a1979
 def live_month(
     settings: Settings,
     known: Mapping[str, Any],  # From `load_dags`
@@ -113,7 +113,7 @@ def _has_champion(settings: Settings) -> bool:
     connect(settings)
     return champion(settings.serving.model) is not None
 
-# %% ../nbs/api/66_simulation.ipynb #a2ad2e7f
+# %% ../nbs/api/66_simulation.ipynb #77d3052d
 def plot_months(
     table: "pd.DataFrame",  # Rows of `Month.row`
 ):  # matplotlib Figure
@@ -135,6 +135,7 @@ def plot_months(
             auc.annotate(f" version {row['challenger']:.0f}", fontsize="small", **text)
     auc.set(ylabel="ROC AUC", title="How the champion did (green: a new one from here on)")
     auc.set_xticks(list(places), table["month"], rotation=45)
+    auc.set_xlim(-0.6, len(table) + 0.3)
     auc.legend(frameon=False, fontsize="small")
     return figure
 
