@@ -6,8 +6,9 @@
 __all__ = ['airflow_env', 'use_airflow', 'prepare_database', 'DagError', 'load_dags', 'read_params', 'dag_conf', 'plan',
            'output_to', 'StepListener', 'DagResult', 'held_run', 'run_dag', 'triggered']
 
-# %% ../nbs/api/62_local.ipynb #8a61196a
+# %% ../nbs/api/62_local.ipynb #4b3e09fc
 import contextlib
+import copy
 import json
 import logging
 import os
@@ -216,7 +217,7 @@ def held_run(
             for folder in folders:
                 shutil.rmtree(folder)
 
-# %% ../nbs/api/62_local.ipynb #bbe45098
+# %% ../nbs/api/62_local.ipynb #77c27647
 def run_dag(
     settings: Settings,
     dag,  # Airflow DAG, from `load_dags`
@@ -226,6 +227,7 @@ def run_dag(
     "Execute a DAG in this process"
     for task in dag.tasks:
         task.retries = 0
+    params = copy.deepcopy(dag.params)  # Airflow leaves the values of this run in them, for the next one to find
     handler, logger = StepListener(listen), logging.getLogger("mlpkg.steps")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -235,9 +237,10 @@ def run_dag(
             run = dag.test(run_conf=dict(conf or {}))
     finally:
         logger.removeHandler(handler)
+        dag.params = params
     return DagResult(dag.dag_id, run.run_id, str(run.state), (datetime.now() - started).total_seconds())
 
-# %% ../nbs/api/62_local.ipynb #091af6e3
+# %% ../nbs/api/62_local.ipynb #fead7a4c
 def triggered(
     known: Mapping[str, Any],  # From `load_dags`
     result: DagResult,
@@ -267,6 +270,7 @@ def triggered(
             if extras and evaluator.run(timetable.asset_condition, ready):
                 params = {name: known[dag_id].params[name] for name in known[dag_id].params}
                 said = event_params(params, extras)
-                due.append((known[dag_id], {name: said[name] for name in params if said[name] != params[name]}))
+                news = params.keys() & {name for extra in extras for name in extra}
+                due.append((known[dag_id], {name: said[name] for name in sorted(news)}))
                 session.execute(delete(AssetDagRunQueue).where(AssetDagRunQueue.target_dag_id == dag_id))
     return due

@@ -1,5 +1,7 @@
 """Assets: what an updated table or an alarm starts, in Airflow's own records. A page cannot show DAG runs."""
 
+import sys
+
 import pytest
 
 DAGS = """
@@ -61,3 +63,25 @@ def test_an_alarm_says_why_and_where_to_read_more(assets):
 
 def test_without_follow_nothing_is_started(assets):
     assert "consumer" not in assets.mlpkg("run", "producer")
+
+
+TWICE = """
+from mlpkg.local import load_dags, run_dag, triggered, use_airflow
+from mlpkg.settings import load_settings
+
+settings = load_settings()
+use_airflow(settings)
+known = load_dags(settings)
+for rows in (4, 0):
+    for dag, conf in triggered(known, run_dag(settings, known["producer"], {"rows": rows})):
+        run_dag(settings, dag, conf)
+run_dag(settings, known["consumer"])
+"""
+
+
+def test_what_an_event_said_is_forgotten_with_its_run(assets):
+    process = assets.start(sys.executable, "-c", TWICE)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    runs = reversed(assets.pipeline_runs("consumer"))
+    assert [run.data.params["rows"] for run in runs] == ["4", "0", "0"], "0 is also the default of its DAG"
