@@ -653,7 +653,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'mlpkg.serving.new_key': ('api/serving.html#new_key', 'mlpkg/serving.py'),
                                'mlpkg.serving.parse': ('api/serving.html#parse', 'mlpkg/serving.py'),
                                'mlpkg.serving.predict': ('api/serving.html#predict', 'mlpkg/serving.py'),
-                               'mlpkg.serving.problem': ('api/serving.html#problem', 'mlpkg/serving.py'),
+                               'mlpkg.serving.problem_response': ('api/serving.html#problem_response', 'mlpkg/serving.py'),
                                'mlpkg.serving.rate_limit': ('api/serving.html#rate_limit', 'mlpkg/serving.py'),
                                'mlpkg.serving.readiness': ('api/serving.html#readiness', 'mlpkg/serving.py'),
                                'mlpkg.serving.require_champion': ('api/serving.html#require_champion', 'mlpkg/serving.py'),

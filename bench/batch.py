@@ -1,0 +1,129 @@
+"""How fast are batch predictions, beside the model alone on rows that are in memory? And does memory stay flat?"""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from measure import CommandError
+from rich.console import Console
+from rich.table import Table
+from train import BENCH, machine, scratch
+
+LEAST = 0.90  # Share of the model's own throughput that batch prediction must reach
+GROWTH = 1.35  # Factor by which the memory peak may grow while the input grows many times
+RUN = "0" * 32  # A step has a run; its id is written into every row
+
+
+def work(project: Path, **job: Any) -> dict[str, Any]:
+    "Have something done in a process of its own"
+    from project import clean_env
+
+    command = [sys.executable, str(BENCH / "predict.py"), json.dumps(job)]
+    env = clean_env(project) | ({"MLFLOW_RUN_ID": RUN} if job["do"] != "prepare" else {})
+    done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise CommandError(f"{job}:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def verdicts(ratio: float, same: bool, growth: float, times: int) -> list[str]:
+    "What is not as promised, in words"
+    found = [] if same else ["the probabilities differ from those of the model alone"]
+    if ratio < LEAST:
+        found.append(f"batch prediction reaches {ratio:.0%} of the model's own throughput, promised are {LEAST:.0%}")
+    if growth > GROWTH:
+        found.append(f"{times} times the rows take {growth:.2f} times the memory, allowed are {GROWTH}")
+    return found
+
+
+def comparison(rows: int, medians: dict[str, float], peaks: list[dict[str, Any]]) -> Table:
+    "The figures side by side"
+    table = Table(box=None, pad_edge=False)
+    for heading in ("flights_predict", "rows", "seconds", "rows/s", "ratio", "peak MB"):
+        side = "left" if heading == "flights_predict" else "right"
+        table.add_column(heading, justify=side, header_style="bold", no_wrap=True)  # type: ignore[arg-type]
+    lines = [
+        ("predict_proba, rows in memory", rows, medians["model"], ""),
+        ("score, lake to lake", rows, medians["batch"], ""),
+        *((f"score, {one['rows'] / rows:.0f} x the rows", one["rows"], one["seconds"], one["peak"]) for one in peaks),
+    ]
+    for name, n, seconds, peak in lines:
+        ratio = n / seconds / (rows / medians["model"])
+        peak = f"{peak:,.0f}" if peak else ""
+        table.add_row(name, f"{n:,}", f"{seconds:.2f}", f"{n / seconds:,.0f}", f"{ratio:.2f}", peak)
+    return table
+
+
+def limits(parts: dict[str, float], medians: dict[str, float]) -> str:
+    "What takes the time"
+    listed = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items())
+    total, cores = sum(parts.values()), os.cpu_count() or 1
+    alone = parts["read"] + parts["judge"] + parts["encode"]
+    return (
+        f"Alone on one core: {listed}; {total:.2f} s in all. On {cores} cores no less than "
+        f"{max(total / cores, alone):.2f} s: all of it; reading, judging, encoding ({alone:.2f} s) on one thread"
+    )
+
+
+def main(
+    months: Annotated[str, typer.Option(help="Months of flights to predict")] = "2013-01..2013-12",
+    times: Annotated[int, typer.Option(help="How many times as many rows for the memory", min=1)] = 10,
+    repeat: Annotated[int, typer.Option(help="Turns of both ways, the least disturbed ones", min=1)] = 7,
+):
+    """Score a table of the lake into another, and let the same model predict rows that are in memory already.
+
+    The model alone is called as a user would, `pipeline.predict_proba(frame)`, with all threads that scikit-learn
+    takes by itself. Batch prediction reads, checks, scores and commits. Everything happens in a temporary folder. The
+    exit code is 1 where a promise is not kept.
+    """
+    console, load = Console(highlight=False, soft_wrap=True), [os.getloadavg()]
+    with scratch() as folder, console.status("Preparing lake and model") as status:
+        from project import SETTINGS
+
+        (folder / "settings.ini").write_text(SETTINGS)
+        rows = work(folder, do="prepare", wanted=months, times=times)["rows"]
+        load.append(os.getloadavg())
+        status.update("Measuring speed")
+        speed = work(folder, do="speed", repeat=repeat)
+        load.append(os.getloadavg())
+        status.update("Measuring memory")
+        peaks = [work(folder, do="memory", table=table) for table in ("clean/flights", "large/flights")]
+        load.append(os.getloadavg())
+    taken = {name: [turn[name] for turn in speed["taken"]] for name in ("model", "batch", "others")}
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    ratio, growth = medians["model"] / medians["batch"], peaks[1]["peak"] / peaks[0]["peak"]
+    faults = verdicts(ratio, speed["same"], growth, times)
+    console.print(comparison(rows, medians, peaks))
+    console.print(f"\nMedians of {repeat} turns, in which others took up to {max(taken['others']):.2f} cores")
+    console.print("The lines with a memory peak are one call in a new process, whoever else is busy")
+    console.print(limits(speed["parts"], medians))
+    spread = {name: f"{min(values):.2f} to {max(values):.2f} s" for name, values in taken.items()}
+    console.print(f"predict_proba took {spread['model']}, score {spread['batch']}; same probabilities: {speed['same']}")
+    busy = ", ".join(f"{one:.1f}" for one, _, _ in load)
+    console.print(f"{os.cpu_count()} cores; load average at the start, after each stage: {busy}")
+    record = {
+        "options": {"months": months, "times": times, "repeat": repeat}, "rows": rows, "machine": machine(),
+        "load_average": load, "speed": speed, "memory": peaks, "ratio": ratio, "growth": growth, "faults": faults,
+    }  # fmt: skip
+    path = BENCH / "results" / f"batch-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    console.print(f"Written to {path.relative_to(BENCH.parent)}")
+    for fault in faults:
+        console.print(fault, style="red")
+    raise typer.Exit(int(bool(faults)))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
+    try:
+        typer.run(main)
+    except CommandError as error:
+        sys.exit(f"bench: {error}")
