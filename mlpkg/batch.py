@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BatchError', 'Source', 'table_source', 'locate', 'open_csv', 'csv_source', 'parquet_source', 'open_source',
-           'match_inputs', 'Judged', 'model_contract', 'surely_good', 'judge', 'even', 'Part', 'predict_batches',
+           'match_inputs', 'Judged', 'model_contract', 'quick_look', 'judge', 'even', 'Part', 'predict_batches',
            'stamp', 'as_json', 'Spool', 'again', 'Tally', 'Scored', 'score', 'plot_scored']
 
 # %% ../nbs/api/40_batch.ipynb #cfa63f15
@@ -218,7 +218,7 @@ def match_inputs(
         raise BatchError(f"source {source.name!r} does not fit: {'; '.join(faults)} ({it_has}). Nothing was written")
     return [one.name for one in inputs if one.name not in there]
 
-# %% ../nbs/api/40_batch.ipynb #f6532320
+# %% ../nbs/api/40_batch.ipynb #bf7f29c4
 _none = pd.DataFrame(columns=["check", "column", "count", "rate", "examples"])
 
 
@@ -245,21 +245,23 @@ def model_contract(
     return contract
 
 
-def surely_good(
+def quick_look(
     table: pd.DataFrame,  # From `mlpkg.inputs.shape`, at least one row
     inputs: Sequence[Input],
 ) -> bool:  # False means: look closer
-    "Does every row keep the contract, with known categories only, judged by extremes and distinct values?"
+    "Does every row surely keep the contract, judged by extremes and distinct values?"
     most = float(np.finfo(float).max)
     for one in inputs:
         values = table[one.name]
         if one.kind == "number":
             numbers = values.to_numpy()
             low, high = (-most if one.low is None else one.low), (most if one.high is None else one.high)
-            within = not (np.fmin.reduce(numbers) < low or np.fmax.reduce(numbers) > high)  # NaN is neither
+            good = not (np.fmin.reduce(numbers) < low or np.fmax.reduce(numbers) > high)  # NaN is neither
         else:
-            within = not (one.categories or one.pattern) or set(values.dropna().unique()) <= set(one.categories)
-        if not within or not one.nullable and values.hasnans:
+            new = pd.Series(values.dropna().unique())
+            new = new[~new.isin(one.categories)] if one.categories else new
+            good = new.empty or not one.closed and (not one.pattern or bool(new.str.match(one.pattern).all()))
+        if not good or not one.nullable and values.hasnans:
             return False
     return True
 
@@ -275,13 +277,14 @@ def judge(
         table = shape(batch.select(there).to_pandas(), inputs)
     except ValueError as error:
         raise BatchError(f"{error}. Nothing was written") from error
-    if surely_good(table, inputs):
-        return Judged(batch, batch.slice(0, 0), table, Outcome(len(table), _none, table.head(0), None, 0))
+    if quick_look(table, inputs):
+        outcome = Outcome(len(table), _none, table.head(0), None, 0)
+        return Judged(batch, batch.slice(0, 0), map_unknown(table, inputs), outcome)
     outcome = check(table, contract)
     good = np.ones(len(table), bool)
     good[outcome.bad.index] = False
-    known = map_unknown(table[good], inputs)
-    return Judged(batch.filter(pa.array(good)), batch.filter(pa.array(~good)), known, outcome)
+    table = map_unknown(table[good], inputs)
+    return Judged(batch.filter(pa.array(good)), batch.filter(pa.array(~good)), table, outcome)
 
 # %% ../nbs/api/40_batch.ipynb #ef65f3e2
 def even(
@@ -459,7 +462,7 @@ def again(
 
     return reopen
 
-# %% ../nbs/api/40_batch.ipynb #b669dc8a
+# %% ../nbs/api/40_batch.ipynb #a2599feb
 @dataclass
 class Tally:
     "Counts over a stream of parts"
@@ -478,13 +481,15 @@ class Tally:
         self.rows += part.outcome.rows
         self.bad += part.outcome.bad_rows
         self.histogram += np.histogram(part.probability, bins=20, range=(0, 1))[0]
-        yes = pa.array((part.probability >= self.threshold).astype(float))
+        yes = (part.probability >= self.threshold).astype(float)
         for name in self.by:
-            counted = pa.table({"value": part.good[name], "yes": yes, "p": part.probability}).group_by("value")
-            for row in counted.aggregate([("p", "count"), ("yes", "sum"), ("p", "sum")]).to_pylist():
-                self.groups[name, _key(row["value"])] += (row["p_count"], row["yes_sum"], row["p_sum"], 0)
-            for row in part.bad[name].value_counts().to_pylist():
-                self.groups[name, _key(row["values"])] += (0, 0, 0, row["counts"])
+            values, codes = _coded(part.good[name])
+            sums = (np.bincount(codes, weights, len(values)) for weights in (None, yes, part.probability))
+            for value, n, positive, p in zip(values, *sums, strict=True):
+                self.groups[name, value] += (n, positive, p, 0)
+            values, codes = _coded(part.bad[name])
+            for value, n in zip(values, np.bincount(codes, None, len(values)), strict=True):
+                self.groups[name, value] += (0, 0, 0, n)
         if part.outcome.bad_rows:
             self.violations = [pd.concat([*self.violations, part.outcome.violations]).pipe(_summed)]
             room = 20 - sum(map(len, self.examples))
@@ -508,9 +513,11 @@ class Tally:
         return pd.DataFrame(found, columns=names).sort_values(["column", "value"], key=_order, ignore_index=True)
 
 
-def _key(value: Any) -> Any:
-    "A value to count by: one NaN does not equal the next"
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _coded(column: pa.Array) -> tuple[list[Any], np.ndarray]:
+    "Different values, None for whatever is missing, and which of them stands in each row"
+    coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    values = [None if value != value else value for value in coded.dictionary.to_pylist()]
+    return [*values, None], coded.indices.fill_null(len(values)).to_numpy()
 
 
 def _order(column: pd.Series) -> pd.Series:

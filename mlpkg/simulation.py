@@ -33,7 +33,7 @@ def months_between(
         raise DagError(f"months {first!r} to {last!r}: the last is before the first")
     return months
 
-# %% ../nbs/api/66_simulation.ipynb #b60285a5
+# %% ../nbs/api/66_simulation.ipynb #dac53fc4
 @dataclass
 class Month:
     "What happened in a month"
@@ -56,11 +56,12 @@ class Month:
         tried = self.said("version", "register")
         champion = self.said("version", "predict")
         decision = None if tried is None else ("promoted" if self.said("promoted", "register") else "refused")
+        verdict = self.said("verdict", "monitor") or ("no model yet" if champion is None else None)
         return {
             "month": self.month,
             "late": self.said("late_rate", "clean"),
             "alarm": self.said("alarm", "monitor"),
-            "verdict": self.said("verdict", "monitor") or ("no model yet" if champion is None else None),
+            "verdict": verdict and verdict.rstrip("."),
             "champion": champion,
             "its ROC AUC": self.said("roc_auc", "monitor"),
             "challenger": tried,
