@@ -9,7 +9,7 @@ Runs when the monitor raises an alarm (asset `flights/drift`), when the code has
 `airflow.train_schedule` in settings.ini says.
 """
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param, task
 
@@ -32,7 +32,7 @@ with DAG(
         timetable=CronTriggerTimetable(load_settings().airflow.train_schedule, timezone="UTC"),
         assets=Asset("flights/drift") | Asset("flights/retrain"),
     ),
-    start_date=datetime(2013, 1, 1),
+    # No start date: one in the past would start a run as soon as the DAG is switched on.
     catchup=False,
     max_active_runs=1,
     default_args={

@@ -9,7 +9,7 @@ Steps: **watch** -> **retrain** (skipped where there is no reason). Runs as `air
 says.
 """
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from airflow.sdk import DAG, Asset
 
@@ -20,7 +20,7 @@ with DAG(
     "flights_watch",
     doc_md=__doc__,
     schedule=load_settings().airflow.watch_schedule,
-    start_date=datetime(2013, 1, 1),
+    # No start date: one in the past would start a run as soon as the DAG is switched on.
     catchup=False,
     max_active_runs=1,
     default_args={
