@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from mlpkg.batch import even, judge, model_contract, open_source, score
+from mlpkg.batch import encoder, even, judge, model_contract, open_source, score
 from mlpkg.inputs import shape
 from mlpkg.lake import Lake, open_lake
 from mlpkg.registry import load_model
@@ -100,15 +100,16 @@ def parts(lake: Lake, loaded: Any, every: dict[str, Any]) -> dict[str, float]:
     contract, inputs = model_contract(loaded.inputs), [one.name for one in loaded.inputs]
     columns = list(dict.fromkeys(["month", *KEEP, *BY, *inputs]))
     source, where = open_source(lake, "clean/flights"), [("month", "in", every["month"])]
-    pieces: list[pa.RecordBatch] = list(even(source.read(columns, where), 32_768))
+    pieces: list[pa.RecordBatch] = list(even(source.read(columns, where), 49_152))
     judged = [judge(piece, loaded.inputs, contract).table for piece in pieces]
     written = lake.table("predictions/flights")
     with threadpool_limits(1):
-        ready = [loaded.pipeline[:-1].transform(table) for table in judged]
+        encode = encoder(loaded.pipeline)
+        ready = [encode(table) for table in judged]
         work = {
             "read": lambda: list(source.read(columns, where)),
             "judge": lambda: [judge(piece, loaded.inputs, contract) for piece in pieces],
-            "encode": lambda: [loaded.pipeline[:-1].transform(table) for table in judged],
+            "encode": lambda: [encode(table) for table in judged],
             "model": lambda: [loaded.pipeline[-1].predict_proba(one) for one in ready],
             "write": lambda: lake.write("predictions/flights", written, mode="replace", partition=every),
         }

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BatchError', 'Source', 'table_source', 'locate', 'open_csv', 'csv_source', 'parquet_source', 'open_source',
-           'match_inputs', 'Judged', 'model_contract', 'quick_look', 'judge', 'even', 'Part', 'predict_batches',
-           'stamp', 'as_json', 'Spool', 'again', 'Tally', 'Scored', 'score', 'plot_scored']
+           'match_inputs', 'Judged', 'model_contract', 'quick_look', 'judge', 'even', 'encoder', 'Part',
+           'predict_batches', 'stamp', 'as_json', 'Spool', 'again', 'Tally', 'Scored', 'score', 'plot_scored']
 
-# %% ../nbs/api/40_batch.ipynb #cfa63f15
+# %% ../nbs/api/40_batch.ipynb #1e8719bc
 import json
 import math
 import os
@@ -33,6 +33,8 @@ from pandera.pandas import DataFrameSchema
 from pyarrow import csv, parquet
 from pyarrow.fs import FileSystem, LocalFileSystem, PyFileSystem
 from pyarrow.parquet import filters_to_expression
+from sklearn.compose import ColumnTransformer
+from sklearn.pipeline import Pipeline
 from threadpoolctl import threadpool_limits
 
 from .contracts import Outcome, check
@@ -303,7 +305,54 @@ def even(
     if sum(one.num_rows for one in waiting):
         yield pa.Table.from_batches(waiting).combine_chunks().to_batches()[0]
 
-# %% ../nbs/api/40_batch.ipynb #e2677848
+# %% ../nbs/api/40_batch.ipynb #87206aa8
+def _in_blocks(
+    columns: ColumnTransformer,  # Fitted, its output dense
+    table: pd.DataFrame,  # From `mlpkg.inputs.shape`
+) -> np.ndarray:  # What `columns.transform` gives
+    "Transform blocks of columns, those of text once for each combination"
+    made = np.empty((len(table), sum(place.stop - place.start for place in columns.output_indices_.values())))
+    for name, transformer, names in columns.transformers_:
+        if transformer == "drop" or not names:
+            continue
+        block, place = table[names], columns.output_indices_[name]
+        if all(isinstance(kind, pd.StringDtype) for kind in block.dtypes):
+            which = block.groupby(names, dropna=False, sort=False).ngroup().to_numpy()
+            first = np.unique(which, return_index=True)[1]
+            made[:, place] = _dense(transformer.transform(block.iloc[first]))[which]
+        else:
+            made[:, place] = _dense(transformer.transform(block))
+    return made
+
+
+def _dense(block: Any) -> np.ndarray:
+    "A block that may be sparse"
+    return block.toarray() if hasattr(block, "toarray") else np.asarray(block)
+
+
+def encoder(
+    pipeline: Pipeline,  # Fitted
+) -> Callable[[pd.DataFrame], Any]:  # Gives what the last step takes
+    "All steps but the last"
+    if len(pipeline) == 1:
+        return lambda table: table
+    steps, columns, same = pipeline[:-1], pipeline[0], None
+    simple = len(steps) == 1 and isinstance(columns, ColumnTransformer) and not columns.sparse_output_
+    simple = simple and all(isinstance(names, list) for _, _, names in columns.transformers_)
+
+    def encode(table: pd.DataFrame) -> Any:
+        nonlocal same
+        if same:
+            return _in_blocks(columns, table)
+        usual = steps.transform(table)
+        if same is None:
+            same = simple and isinstance(usual, np.ndarray) and usual.dtype == float
+            same = same and np.array_equal(_in_blocks(columns, table), usual, equal_nan=True)
+        return usual
+
+    return encode
+
+# %% ../nbs/api/40_batch.ipynb #8e0eb7fd
 @dataclass(frozen=True)
 class Part:
     "A batch that was scored"
@@ -328,12 +377,12 @@ def _short_turns() -> Iterator[None]:
 def predict_batches(
     loaded: Loaded,
     batches: Iterable[pa.RecordBatch],
-    rows: int = 32_768,  # Scored at once
+    rows: int = 49_152,  # Scored at once
     threads: int | None = None,  # As many as there are cores, at most 8, unless given
 ) -> Iterator[Part]:  # In the order of the rows
     "Judge and score a stream"
     contract, waiting = model_contract(loaded.inputs), deque[tuple[Judged, Future[np.ndarray]]]()
-    model, columns = loaded.pipeline[-1], loaded.pipeline[:-1] if len(loaded.pipeline) > 1 else None
+    encode, model = encoder(loaded.pipeline), loaded.pipeline[-1]
     threads = 1 if hasattr(model, "n_jobs") else threads or min(cpu_count(), 8)
 
     def part() -> Part:
@@ -345,8 +394,7 @@ def predict_batches(
             for piece in even(batches, rows):
                 judged = judge(piece, loaded.inputs, contract)
                 if len(judged.table):
-                    ready = judged.table if columns is None else columns.transform(judged.table)
-                    waiting.append((judged, pool.submit(_probability, model, ready)))
+                    waiting.append((judged, pool.submit(_probability, model, encode(judged.table))))
                 else:
                     waiting.append((judged, pool.submit(np.empty, 0)))
                 if len(waiting) > threads:
@@ -635,7 +683,7 @@ class _Job:
                 "others, or run the step that makes these"
             )
 
-# %% ../nbs/api/40_batch.ipynb #63ebbf73
+# %% ../nbs/api/40_batch.ipynb #2f44229a
 def score(
     lake: Lake,
     loaded: Loaded,  # From `mlpkg.registry.load_model`
@@ -645,7 +693,7 @@ def score(
     keep: Sequence[str] = (),  # Columns of the source that identify a row
     by: Sequence[str] = (),  # Columns of the source to count by, besides those of the partition; few different values
     threshold: float = 0.5,  # Probability from which on the prediction is 1
-    rows: int = 32_768,  # Scored at once
+    rows: int = 49_152,  # Scored at once
     threads: int | None = None,  # As many as there are cores, at most 8, unless given
 ) -> Scored:  # BatchError, LakeError or ContractError where the input cannot be scored, and nothing was written
     "Score a table or a file, and write the predictions"

@@ -23,7 +23,7 @@ from pyarrow.csv import CSVWriter
 from threadpoolctl import threadpool_info
 
 from mlpkg import batch
-from mlpkg.batch import BatchError, judge, model_contract, score, quick_look
+from mlpkg.batch import BatchError, encoder, judge, model_contract, quick_look, score
 from mlpkg.contracts import check
 from mlpkg.inputs import Input, inputs_from, shape
 from mlpkg.lake import Lake, LakeError
@@ -199,6 +199,34 @@ def test_other_models_and_other_columns(lake, parcels):
     assert gaps["rows"].tolist() == [parcels["weight"].isna().sum()]
     with pytest.raises(BatchError, match="does not say what it takes"):
         score(lake, Loaded(alone, None, {}, []), TABLE, TO, {"month": MONTHS})
+
+
+def by_length(table: pd.DataFrame) -> np.ndarray:
+    return table.apply(lambda column: column.str.len()).to_numpy(float)
+
+
+def by_rank(table: pd.DataFrame) -> np.ndarray:
+    return table.rank(method="first").to_numpy()
+
+
+@pytest.mark.parametrize("text, fast", [(by_length, True), (by_rank, False)])
+def test_texts_are_encoded_once_for_each_combination_where_that_gives_the_same(text, fast, loaded, parcels):
+    from sklearn.compose import ColumnTransformer
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    called = []
+    count = FunctionTransformer(lambda table: called.append(len(table)) or text(table))
+    blocks = [("w", "drop", ["weight"]), ("n", "passthrough", ["distance"]), ("t", count, CATEGORICAL)]
+    pipeline = Pipeline([("c", ColumnTransformer(blocks)), ("m", HistGradientBoostingClassifier(max_iter=5))])
+    table = shape(parcels[FEATURES], loaded.inputs)
+    pipeline.fit(table, parcels["parcel"] % 2)
+    encode = encoder(pipeline)
+    for part in (table[:500], table[500:]):
+        np.testing.assert_array_equal(encode(part), pipeline[:-1].transform(part))
+    seen = len(table[CATEGORICAL].drop_duplicates())
+    assert (called[-2] == seen) == fast and called[-1] == 1500
 
 
 def test_a_column_that_may_be_missing_may_be_absent(loaded, lake, parcels, tmp_path):
