@@ -7,10 +7,11 @@ __all__ = ['trusted_types', 'scratch_store', 'RegistryError', 'UntrustedModelErr
            'versions', 'get_version', 'champion', 'register', 'Loaded', 'load_model', 'load_logged', 'download',
            'load_folder', 'Decision', 'decide', 'promote', 'promote_by_hand', 'rollback', 'history']
 
-# %% ../nbs/api/34_registry.ipynb #223433ca
+# %% ../nbs/api/34_registry.ipynb #9f2f3e93
 import getpass
 import hashlib
 import math
+import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,13 +29,15 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
-# %% ../nbs/api/34_registry.ipynb #c32e5a82
+# %% ../nbs/api/34_registry.ipynb #fb7b710e
 def scratch_store() -> Path:  # Its folder, new and temporary; takes some seconds, in which the tables are made
     "Point MLflow at a throw-away store, with a run that is active"
     import mlflow
 
-    folder = Path(tempfile.mkdtemp(prefix="mlpkg-scratch-"))
+    folder, before = Path(tempfile.mkdtemp(prefix="mlpkg-scratch-")), os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    os.environ.pop("MLFLOW_TRACKING_URI")  # set just now, for whoever is started here: to them it would be the real one
+    os.environ |= {"MLFLOW_TRACKING_URI": before} if before else {}
     mlflow.set_registry_uri(f"sqlite:///{folder}/mlflow.db")
     experiment = mlflow.MlflowClient().create_experiment("scratch", artifact_location=f"file://{folder}/artifacts")
     mlflow.set_experiment(experiment_id=experiment)
@@ -441,7 +444,7 @@ def _record(challenger: Version, old: Version | None, decision: Decision) -> Non
         for tag, value in values.items():
             MlflowClient().set_model_version_tag(challenger.name, str(version), tag, value)
 
-# %% ../nbs/api/34_registry.ipynb #4887dff2
+# %% ../nbs/api/34_registry.ipynb #936f22b3
 def promote_by_hand(
     name: str,  # Registered model
     which: int | str,  # Version or alias
