@@ -79,7 +79,7 @@ def test_every_notebook_has_its_page(site, notebook):
 def test_every_module_is_described(site):
     pages = "".join(page.read_text() for page in (site / "api").glob("*.html"))
     modules = [path.stem for path in (ROOT / "mlpkg").glob("[!_]*.py")]
-    assert [module for module in modules if f'id="mlpkg-{module}-' not in pages] == []
+    assert [name for name in modules if f'id="mlpkg-{name.replace("_", "-")}-' not in pages] == []
 
 
 def test_search_index_and_no_secrets(site):
