@@ -17,7 +17,8 @@ run: setup ## Run the example: flights_etl, then flights_train, through Airflow 
 	@$(BIN)/mlpkg run flights_etl flights_train
 
 demo: setup ## Live through three months: data, predictions, monitor, and a training when it rings
-	@$(BIN)/mlpkg simulate --from 2013-10 --to 2013-12
+	@rm -rf var/demo
+	@MLPKG_PROFILE=demo $(BIN)/mlpkg simulate --from 2013-10 --to 2013-12
 
 serve: setup ## Answer predictions over HTTP with the champion: http://127.0.0.1:8001/docs
 	@$(BIN)/mlpkg serve

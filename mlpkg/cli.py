@@ -350,7 +350,7 @@ def _output_text(output) -> str:
     picture = next((kind for kind in output.data if kind.startswith("image/")), None)
     return f"[{picture}]" if picture else output.data.get("text/plain", "")
 
-# %% ../nbs/api/70_cli.ipynb #7bcc5480
+# %% ../nbs/api/70_cli.ipynb #57c19990
 @app.command(rich_help_panel="Pipelines")
 def simulate(
     first: Annotated[str, typer.Option("--from", help="First month, like 2013-02")],
@@ -387,7 +387,9 @@ def simulate(
                     break
         table = pd.DataFrame([month.row() for month in lived.months])
         run_id = record(settings, table)
-        console.print(f"\nTable and picture: `mlpkg ui mlflow`, experiment simulation, run {run_id}", soft_wrap=True)
+        profile = "" if settings.profile == "local" else f"MLPKG_PROFILE={settings.profile} "
+        where = f"`{profile}mlpkg ui mlflow`, experiment simulation, run {run_id}"
+        console.print(f"\nTable and picture: {where}", soft_wrap=True, highlight=False)
     if failed := lived.months[-1].failed:
         typer.echo(f"{failed.dag_id} failed in month {lived.months[-1].month}; Airflow's log: {log}")
         raise typer.Exit(1)
