@@ -125,6 +125,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'mlpkg.batch._plot_group': ('api/batch.html#_plot_group', 'mlpkg/batch.py'),
                              'mlpkg.batch._probability': ('api/batch.html#_probability', 'mlpkg/batch.py'),
                              'mlpkg.batch._readable': ('api/batch.html#_readable', 'mlpkg/batch.py'),
+                             'mlpkg.batch._repeated': ('api/batch.html#_repeated', 'mlpkg/batch.py'),
                              'mlpkg.batch._scored': ('api/batch.html#_scored', 'mlpkg/batch.py'),
                              'mlpkg.batch._short_turns': ('api/batch.html#_short_turns', 'mlpkg/batch.py'),
                              'mlpkg.batch._summed': ('api/batch.html#_summed', 'mlpkg/batch.py'),

@@ -7,7 +7,7 @@ __all__ = ['BatchError', 'Source', 'table_source', 'locate', 'open_csv', 'csv_so
            'match_inputs', 'Judged', 'model_contract', 'quick_look', 'judge', 'even', 'encoder', 'Part',
            'predict_batches', 'stamp', 'as_json', 'Spool', 'again', 'Tally', 'Scored', 'score', 'plot_scored']
 
-# %% ../nbs/api/40_batch.ipynb #1e8719bc
+# %% ../nbs/api/40_batch.ipynb #0b337475
 import json
 import math
 import os
@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,11 +36,11 @@ from pyarrow.fs import FileSystem, LocalFileSystem, PyFileSystem
 from pyarrow.parquet import filters_to_expression
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from .contracts import Outcome, check
 from .inputs import Input, as_contract, map_unknown, shape
-from .lake import Filters, Lake, check_name, fit_schema, plain_batch, plain_type, storage_options
+from .lake import Filters, Lake, check_name, fit_schema, plain_batch, plain_schema, plain_type, storage_options
 from .registry import Loaded
 
 # %% ../nbs/api/40_batch.ipynb #d93fa388
@@ -220,7 +221,7 @@ def match_inputs(
         raise BatchError(f"source {source.name!r} does not fit: {'; '.join(faults)} ({it_has}). Nothing was written")
     return [one.name for one in inputs if one.name not in there]
 
-# %% ../nbs/api/40_batch.ipynb #bf7f29c4
+# %% ../nbs/api/40_batch.ipynb #da35be8f
 _none = pd.DataFrame(columns=["check", "column", "count", "rate", "examples"])
 
 
@@ -250,9 +251,9 @@ def model_contract(
 def quick_look(
     table: pd.DataFrame,  # From `mlpkg.inputs.shape`, at least one row
     inputs: Sequence[Input],
-) -> bool:  # False means: look closer
-    "Does every row surely keep the contract, judged by extremes and distinct values?"
-    most = float(np.finfo(float).max)
+) -> list[Input] | None:  # Those with new categories, where every row surely keeps the contract; None: look closer
+    "Judge a table by extremes and distinct values"
+    most, unknown = float(np.finfo(float).max), []
     for one in inputs:
         values = table[one.name]
         if one.kind == "number":
@@ -262,10 +263,11 @@ def quick_look(
         else:
             new = pd.Series(values.dropna().unique())
             new = new[~new.isin(one.categories)] if one.categories else new
+            unknown += [one] if len(new) else []
             good = new.empty or not one.closed and (not one.pattern or bool(new.str.match(one.pattern).all()))
         if not good or not one.nullable and values.hasnans:
-            return False
-    return True
+            return None
+    return unknown
 
 
 def judge(
@@ -279,33 +281,36 @@ def judge(
         table = shape(batch.select(there).to_pandas(), inputs)
     except ValueError as error:
         raise BatchError(f"{error}. Nothing was written") from error
-    if quick_look(table, inputs):
+    if (unknown := quick_look(table, inputs)) is not None:
         outcome = Outcome(len(table), _none, table.head(0), None, 0)
-        return Judged(batch, batch.slice(0, 0), map_unknown(table, inputs), outcome)
+        return Judged(batch, batch.slice(0, 0), map_unknown(table, unknown), outcome)
     outcome = check(table, contract)
     good = np.ones(len(table), bool)
     good[outcome.bad.index] = False
     table = map_unknown(table[good], inputs)
     return Judged(batch.filter(pa.array(good)), batch.filter(pa.array(~good)), table, outcome)
 
-# %% ../nbs/api/40_batch.ipynb #ef65f3e2
+# %% ../nbs/api/40_batch.ipynb #c15c84d9
 def even(
     batches: Iterable[pa.RecordBatch],
-    rows: int,  # In each piece but the last
+    rows: int,  # In each piece but the first ones and the last
+    first: int | None = None,  # In the first piece; each is twice as large as the one before until there are `rows`
 ) -> Iterator[pa.RecordBatch]:
     "The same rows in pieces of one size, in the same order"
     waiting: list[pa.RecordBatch] = []
+    size = first or rows
     for batch in batches:
         waiting.append(batch)
-        if sum(one.num_rows for one in waiting) >= rows:
-            whole = pa.Table.from_batches(waiting).combine_chunks().to_batches()[0]
-            full = whole.num_rows - whole.num_rows % rows
-            yield from (whole.slice(start, rows) for start in range(0, full, rows))
-            waiting = [whole.slice(full)]
+        if sum(one.num_rows for one in waiting) >= size:
+            whole, start = pa.Table.from_batches(waiting).combine_chunks().to_batches()[0], 0
+            while whole.num_rows - start >= size:
+                yield whole.slice(start, size)
+                start, size = start + size, min(2 * size, rows)
+            waiting = [whole.slice(start)]
     if sum(one.num_rows for one in waiting):
         yield pa.Table.from_batches(waiting).combine_chunks().to_batches()[0]
 
-# %% ../nbs/api/40_batch.ipynb #87206aa8
+# %% ../nbs/api/40_batch.ipynb #2eac85ac
 def _in_blocks(
     columns: ColumnTransformer,  # Fitted, its output dense
     table: pd.DataFrame,  # From `mlpkg.inputs.shape`
@@ -342,17 +347,16 @@ def encoder(
 
     def encode(table: pd.DataFrame) -> Any:
         nonlocal same
-        if same:
-            return _in_blocks(columns, table)
-        usual = steps.transform(table)
         if same is None:
+            few = table.head(2000)
+            usual = steps.transform(few)
             same = simple and isinstance(usual, np.ndarray) and usual.dtype == float
-            same = same and np.array_equal(_in_blocks(columns, table), usual, equal_nan=True)
-        return usual
+            same = same and np.array_equal(_in_blocks(columns, few), usual, equal_nan=True)
+        return _in_blocks(columns, table) if same else steps.transform(table)
 
     return encode
 
-# %% ../nbs/api/40_batch.ipynb #8e0eb7fd
+# %% ../nbs/api/40_batch.ipynb #2a27cd98
 @dataclass(frozen=True)
 class Part:
     "A batch that was scored"
@@ -389,9 +393,10 @@ def predict_batches(
         judged, answer = waiting.popleft()
         return Part(judged.good, judged.bad, judged.outcome, answer.result())
 
-    with _short_turns(), threadpool_limits(1), ThreadPoolExecutor(threads, "predict", threadpool_limits, (1,)) as pool:
+    alone = partial(ThreadpoolController().limit, limits=1)  # native threads; for OpenMP said by each thread for itself
+    with _short_turns(), alone(), ThreadPoolExecutor(threads, "predict", alone) as pool:
         try:
-            for piece in even(batches, rows):
+            for piece in even(batches, rows, max(rows // 4, 1)):
                 judged = judge(piece, loaded.inputs, contract)
                 if len(judged.table):
                     waiting.append((judged, pool.submit(_probability, model, encode(judged.table))))
@@ -409,7 +414,7 @@ def _probability(model: Any, ready: Any) -> np.ndarray:
     "Probability of 1 from encoded columns"
     return model.predict_proba(ready)[:, 1]
 
-# %% ../nbs/api/40_batch.ipynb #4ee340bf
+# %% ../nbs/api/40_batch.ipynb #95851a77
 def stamp(
     loaded: Loaded,
     source: Source,
@@ -427,6 +432,13 @@ def stamp(
     return {name: pa.scalar(value, kind) for name, (value, kind) in values.items()}
 
 
+def _repeated(value: pa.Scalar, rows: int) -> pa.Array:
+    "A column with one value, a text stored once"
+    if not pa.types.is_string(value.type):
+        return pa.repeat(value, rows)
+    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int8()), rows), pa.array([value.as_py()]))
+
+
 def _written(
     rows: pa.RecordBatch,
     kept: pa.Schema,  # Columns of the source to keep, in the types to write
@@ -434,7 +446,7 @@ def _written(
     stamped: Mapping[str, pa.Scalar],
 ) -> pa.RecordBatch:
     "Rows as they are stored"
-    constant = {name: pa.repeat(value, rows.num_rows) for name, value in stamped.items()}
+    constant = {name: _repeated(value, rows.num_rows) for name, value in stamped.items()}
     plain = plain_batch(rows, kept)
     return pa.record_batch(dict(zip(kept.names, plain.columns, strict=True)) | dict(added) | constant)
 
@@ -627,7 +639,7 @@ def _types(
     known |= {one.name: pa.float64() if one.kind == "number" else pa.string() for one in inputs}
     return known | {name: pa.array(values).type for name, _, values in filters}  # type: ignore[misc]
 
-# %% ../nbs/api/40_batch.ipynb #8db4098e
+# %% ../nbs/api/40_batch.ipynb #18b37c88
 @dataclass
 class _Job:
     "A source on its way through a model"
@@ -644,7 +656,7 @@ class _Job:
 
     def schemas(self) -> tuple[pa.Schema, pa.Schema]:
         "Of the predictions, and of the quarantine"
-        stamped = [(name, value.type) for name, value in self.stamped.items()]
+        stamped = [(name, _repeated(value, 0).type) for name, value in self.stamped.items()]
         answer = [("prediction", pa.int64()), ("probability", pa.float64())]
         reason = [("reasons", pa.string()), ("inputs", pa.string())]
         return pa.schema([*self.kept, *answer, *stamped]), pa.schema([*self.kept, *reason, *stamped])
@@ -683,7 +695,7 @@ class _Job:
                 "others, or run the step that makes these"
             )
 
-# %% ../nbs/api/40_batch.ipynb #2f44229a
+# %% ../nbs/api/40_batch.ipynb #c539614d
 def score(
     lake: Lake,
     loaded: Loaded,  # From `mlpkg.registry.load_model`
@@ -712,7 +724,7 @@ def score(
     tally, kept = Tally(groups, threshold), _kept(given.schema, names, there[to])
     job = _Job(loaded, given, filters, columns, kept, stamp(loaded, given), tally, rows, threads)
     for (name, table), schema in zip(there.items(), job.schemas(), strict=True):
-        fit_schema(name, schema, table)
+        fit_schema(name, plain_schema(schema), table)
     tables = {source: given.version} if given.version >= 0 else {}
     with tempfile.TemporaryDirectory(prefix="predictions-") as folder:
         good, bad = (Spool(Path(folder) / kind, schema) for kind, schema in zip("gb", job.schemas(), strict=True))

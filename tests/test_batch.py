@@ -225,8 +225,8 @@ def test_texts_are_encoded_once_for_each_combination_where_that_gives_the_same(t
     encode = encoder(pipeline)
     for part in (table[:500], table[500:]):
         np.testing.assert_array_equal(encode(part), pipeline[:-1].transform(part))
-    seen = len(table[CATEGORICAL].drop_duplicates())
-    assert (called[-2] == seen) == fast and called[-1] == 1500
+    seen = len(table[500:][CATEGORICAL].drop_duplicates())
+    assert called[-2:] == [seen if fast else 1500, 1500]
 
 
 def test_a_column_that_may_be_missing_may_be_absent(loaded, lake, parcels, tmp_path):
@@ -368,7 +368,7 @@ def test_a_refused_commit_is_tried_again_without_scoring_again(loaded, lake, mon
 
     monkeypatch.setattr(Lake, "_commit", refused_once)
     done = score(lake, with_model(loaded, model), TABLE, TO, {"month": MONTHS}, ["parcel"], rows=300)
-    assert commits == [TO, TO] and 10**9 - model.after == 7  # 2000 rows in batches of 300
+    assert commits == [TO, TO] and 10**9 - model.after == 8  # 2000 rows: 75, 150, 300, ... and the rest
     np.testing.assert_array_equal(done.histogram.sum(), 2000)
     expected = probability(loaded.pipeline, lake.read(TABLE)[FEATURES])
     np.testing.assert_array_equal(predictions(lake)["probability"], expected)
@@ -399,7 +399,7 @@ def test_the_short_look_lets_nothing_pass_that_the_contract_refuses():
         bad = check(table, contract).bad_rows
         judged = judge(pa.RecordBatch.from_pandas(pd.DataFrame(values)), inputs, contract)
         assert (judged.outcome.bad_rows, judged.bad.num_rows, len(judged.table)) == (bad, bad, 4 - bad)
-        if quick_look(table, inputs):
+        if quick_look(table, inputs) is not None:
             assert bad == 0
             passed += 1
         refused += bad > 0
