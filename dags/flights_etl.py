@@ -10,11 +10,11 @@ Tables: `raw/*`, `quarantine/*`, `clean/flights`, `split/flights`. The last step
 which starts `flights_predict`.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from airflow.sdk import DAG, Asset, Param, chain
 
-from mlpkg.airflow import Notify, notebook_step, notebook_steps, recorded_run
+from mlpkg.airflow import notebook_step, notebook_steps, recorded_run, step_defaults
 
 NOTEBOOKS = "nbs/pipelines/flights"
 
@@ -25,11 +25,7 @@ with DAG(
     start_date=datetime(2013, 1, 1),
     catchup=False,
     max_active_runs=1,
-    default_args={
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "on_failure_callback": Notify("failed"),
-    },
+    default_args=step_defaults(),
     params={
         "months": Param(
             "2013-01..2013-10", type="string", description="Months: 2013-01, 2013-01..2013-10, or 2013-01,2013-05"

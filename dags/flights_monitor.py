@@ -8,11 +8,11 @@ Steps: **monitor** -> **alarm** (skipped when all is well). Table: `monitoring/f
 Runs whenever `flights_predict` has scored months.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from airflow.sdk import DAG, Asset, Param
 
-from mlpkg.airflow import Notify, emit_if, notebook_step, recorded_run
+from mlpkg.airflow import Notify, emit_if, notebook_step, recorded_run, step_defaults
 
 with DAG(
     "flights_monitor",
@@ -21,11 +21,7 @@ with DAG(
     start_date=datetime(2013, 1, 1),
     catchup=False,
     max_active_runs=1,
-    default_args={
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "on_failure_callback": Notify("failed"),
-    },
+    default_args=step_defaults(),
     params={
         "months": Param("2013-10", type="string", description="Months: 2013-01, 2013-01..2013-10, or 2013-01,2013-05"),
     },

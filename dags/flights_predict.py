@@ -9,11 +9,11 @@ Step: **predict**. Tables: `predictions/flights`, `quarantine/predictions/flight
 Runs whenever `flights_etl` has brought in months.
 """
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from airflow.sdk import DAG, Asset, Param
 
-from mlpkg.airflow import Notify, notebook_step, recorded_run, require_champion
+from mlpkg.airflow import notebook_step, recorded_run, require_champion, step_defaults
 
 with DAG(
     "flights_predict",
@@ -22,11 +22,7 @@ with DAG(
     start_date=datetime(2013, 1, 1),
     catchup=False,
     max_active_runs=1,
-    default_args={
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "on_failure_callback": Notify("failed"),
-    },
+    default_args=step_defaults(),
     params={
         "months": Param("2013-10", type="string", description="Months: 2013-01, 2013-01..2013-10, or 2013-01,2013-05"),
         "source": Param(

@@ -9,11 +9,9 @@ Runs when the monitor raises an alarm (asset `flights/drift`), when the code has
 `airflow.train_schedule` in settings.ini says.
 """
 
-from datetime import timedelta
-
 from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param, task
 
-from mlpkg.airflow import NotebookOperator, Notify, notebook_step, recorded_run
+from mlpkg.airflow import NotebookOperator, Notify, notebook_step, recorded_run, step_defaults
 from mlpkg.settings import load_settings
 
 NOTEBOOKS = "nbs/pipelines/flights"
@@ -35,11 +33,7 @@ with DAG(
     # No start date: one in the past would start a run as soon as the DAG is switched on.
     catchup=False,
     max_active_runs=1,
-    default_args={
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "on_failure_callback": Notify("failed"),
-    },
+    default_args=step_defaults(),
     params={
         "candidates": Param(
             ["logistic_regression", "random_forest", "hist_gradient_boosting"],

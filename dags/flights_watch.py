@@ -9,11 +9,9 @@ Steps: **watch** -> **retrain** (skipped where there is no reason). Runs as `air
 says.
 """
 
-from datetime import timedelta
-
 from airflow.sdk import DAG, Asset
 
-from mlpkg.airflow import Notify, emit_if, notebook_step, recorded_run
+from mlpkg.airflow import Notify, emit_if, notebook_step, recorded_run, step_defaults
 from mlpkg.settings import load_settings
 
 with DAG(
@@ -23,11 +21,7 @@ with DAG(
     # No start date: one in the past would start a run as soon as the DAG is switched on.
     catchup=False,
     max_active_runs=1,
-    default_args={
-        "retries": 2,
-        "retry_delay": timedelta(seconds=30),
-        "on_failure_callback": Notify("failed"),
-    },
+    default_args=step_defaults(),
     tags=["flights", "train"],
 ):
     with recorded_run():

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['true_status', 'event_params', 'run_params', 'open_run', 'close_run', 'recorded_run', 'MlflowRunLink', 'run_url',
-           'notebook_path', 'NotebookOperator', 'emit_if', 'step_url', 'require_champion', 'Notify', 'step_name',
-           'notebook_step', 'notebook_steps']
+           'notebook_path', 'NotebookOperator', 'emit_if', 'step_url', 'require_champion', 'Notify', 'step_defaults',
+           'step_name', 'notebook_step', 'notebook_steps']
 
-# %% ../nbs/api/60_airflow.ipynb #4e3cc2a5
+# %% ../nbs/api/60_airflow.ipynb #e2e2c050
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,14 @@ class Notify(BaseNotifier):
             said = str(pulled.get(self.scrap, "") if isinstance(pulled, dict) else pulled)
         title = f"{dag_run.dag_id}: {ti.task_id} {self.what}"
         return Message(title, f"{said}\nDAG run {dag_run.run_id}".strip(), getattr(ti.task, "run_url", ""))
+
+# %% ../nbs/api/60_airflow.ipynb #793c51b4
+def step_defaults(
+    **others,  # Further arguments of tasks, or other values for these
+) -> dict[str, Any]:  # For `default_args` of a DAG
+    "Tasks are tried again twice, and people are told when that did not help"
+    usual = {"retries": 2, "retry_delay": timedelta(seconds=30), "on_failure_callback": Notify("failed")}
+    return {**usual, **others}
 
 # %% ../nbs/api/60_airflow.ipynb #b33a8d63
 def step_name(

@@ -167,6 +167,15 @@ def stores(tmp_path_factory) -> Path:
     return root
 
 
+def example_project(root: Path, stores: Path) -> Project:
+    "A project with the real DAGs and notebooks of the example, and empty stores"
+    shutil.copy(ROOT / "settings.ini", root)
+    shutil.copytree(ROOT / "dags", root / "dags", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "nbs" / "pipelines", root / "nbs" / "pipelines")
+    shutil.copytree(stores / "var", root / "var")
+    return Project(root)
+
+
 @pytest.fixture
 def project(tmp_path, stores) -> Project:
     "A project with the DAGs of tests/dags and small notebooks"

@@ -1,9 +1,7 @@
 """Two months lived through: a model is trained, the data drifts, a better one takes its place, with no hand on it."""
 
-import shutil
-
 import pytest
-from conftest import ROOT, Project
+from conftest import example_project
 
 RUN = ("simulate", "--from", "2013-11", "--to", "2013-12", "-p", "budget=0", "-p", "candidates=logistic_regression")
 
@@ -11,12 +9,7 @@ RUN = ("simulate", "--from", "2013-11", "--to", "2013-12", "-p", "budget=0", "-p
 @pytest.fixture(scope="module")
 def year(tmp_path_factory, stores):
     "A project with the real DAGs and notebooks, in which the two months were lived"
-    root = tmp_path_factory.mktemp("year")
-    shutil.copy(ROOT / "settings.ini", root)
-    shutil.copytree(ROOT / "dags", root / "dags", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "nbs" / "pipelines", root / "nbs" / "pipelines")
-    shutil.copytree(stores / "var", root / "var")
-    project = Project(root)
+    project = example_project(tmp_path_factory.mktemp("year"), stores)
     project.output = project.mlpkg(*RUN, timeout=600)
     return project
 

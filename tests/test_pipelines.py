@@ -1,9 +1,7 @@
 """The example pipelines as a user runs them, on one small month, and what MLflow and the lake hold afterwards."""
 
-import shutil
-
 import pytest
-from conftest import ROOT, Project
+from conftest import example_project
 
 RUN = ("run", "flights_etl", "flights_train", "-p", "months=2013-02", "-p", "budget=1")
 CANDIDATES = ("logistic_regression", "random_forest", "hist_gradient_boosting")
@@ -12,12 +10,7 @@ CANDIDATES = ("logistic_regression", "random_forest", "hist_gradient_boosting")
 @pytest.fixture(scope="module")
 def flights(tmp_path_factory, stores):
     "A project with the real DAGs and notebooks, in which both pipelines ran twice"
-    root = tmp_path_factory.mktemp("flights")
-    shutil.copy(ROOT / "settings.ini", root)
-    shutil.copytree(ROOT / "dags", root / "dags", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "nbs" / "pipelines", root / "nbs" / "pipelines")
-    shutil.copytree(stores / "var", root / "var")
-    project = Project(root)
+    project = example_project(tmp_path_factory.mktemp("flights"), stores)
     project.outputs = [project.mlpkg(*RUN), project.mlpkg(*RUN)]
     return project
 
