@@ -9,7 +9,7 @@ __all__ = ['flight_types', 'weather_types', 'plane_types', 'key', 'flight_rules'
            'add_label', 'add_schedule', 'add_weather', 'add_planes', 'set_aside', 'clean', 'boundaries', 'split',
            'write_split', 'seed_lake', 'seed_for_tests']
 
-# %% ../nbs/api/80_flights.ipynb #ee5afbc1
+# %% ../nbs/api/80_flights.ipynb #a4189a81
 import atexit
 import io
 import os
@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .lake import Lake, storage_options
+from .lake import Lake
+from .sources import locate
 
 # %% ../nbs/api/80_flights.ipynb #fb374bcd
 class FlightsError(ValueError):
@@ -48,7 +49,7 @@ def months(
         found |= set(pd.period_range(*ends, freq="M").astype(str))
     return sorted(found)
 
-# %% ../nbs/api/80_flights.ipynb #ef35c819
+# %% ../nbs/api/80_flights.ipynb #aa152fc8
 def package_file(
     name: str,  # "flights.csv.zip", "weather.csv" or "planes.csv"
 ) -> Path:  # FlightsError where the package is not installed
@@ -68,18 +69,12 @@ def fetch(
 ) -> io.BytesIO:  # FlightsError where there is nothing
     "The bytes of a file, wherever it is"
     try:
-        if source.startswith("s3://"):
-            from deltalake.fs import DeltaStorageHandler
-            from pyarrow.fs import PyFileSystem
-
-            folder, _, name = source.rpartition("/")
-            files = PyFileSystem(DeltaStorageHandler(folder, storage_options(folder)))
-            with files.open_input_file(name) as file:
-                return io.BytesIO(file.read())
         if source.startswith(("http://", "https://")):
             with urllib.request.urlopen(source, timeout=60) as answer:  # noqa: S310
                 return io.BytesIO(answer.read())
-        return io.BytesIO(Path(source).read_bytes())
+        files, name = locate(source)
+        with files.open_input_file(name) as file:
+            return io.BytesIO(file.read())
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise FlightsError(f"source {source!r} cannot be read: {reason}. Give 'package', a path or a URL") from error

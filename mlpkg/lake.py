@@ -131,7 +131,7 @@ def as_reader(
         raise LakeError("the data has no batches, so there is no table to write: check the step that made it")
     return pa.RecordBatchReader.from_batches(first.schema, chain(first, chain.from_iterable(readers)))
 
-# %% ../nbs/api/10_lake.ipynb #b6c4b233
+# %% ../nbs/api/10_lake.ipynb #139fd9e8
 def in_partition(
     batch: pa.RecordBatch,
     partition: Mapping[str, Any],  # Column -> value, or list of values; empty: everything belongs
@@ -143,7 +143,7 @@ def in_partition(
         kind = batch.schema.field(column).type
         try:
             allowed = pa.array(value if isinstance(value, list) else [value]).cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except pa.ArrowException as error:
             raise LakeError(f"partition {column}={value!r}: the column is {kind}: {error}") from error
         outside = batch.filter(pc.invert(pc.is_in(batch[column], allowed)))
         if outside.num_rows:
@@ -304,7 +304,7 @@ class Catalog:
         "Number of rows, from the table's log: no data is read"
         return self._open(name, version).count()
 
-# %% ../nbs/api/10_lake.ipynb #af77ac0a
+# %% ../nbs/api/10_lake.ipynb #43d5e3a2
 Filters = list[tuple[str, str, Any]] | list[list[tuple[str, str, Any]]]
 
 
@@ -317,7 +317,7 @@ def read_files(
     try:
         condition = filters_to_expression(filters) if filters else None
         files = sorted(data.get_fragments(filter=condition), key=lambda file: file.path)
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (ValueError, TypeError, pa.ArrowException) as error:
         raise LakeError(f"filters {filters!r} do not work: {error}. Give (column, operator, value) tuples") from error
     names = data.schema.names if columns is None else columns
     pieces = chain.from_iterable(file.split_by_row_group(condition, data.schema) for file in files)

@@ -28,6 +28,7 @@ from mlpkg.contracts import check
 from mlpkg.inputs import Input, inputs_from, shape
 from mlpkg.lake import Lake, LakeError
 from mlpkg.registry import Loaded, RegistryError, load_model, log_model, register, scratch_store
+from mlpkg.sources import SourceError
 from mlpkg.training import candidates, fit, probability
 
 NUMERIC, CATEGORICAL = ["distance", "weight"], ["carrier", "depot"]
@@ -278,7 +279,7 @@ def test_what_cannot_be_scored_is_said_and_nothing_is_written(loaded, lake, parc
     score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
     before, folders = state(lake), set(Path(tempfile.gettempdir()).glob("predictions-*"))
     for source, message in broken_files(parcels, tmp_path).items():
-        with pytest.raises((BatchError, LakeError)) as error:
+        with pytest.raises((BatchError, SourceError, LakeError)) as error:
             score(lake, loaded, source, TO, {"month": MONTHS}, ["parcel"])
         assert message in str(error.value), f"{source}: {error.value}"
         assert "Traceback" not in str(error.value)
@@ -293,7 +294,7 @@ def test_what_cannot_be_scored_is_said_and_nothing_is_written(loaded, lake, parc
         ({"partition": {"month": "2026-07"}}, "has no rows for month 2026-07"),
     ):
         given = {"to": TO, "partition": {"month": MONTHS}, "keep": ["parcel"], **kwargs}
-        with pytest.raises((BatchError, LakeError), match=message.replace("?", r"\?")):
+        with pytest.raises((BatchError, SourceError, LakeError), match=message.replace("?", r"\?")):
             score(lake, loaded, TABLE, **given)
         assert state(lake) == before
     assert set(Path(tempfile.gettempdir()).glob("predictions-*")) <= folders
