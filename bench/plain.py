@@ -15,14 +15,14 @@ matplotlib.use("agg")
 import mlflow
 from matplotlib.figure import Figure
 
-from mlpkg.evaluation import compare, evaluate, plot_evaluations, plot_slices
-from mlpkg.flights import categorical, features_contract, numeric
-from mlpkg.inputs import inputs_from
-from mlpkg.lake import open_lake
-from mlpkg.registry import champion, decide, history, load_logged, load_model, log_model, promote, register
+from mlpkg.data.inputs import inputs_from
+from mlpkg.data.lake import open_lake
+from mlpkg.examples.flights import categorical, features_contract, numeric
+from mlpkg.models.evaluation import compare, evaluate, plot_evaluations, plot_slices
+from mlpkg.models.registry import champion, decide, history, load_logged, load_model, log_model, promote, register
+from mlpkg.models.training import importances, plot_trials, probability, search
 from mlpkg.settings import load_settings
-from mlpkg.tracking import connect
-from mlpkg.training import importances, plot_trials, probability, search
+from mlpkg.steps.tracking import connect
 
 MODEL = "flights"
 SHOWN = ["roc_auc", "roc_auc_low", "roc_auc_high", "pr_auc", "brier", "log_loss", "calibration_error"]

@@ -12,11 +12,11 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from mlpkg.batch import encoder, even, judge, model_contract, open_source, score
-from mlpkg.inputs import shape
-from mlpkg.lake import Lake, open_lake
-from mlpkg.registry import load_model
-from mlpkg.tracking import connect
+from mlpkg.batch.predict import encoder, even, judge, model_contract, open_source, score
+from mlpkg.data.inputs import shape
+from mlpkg.data.lake import Lake, open_lake
+from mlpkg.models.registry import load_model
+from mlpkg.steps.tracking import connect
 
 QUIET = 0.15  # Cores that others may take during a turn
 KEEP, BY = ["day", "carrier", "flight", "origin", "dest"], ["origin", "sched_hour"]
@@ -31,10 +31,10 @@ def prepare(lake: Lake, wanted: str, times: int) -> dict[str, Any]:
     "Flights, the same flights several times over, and a champion that was fitted as the training step does it"
     import mlflow
 
-    from mlpkg.flights import categorical, features_contract, numeric, seed_lake
-    from mlpkg.inputs import inputs_from
-    from mlpkg.registry import Decision, log_model, promote, register
-    from mlpkg.training import fit
+    from mlpkg.data.inputs import inputs_from
+    from mlpkg.examples.flights import categorical, features_contract, numeric, seed_lake
+    from mlpkg.models.registry import Decision, log_model, promote, register
+    from mlpkg.models.training import fit
 
     seed_lake(lake, wanted, rows=sys.maxsize)
     known = lake.read("split/flights", filters=[("part", "!=", "holdout")])

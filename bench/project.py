@@ -8,14 +8,15 @@ from pathlib import Path
 
 from measure import CommandError
 
-from mlpkg.flights import seed_lake
-from mlpkg.lake import open_lake
+from mlpkg.data.lake import open_lake
+from mlpkg.examples.flights import seed_lake
 from mlpkg.settings import load_settings
 
 ROOT = Path(__file__).parent.parent
 BENCH = Path(__file__).parent
 MODULES = (
-    "matplotlib.pyplot, mlflow.sklearn, scrapbook, mlpkg.airflow, mlpkg.evaluation, mlpkg.registry, mlpkg.training"
+    "matplotlib.pyplot, mlflow.sklearn, scrapbook, mlpkg.airflow.dags, mlpkg.models.evaluation, "
+    "mlpkg.models.registry, mlpkg.models.training"
 )
 
 # The thresholds do not matter here: whatever wins is registered, in every variant.
@@ -45,8 +46,8 @@ def prepare(base: Path, months: str) -> int:
     shutil.copytree(ROOT / "nbs" / "pipelines", base / "nbs" / "pipelines")
     lake = seed_lake(open_lake(load_settings(file=base / "settings.ini", env={})), months, rows=sys.maxsize)
     make_stores = (
-        "from mlpkg.local import prepare_database, use_airflow; from mlpkg.settings import load_settings;"
-        "from mlpkg.tracking import client; s = load_settings(); client(s); use_airflow(s); prepare_database(s);"
+        "from mlpkg.airflow.local import prepare_database, use_airflow; from mlpkg.settings import load_settings;"
+        "from mlpkg.steps.tracking import client; s = load_settings(); client(s); use_airflow(s); prepare_database(s);"
         f"import {MODULES}"  # bytecode compiled and files read, so that the first variant does not pay for all
     )
     done = subprocess.run(

@@ -52,13 +52,13 @@ def prepare(project: Path, months: str) -> tuple[dict[str, str], list[dict[str, 
     import mlflow
     from project import SETTINGS, clean_env
 
-    from mlpkg.flights import categorical, features_contract, numeric, seed_lake
-    from mlpkg.inputs import inputs_from
-    from mlpkg.lake import open_lake
-    from mlpkg.registry import log_model, promote_by_hand, register
+    from mlpkg.data.inputs import inputs_from
+    from mlpkg.data.lake import open_lake
+    from mlpkg.examples.flights import categorical, features_contract, numeric, seed_lake
+    from mlpkg.models.registry import log_model, promote_by_hand, register
+    from mlpkg.models.training import fit
     from mlpkg.settings import load_settings
-    from mlpkg.tracking import connect
-    from mlpkg.training import fit
+    from mlpkg.steps.tracking import connect
 
     project.mkdir()
     (project / "settings.ini").write_text(SETTINGS + f"serving.model = {MODEL}\n")
@@ -82,7 +82,7 @@ def prepare(project: Path, months: str) -> tuple[dict[str, str], list[dict[str, 
 def servers(records: list[dict[str, Any]]) -> list[Server]:
     "The servers to compare, each given one record at a time"
     python, ours, theirs = sys.executable, free_port(), free_port()
-    start = f"from mlpkg.serving import serve; serve(port={ours})"
+    start = f"from mlpkg.serving.app import serve; serve(port={ours})"
     flow = [python, "-m", "mlflow", "models", "serve", "--model-uri", f"models:/{MODEL}@champion"]
     flow += ["--port", str(theirs), "--host", "127.0.0.1", "--env-manager", "local"]
     split = [{"columns": list(one), "data": [list(one.values())]} for one in records]

@@ -14,7 +14,7 @@ from datetime import datetime
 
 from airflow.sdk import DAG, Asset, Param, chain
 
-from mlpkg.airflow import notebook_step, notebook_steps, recorded_run, step_defaults
+from mlpkg.airflow.dags import notebook_step, notebook_steps, recorded_run, step_defaults
 
 NOTEBOOKS = "nbs/pipelines/flights"
 

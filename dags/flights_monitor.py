@@ -12,7 +12,7 @@ from datetime import datetime
 
 from airflow.sdk import DAG, Asset, Param
 
-from mlpkg.airflow import Notify, emit_if, notebook_step, recorded_run, step_defaults
+from mlpkg.airflow.dags import Notify, emit_if, notebook_step, recorded_run, step_defaults
 
 with DAG(
     "flights_monitor",

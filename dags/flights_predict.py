@@ -13,7 +13,7 @@ from datetime import datetime
 
 from airflow.sdk import DAG, Asset, Param
 
-from mlpkg.airflow import notebook_step, recorded_run, require_champion, step_defaults
+from mlpkg.airflow.dags import notebook_step, recorded_run, require_champion, step_defaults
 
 with DAG(
     "flights_predict",

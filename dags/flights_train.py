@@ -11,7 +11,7 @@ Runs when the monitor raises an alarm (asset `flights/drift`), when the code has
 
 from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param, task
 
-from mlpkg.airflow import NotebookOperator, Notify, notebook_step, recorded_run, step_defaults
+from mlpkg.airflow.dags import NotebookOperator, Notify, notebook_step, recorded_run, step_defaults
 from mlpkg.settings import load_settings
 
 NOTEBOOKS = "nbs/pipelines/flights"

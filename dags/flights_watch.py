@@ -11,7 +11,7 @@ says.
 
 from airflow.sdk import DAG, Asset
 
-from mlpkg.airflow import Notify, emit_if, notebook_step, recorded_run, step_defaults
+from mlpkg.airflow.dags import Notify, emit_if, notebook_step, recorded_run, step_defaults
 from mlpkg.settings import load_settings
 
 with DAG(

@@ -37,7 +37,7 @@ def names(source: str) -> Iterator[str]:
 
 def render(
     source: str,  # One exported cell
-    module: str,  # Where it goes, like "mlpkg.lake"; the start of every link target
+    module: str,  # Where it goes, like "mlpkg.data.lake"; the start of every link target
 ) -> str:  # Markdown; empty where the cell defines nothing public
     "The reference part of an exported cell"
     comments = _comments(source)

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -28,6 +29,28 @@ SECTIONS = {  # folder in nbs/ -> title and first line of its page, in the order
 }
 
 
+LAYERS = {  # folder in nbs/api/ -> title and first line of its page
+    "data": ("Data", "Tables, what they must look like, and every way to read and write them."),
+    "steps": ("Steps", "A step notebook: checked, executed, recorded."),
+    "models": ("Models", "Fitting models, scoring rows, judging scores, and the registry."),
+    "batch": ("Batch", "Predictions for a table or a file of any size."),
+    "monitoring": ("Monitoring", "Whether the world has moved away from a model, and when to train again."),
+    "serving": ("Serving", "Predictions over HTTP, the answers that were given, and the truth about them."),
+    "airflow": ("Airflow", "Step notebooks as tasks, and the same DAG files in one process."),
+    "cli": ("Command line", "What `mlpkg` does when you type it."),
+    "examples": ("Example", "The flights: the only modules that know them."),
+}
+
+
+def layer_order(project: Path) -> list[str]:
+    "Names of the layers, the lowest first, as pyproject.toml has them"
+    file = project / "pyproject.toml"
+    config = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    contracts = config.get("tool", {}).get("importlinter", {}).get("contracts", [])
+    layers = next((contract["layers"] for contract in contracts if contract["type"] == "layers"), [])
+    return [layer.strip("()").removeprefix("mlpkg.") for layer in reversed(layers)]
+
+
 class Site:
     "The pages of a project, prepared in `source` for Sphinx"
 
@@ -39,7 +62,7 @@ class Site:
         self.symbols = self._symbols()
 
     def _symbols(self) -> dict[str, str]:
-        "Link target by each way to write a symbol: `open_lake`, `lake.open_lake`, `mlpkg.lake.open_lake`"
+        "Link target by each way to write a symbol: `open_lake`, `lake.open_lake`, `mlpkg.data.lake.open_lake`"
         found: dict[str, str] = {}
         ambiguous = set()
         for cells, module in self.cells.values():
@@ -67,9 +90,13 @@ class Site:
 
     def sections(self) -> list[Path]:
         "Folders of notebooks, in the order of the navigation"
-        order = list(SECTIONS)
+        top, layers = list(SECTIONS), layer_order(self.project)
         folders = {page.parent for page in self.pages} - {Path(".")}
-        return sorted(folders, key=lambda f: (order.index(f.parts[0]) if f.parts[0] in order else len(order), f))
+
+        def place(folder: Path) -> tuple:
+            return _index(top, folder.parts[0]), len(folder.parts), _index(layers, folder.name), folder
+
+        return sorted(folders, key=place)
 
     def _write_notebook(self, page: Path) -> None:
         cells, module = self.cells[page]
@@ -136,24 +163,40 @@ class Site:
         pages = [page for page in self.pages if page.parent == folder]
         if folder / "index.ipynb" in pages:
             return
-        title, first = SECTIONS.get(folder.parts[0], (folder.name.capitalize(), ""))
-        title += f": {folder.name}" if len(folder.parts) > 1 else ""
+        title, first = self._section_title(folder)
         lines = [f"# {title}", "", first, "", "| Page | What it is about |", "| --- | --- |"]
         for page in pages:
             name, summary = title_and_summary(self.cells[page][0])
             lines.append(f"| [{name or page.stem}]({page.name}) | {summary.replace('|', chr(92) + '|')} |")
-        lines += ["", *_toctree([page.stem for page in pages])]
+        below = [other for other in self.sections() if other.parent == folder]
+        for other in below:
+            name, summary = self._section_title(other)
+            lines.append(f"| [{name}]({other.name}/index.md) | {summary} |")
+        lines += ["", *_toctree([*(page.stem for page in pages), *(f"{other.name}/index" for other in below)])]
         text = "\n".join(lines)
         (self.source / folder / "index.md").write_text(text, encoding="utf-8")
 
+    def _section_title(self, folder: Path) -> tuple[str, str]:
+        "Title and first line of a folder's page"
+        if folder.parts[0] == "api" and folder.name in LAYERS:
+            return LAYERS[folder.name]
+        title, first = SECTIONS.get(folder.parts[0], (folder.name.capitalize(), ""))
+        return (f"{title}: {folder.name}" if len(folder.parts) > 1 else title), first
+
     def _home_toctree(self) -> str:
-        entries = [f"{folder.as_posix()}/index" for folder in self.sections()]
+        sections = self.sections()
+        entries = [f"{folder.as_posix()}/index" for folder in sections if folder.parent not in sections]
         entries += [Path(name).stem for name in PAGES if (self.project / name).is_file()]
         entries += [page.stem for page in self.pages if page.parent == Path(".") and page.stem != "index"]
         return "\n".join(_toctree(entries))
 
 
 _EXPORT = {"export", "exports", "exporti", "exec_doc"}
+
+
+def _index(order: list[str], name: str) -> int:
+    "Place in an order; names that are not in it come last"
+    return order.index(name) if name in order else len(order)
 
 
 def _exported(cell: NbCell) -> bool:

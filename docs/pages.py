@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fastcore.nbio import NbCell, read_nb
 
-from mlpkg.notebooks import show_scraps
+from mlpkg.steps.notebooks import show_scraps
 
 HIDDEN = {"hide", "default_exp"}
 

@@ -84,7 +84,7 @@ class Project:
 
     def mlpkg(self, *args: str, code: int | None = 0, timeout: float = 300, **env: str) -> str:
         "Run the command line; its output"
-        process = self.start(sys.executable, "-c", "from mlpkg.cli import main; main()", *args, **env)
+        process = self.start(sys.executable, "-c", "from mlpkg.cli.main import main; main()", *args, **env)
         try:
             output, _ = process.communicate(timeout=timeout)
         finally:
@@ -97,7 +97,7 @@ class Project:
         "Run a command that starts no Airflow in this process, where MLflow is imported already; its output"
         from typer.testing import CliRunner
 
-        from mlpkg.cli import app
+        from mlpkg.cli.main import app
 
         env = {"MLPKG_SETTINGS": str(self.root / "settings.ini"), "COLUMNS": "200", "NO_COLOR": "1"}
         result = CliRunner().invoke(app, args, env=env)
@@ -120,13 +120,13 @@ class Project:
 
     def pipeline_runs(self, dag: str) -> list:
         "Pipeline runs of a DAG, newest first"
-        from mlpkg.tracking import pipeline_runs
+        from mlpkg.steps.tracking import pipeline_runs
 
         return pipeline_runs(self.mlflow, dag)
 
     def steps(self, run) -> dict:
         "Step runs of a pipeline run, by the name shown"
-        from mlpkg.tracking import step_runs
+        from mlpkg.steps.tracking import step_runs
 
         return {step.info.run_name: step for step in step_runs(self.mlflow, run.info.run_id)}
 
@@ -158,8 +158,8 @@ def stores(tmp_path_factory) -> Path:
     (root / "dags").mkdir()
     project = Project(root)
     make = (
-        "from pathlib import Path; from mlpkg.settings import load_settings; from mlpkg.tracking import client;"
-        "from mlpkg.local import use_airflow, prepare_database;"
+        "from pathlib import Path; from mlpkg.settings import load_settings; from mlpkg.steps.tracking import client;"
+        "from mlpkg.airflow.local import use_airflow, prepare_database;"
         "s = load_settings(); client(s); use_airflow(s); prepare_database(s)"
     )
     done = subprocess.run([sys.executable, "-c", make], cwd=root, env=project.env, capture_output=True, text=True)

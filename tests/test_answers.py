@@ -17,7 +17,8 @@ import pytest
 from conftest import wait_for
 from deltalake import DeltaTable
 
-from mlpkg.answers import (
+from mlpkg.data.lake import Lake
+from mlpkg.serving.answer_log import (
     Answer,
     AnswerLog,
     Courier,
@@ -28,17 +29,16 @@ from mlpkg.answers import (
     spool_folder,
     to_line,
 )
-from mlpkg.comparison import compare_arms
-from mlpkg.lake import Lake
-from mlpkg.spool import Spool
+from mlpkg.serving.comparison import compare_arms
+from mlpkg.serving.segments import Spool
 
 TABLE = "served/flights"
 
 WRITER = """
 import sys, time
 from datetime import UTC, datetime
-from mlpkg.answers import *
-from mlpkg.lake import Lake
+from mlpkg.serving.answer_log import *
+from mlpkg.data.lake import Lake
 
 root, name, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 AnswerLog.adopt_seconds = 0.3
@@ -312,7 +312,7 @@ def test_a_commit_that_was_reported_as_failed_is_not_repeated(tmp_path, lake, qu
 def test_a_full_disk_leaves_whole_lines(tmp_path):
     code = """
 import resource, sys
-from mlpkg.spool import Spool
+from mlpkg.serving.segments import Spool
 spool = Spool(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 spool.append(b"a" * 599 + b"\\n", 1)
@@ -457,8 +457,8 @@ def test_truth_while_the_lake_is_away(tmp_path, lake, asked):
 def test_of_two_truths_at_once_one_is_believed(tmp_path, lake, asked):
     code = """
 import json, sys
-from mlpkg.answers import *
-from mlpkg.lake import Lake
+from mlpkg.serving.answer_log import *
+from mlpkg.data.lake import Lake
 root, truth, *names = sys.argv[1:]
 feedback = Feedback(Lake(root + "/lake"), "served/flights", root)
 print("ready", flush=True)

@@ -7,7 +7,7 @@ import pytest
 DAGS = """
 from airflow.sdk import DAG, Asset
 
-from mlpkg.airflow import Notify, emit_if, notebook_step, recorded_run, require_champion
+from mlpkg.airflow.dags import Notify, emit_if, notebook_step, recorded_run, require_champion
 
 with DAG("producer", schedule=None, params={"rows": 3}):
     with recorded_run():
@@ -66,7 +66,7 @@ def test_without_follow_nothing_is_started(assets):
 
 
 TWICE = """
-from mlpkg.local import load_dags, run_dag, triggered, use_airflow
+from mlpkg.airflow.local import load_dags, run_dag, triggered, use_airflow
 from mlpkg.settings import load_settings
 
 settings = load_settings()

@@ -22,14 +22,14 @@ from deltalake.exceptions import CommitFailedError
 from pyarrow.csv import CSVWriter
 from threadpoolctl import threadpool_info
 
-from mlpkg import batch
-from mlpkg.batch import BatchError, encoder, judge, model_contract, quick_look, score
-from mlpkg.contracts import check
-from mlpkg.inputs import Input, inputs_from, shape
-from mlpkg.lake import Lake, LakeError
-from mlpkg.registry import Loaded, RegistryError, load_model, log_model, register, scratch_store
-from mlpkg.sources import SourceError
-from mlpkg.training import candidates, fit, probability
+from mlpkg.batch import predict as batch
+from mlpkg.batch.predict import BatchError, encoder, judge, model_contract, quick_look, score
+from mlpkg.data.contracts import check
+from mlpkg.data.inputs import Input, inputs_from, shape
+from mlpkg.data.lake import Lake, LakeError
+from mlpkg.data.sources import SourceError
+from mlpkg.models.registry import Loaded, RegistryError, load_model, log_model, register, scratch_store
+from mlpkg.models.training import candidates, fit, probability
 
 NUMERIC, CATEGORICAL = ["distance", "weight"], ["carrier", "depot"]
 FEATURES = NUMERIC + CATEGORICAL
@@ -453,11 +453,11 @@ def test_inputs_as_json():
 
 large = """
 import resource, sys
-from mlpkg.batch import score
-from mlpkg.inputs import Input
-from mlpkg.lake import Lake
-from mlpkg.registry import Loaded
-from mlpkg.training import fit
+from mlpkg.batch.predict import score
+from mlpkg.data.inputs import Input
+from mlpkg.data.lake import Lake
+from mlpkg.models.registry import Loaded
+from mlpkg.models.training import fit
 
 root, small, large, refused = sys.argv[1:]
 lake = Lake(root)

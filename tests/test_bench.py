@@ -7,8 +7,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from mlpkg.flights import seed_lake
-from mlpkg.lake import open_lake
+from mlpkg.data.lake import open_lake
+from mlpkg.examples.flights import seed_lake
 
 
 @pytest.mark.parametrize(("name", "option"), [("train", "--months"), ("batch", "--times"), ("serve", "--seconds")])

@@ -10,7 +10,7 @@ from conftest import ROOT
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from mlpkg.cli import app
+from mlpkg.cli.main import app
 
 COMMANDS = list(get_command(app).commands)
 
@@ -78,7 +78,7 @@ def test_help_has_a_summary(command):
 def test_help_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['mlpkg', '--help']\n"
-        "from mlpkg.cli import main\n"
+        "from mlpkg.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: print([m for m in ('mlflow', 'pandas', 'airflow', 'pydantic') if m in sys.modules])"
     )

@@ -27,7 +27,7 @@ def test_notebooks_run_nested_and_are_stored(project):
 
 def test_a_terminal_shows_a_live_table_and_nothing_of_airflows_log(project):
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-c", "from mlpkg.cli import main; main()", "run", "small"]
+    command = [sys.executable, "-c", "from mlpkg.cli.main import main; main()", "run", "small"]
     process = subprocess.Popen(
         command, cwd=project.root, env=project.env | {"TERM": "xterm"}, stdout=theirs, stderr=theirs
     )
@@ -74,7 +74,7 @@ def test_the_stock_operator_stores_its_notebook_in_mlflow(project):
 
 
 def test_papermill_in_a_shell_writes_to_mlflow(project):
-    from mlpkg.tracking import start_step
+    from mlpkg.steps.tracking import start_step
 
     notebook = project.notebook("10_count", "rows: int = 3", "print(rows)")
     run_id = start_step(project.mlflow, project.settings, "count")
@@ -93,7 +93,7 @@ def test_papermill_in_a_shell_writes_to_mlflow(project):
 
 
 def test_two_runs_at_once_on_sqlite(project):
-    command = (sys.executable, "-c", "from mlpkg.cli import main; main()", "run", "small", "--param")
+    command = (sys.executable, "-c", "from mlpkg.cli.main import main; main()", "run", "small", "--param")
     first, second = project.start(*command, "rows=1"), project.start(*command, "rows=2")
     for process in (first, second):
         output, _ = process.communicate(timeout=300)

@@ -45,7 +45,7 @@ def test_file_holds_one_documented_dag(dags, name):
 
 @pytest.mark.parametrize("name", DAGS)
 def test_steps_exist_and_declare_what_they_are_given(dags, name):
-    from mlpkg.parameters import read_parameters
+    from mlpkg.steps.parameters import read_parameters
 
     tasks = dict(notebook_tasks(dags[name]))
     assert tasks
@@ -104,7 +104,7 @@ def test_nothing_heavy_is_imported_at_the_top(name):
 
 def test_loading_the_operator_loads_no_data_or_tracking_library():
     heavy = ["mlflow", "sklearn", "optuna", "pandera", "matplotlib", "deltalake", "nbconvert"]
-    code = f"import sys, mlpkg.airflow; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, mlpkg.airflow.dags; print([m for m in {heavy} if m in sys.modules])"
     alone = (
         f"import sys, airflow.providers.papermill.operators.papermill; print([m for m in {heavy} if m in sys.modules])"
     )
@@ -117,7 +117,7 @@ def test_loading_the_operator_loads_no_data_or_tracking_library():
 
 @pytest.mark.parametrize("notebook", STEPS, ids=lambda path: path.stem)
 def test_step_notebooks_explain_their_parameters(notebook):
-    from mlpkg.parameters import read_parameters
+    from mlpkg.steps.parameters import read_parameters
 
     for parameter in read_parameters(notebook):
         assert parameter.help and not parameter.required and parameter.type_name != "Any", parameter.name

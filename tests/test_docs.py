@@ -77,9 +77,10 @@ def test_every_notebook_has_its_page(site, notebook):
 
 
 def test_every_module_is_described(site):
-    pages = "".join(page.read_text() for page in (site / "api").glob("*.html"))
-    modules = [path.stem for path in (ROOT / "mlpkg").glob("[!_]*.py")]
-    assert [name for name in modules if f'id="mlpkg-{name.replace("_", "-")}-' not in pages] == []
+    pages = "".join(page.read_text() for page in (site / "api").rglob("*.html"))
+    paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "mlpkg").rglob("[!_]*.py")]
+    modules = ["-".join(path.parts).replace("_", "-") for path in paths]
+    assert [name for name in modules if f'id="{name}-' not in pages] == []
 
 
 def test_search_index_and_no_secrets(site):

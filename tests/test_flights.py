@@ -9,9 +9,9 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
-from mlpkg import flights
-from mlpkg.contracts import check, gate
-from mlpkg.lake import Lake
+from mlpkg.data.contracts import check, gate
+from mlpkg.data.lake import Lake
+from mlpkg.examples import flights
 
 year = [f"2013-{month:02d}" for month in range(1, 13)]
 

@@ -12,7 +12,7 @@ import uuid
 import pandas as pd
 import pytest
 
-from mlpkg.lake import Lake, LakeError
+from mlpkg.data.lake import Lake, LakeError
 
 spawn = multiprocessing.get_context("spawn")  # deltalake's runtime does not survive fork
 writers, writes = 3, 6
@@ -97,7 +97,7 @@ def test_a_writer_that_is_killed_leaves_the_table_as_it_was(tmp_path):
     lake = Lake(tmp_path)
     lake.write("raw/flights", frame("2013-01"))
     script = (
-        "import os, signal, sys; import pandas as pd; from mlpkg.lake import Lake\n"
+        "import os, signal, sys; import pandas as pd; from mlpkg.data.lake import Lake\n"
         "def batches():\n"
         "    yield pd.DataFrame({'month': '2013-01', 'writer': 0, 'write': 0, 'row': range(100_000)})\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -113,7 +113,7 @@ def test_a_writer_that_is_killed_leaves_the_table_as_it_was(tmp_path):
 copy_large = """
 import resource, sys
 import numpy as np, pyarrow as pa
-from mlpkg.lake import Lake
+from mlpkg.data.lake import Lake
 
 lake, mode = Lake(sys.argv[1]), sys.argv[2]
 rows, parts, columns = 65_536, 200, [f"x{i}" for i in range(10)]
@@ -131,7 +131,7 @@ elif mode == "copied":
     assert lake.count("big/copy") == rows * parts
 else:
     import pandera.pandas as schemas
-    from mlpkg.contracts import check_batches
+    from mlpkg.data.contracts import check_batches
 
     share = schemas.Column(float, schemas.Check.in_range(0, 0.9999))
     outcome = check_batches(lake.batches("big/source"), schemas.DataFrameSchema(dict.fromkeys(columns, share)))

@@ -15,7 +15,7 @@ def year(tmp_path_factory, stores):
 
 
 def tables(project):
-    from mlpkg.lake import Lake
+    from mlpkg.data.lake import Lake
 
     return Lake(project.settings.lake.root)
 

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from mlpkg.drift import column_drift, joint_drift
-from mlpkg.flights import (
+from mlpkg.data.inputs import Input, inputs_from
+from mlpkg.data.lake import Lake
+from mlpkg.examples.flights import (
     categorical,
     clean,
     features,
@@ -29,11 +30,10 @@ from mlpkg.flights import (
     seed_lake,
     split,
 )
-from mlpkg.inputs import Input, inputs_from
-from mlpkg.lake import Lake
-from mlpkg.monitoring import Report, Window, monitor, read_history, store, with_history
+from mlpkg.models.training import fit, probability
+from mlpkg.monitoring.drift import column_drift, joint_drift
+from mlpkg.monitoring.report import Report, Window, monitor, read_history, store, with_history
 from mlpkg.settings import MonitoringSettings
-from mlpkg.training import fit, probability
 
 RULES = MonitoringSettings()
 
@@ -292,8 +292,8 @@ def monitored(project):
     "A project with a small lake and a champion"
     import mlflow
 
-    from mlpkg.registry import Decision, log_model, promote, register
-    from mlpkg.tracking import connect
+    from mlpkg.models.registry import Decision, log_model, promote, register
+    from mlpkg.steps.tracking import connect
 
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     lake = seed_lake(Lake(project.settings.lake.root), "2013-01..2013-04", rows=8000)
@@ -312,7 +312,7 @@ def monitored(project):
 
 
 def test_the_step_judges_the_champion(monitored):
-    from mlpkg.steps import run_step
+    from mlpkg.steps.run import run_step
 
     project, lake, pipeline = monitored
     april = lake.read("clean/flights", filters=[("month", "=", "2013-04")])

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from mlpkg.notify import Message, send
+from mlpkg.airflow.notify import Message, send
 from mlpkg.settings import NotifySettings
 
 DRIFT = Message("flights: drift", "late flights rose from 17 % to 33 %", "http://127.0.0.1:5000/#/runs/1")

@@ -76,12 +76,13 @@ def test_wheel_holds_package_and_entry_points(project):
         (entry_file,) = [name for name in names if name.endswith("entry_points.txt")]
         entries = configparser.ConfigParser(delimiters="=")
         entries.read_string(archive.read(entry_file).decode())
-    modules = {f"mlpkg/{file.name}" for file in (project / "mlpkg").glob("*.py")}
+    modules = {file.relative_to(project).as_posix() for file in (project / "mlpkg").rglob("*.py")}
+    assert "mlpkg/data/lake.py" in modules
     assert modules <= names
     assert not [name for name in names if not name.startswith(("mlpkg/", "mlpkg-"))], "only the package is installed"
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert entries["console_scripts"]["mlpkg"] == "mlpkg.cli:main"
-    assert entries["papermill.io"]["mlflow://"].startswith("mlpkg.notebooks:")
+    assert entries["console_scripts"]["mlpkg"] == "mlpkg.cli.main:main"
+    assert entries["papermill.io"]["mlflow://"].startswith("mlpkg.steps.notebooks:")
     assert entries["nbdev"]["mlpkg"] == "mlpkg._modidx:d"
 
 

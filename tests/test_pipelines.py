@@ -16,7 +16,7 @@ def flights(tmp_path_factory, stores):
 
 
 def lake(project):
-    from mlpkg.lake import Lake
+    from mlpkg.data.lake import Lake
 
     return Lake(project.settings.lake.root)
 
@@ -97,7 +97,7 @@ def test_a_broken_step_keeps_the_champion_and_says_where(flights):
 def test_an_alarm_stays_open_until_a_training_succeeds(flights):
     import pandas as pd
 
-    from mlpkg.steps import run_step
+    from mlpkg.steps.run import run_step
 
     assert flights.pipeline_runs("flights_train")[0].info.status == "FAILED", "the last training broke"
     row = {"month": ["2013-02"], "alarm": [True], "words": ["late flights rose"]}
@@ -116,8 +116,8 @@ def test_an_alarm_stays_open_until_a_training_succeeds(flights):
     ],
 )
 def test_bad_input_stops_the_step_and_writes_nothing(flights, name, content, says):
-    from mlpkg.execution import StepError
-    from mlpkg.steps import run_step
+    from mlpkg.steps.execution import StepError
+    from mlpkg.steps.run import run_step
 
     before, source = lake(flights).version("raw/flights"), flights.root / name
     if content is not None:

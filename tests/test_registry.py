@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from mlpkg.registry import (
+from mlpkg.models.registry import (
     Decision,
     RegistryError,
     UntrustedModelError,
@@ -35,8 +35,8 @@ from mlpkg.registry import (
     trusted_types,
     versions,
 )
+from mlpkg.models.training import candidates, fit, probability
 from mlpkg.settings import PromotionSettings
-from mlpkg.training import candidates, fit, probability
 
 NUMERIC, CATEGORICAL = ["distance", "weight"], ["carrier"]
 
@@ -280,7 +280,7 @@ def test_promotion_leaves_no_gap(contest):
 PROMOTE = """
 import sys
 import mlflow
-from mlpkg.registry import Decision, RegistryError, promote
+from mlpkg.models.registry import Decision, RegistryError, promote
 uri, name, version, against = sys.argv[1:]
 mlflow.set_tracking_uri(uri)
 mlflow.set_registry_uri(uri)
@@ -355,6 +355,6 @@ def test_importing_the_registry_imports_nothing_heavy():
     import sys
 
     heavy = "mlflow sklearn skops pandas"
-    code = f"import sys, mlpkg.registry; print([m for m in {heavy.split()} if m in sys.modules])"
+    code = f"import sys, mlpkg.models.registry; print([m for m in {heavy.split()} if m in sys.modules])"
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"  # noqa: S603

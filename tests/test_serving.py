@@ -27,15 +27,15 @@ from conftest import Project, wait_for
 from fastapi.testclient import TestClient
 from schemathesis.engine import events
 
-from mlpkg.batch import score
-from mlpkg.inputs import inputs_from
-from mlpkg.lake import open_lake
-from mlpkg.live import last_good
-from mlpkg.records import as_frame
-from mlpkg.registry import load_model, log_model, promote_by_hand, register, scratch_store
-from mlpkg.serving import check_host, create_app, new_key
+from mlpkg.batch.predict import score
+from mlpkg.data.inputs import inputs_from
+from mlpkg.data.lake import open_lake
+from mlpkg.models.registry import load_model, log_model, promote_by_hand, register, scratch_store
+from mlpkg.models.training import fit, probability
+from mlpkg.serving.app import check_host, create_app, new_key
+from mlpkg.serving.loader import last_good
+from mlpkg.serving.schemas import as_frame
 from mlpkg.settings import Settings, load_settings
-from mlpkg.training import fit, probability
 
 COLUMNS = ["distance", "weight", "carrier", "zone"]
 CONTRACT = pa.DataFrameSchema(
@@ -425,7 +425,9 @@ def test_champion_deleted_while_serving(api):
 
 def test_mlflow_goes_away_and_comes_back(api, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("mlpkg.live.client", lambda settings: (_ for _ in ()).throw(ConnectionError("no route")))
+        patch.setattr(
+            "mlpkg.serving.loader.client", lambda settings: (_ for _ in ()).throw(ConnectionError("no route"))
+        )
         look(api)
         look(api)
         ready = api.get("/readyz").json()
@@ -441,7 +443,9 @@ def test_cold_start_without_mlflow(store, monkeypatch):
     with serving(store) as api:
         before = ask(api, GOOD).json()["predictions"]
     with monkeypatch.context() as patch:
-        patch.setattr("mlpkg.live.client", lambda settings: (_ for _ in ()).throw(ConnectionError("no route")))
+        patch.setattr(
+            "mlpkg.serving.loader.client", lambda settings: (_ for _ in ()).throw(ConnectionError("no route"))
+        )
         with serving(store) as api:
             assert ask(api, GOOD).json()["predictions"] == before
             ready = api.get("/readyz").json()
@@ -449,7 +453,9 @@ def test_cold_start_without_mlflow(store, monkeypatch):
             patch.undo()
             look(api)
             assert api.get("/readyz").json()["source"] == "MLflow"
-        patch.setattr("mlpkg.live.client", lambda settings: (_ for _ in ()).throw(ConnectionError("no route")))
+        patch.setattr(
+            "mlpkg.serving.loader.client", lambda settings: (_ for _ in ()).throw(ConnectionError("no route"))
+        )
         marker = next((store / "serving").rglob("last-good.json"))
         (marker.parent / json.loads(marker.read_text())["folder"] / "model.skops").write_bytes(b"half a file")
         with serving(store) as api:  # a copy that cannot be used: not served, and said
@@ -476,7 +482,7 @@ def test_a_version_that_cannot_be_loaded(api):
 def test_the_watch_goes_on_whatever_happens(store, monkeypatch):
     with serving(store, poll_seconds=0.1) as api:
         with monkeypatch.context() as patch:
-            patch.setattr("mlpkg.live.remember", lambda *args: (_ for _ in ()).throw(OSError("disk is full")))
+            patch.setattr("mlpkg.serving.loader.remember", lambda *args: (_ for _ in ()).throw(OSError("disk is full")))
             promote_by_hand("parcels", 2, "on a bad day")
             problems = wait_for(lambda: api.get("/readyz").json()["problems"], 20, "it is said")
             assert "disk is full" in problems[0]["words"] and ask(api, GOOD).json()["model_version"] == 2
@@ -573,7 +579,7 @@ def server(store) -> Iterator[tuple[Project, int, subprocess.Popen]]:
     ]  # fmt: skip
     (store / "settings.ini").write_text("\n".join(lines))
     project = Project(store)
-    process = project.start(sys.executable, "-c", f"from mlpkg.serving import serve; serve(port={port})")
+    process = project.start(sys.executable, "-c", f"from mlpkg.serving.app import serve; serve(port={port})")
     try:
         wait_for(lambda: process.poll() is not None or reaches(port), 60, "the server answers")
         yield project, port, process

@@ -12,12 +12,12 @@ import urllib.request
 import pytest
 from conftest import processes_with, wait_for
 
-from mlpkg.execution import StepError
-from mlpkg.parameters import ParameterError
-from mlpkg.steps import recover, run_step, spooled
-from mlpkg.tracking import TrackingError, client, open_run, step_runs
+from mlpkg.steps.execution import StepError
+from mlpkg.steps.parameters import ParameterError
+from mlpkg.steps.run import recover, run_step, spooled
+from mlpkg.steps.tracking import TrackingError, client, open_run, step_runs
 
-RUN = "import sys; from mlpkg.steps import run_step; run_step(sys.argv[1])"
+RUN = "import sys; from mlpkg.steps.run import run_step; run_step(sys.argv[1])"
 SLOW = "import os, time\nprint('started')\nopen('{marker}', 'w').close()\ntime.sleep(120)"
 
 
@@ -189,7 +189,7 @@ def test_a_step_whose_process_is_killed_outright(project):
 def test_a_dag_run_that_is_terminated(project):
     marker = project.root / "started"
     project.notebook("10_count", "rows: int = 3", SLOW.format(marker=marker))
-    process = project.start(sys.executable, "-c", "from mlpkg.cli import main; main()", "run", "small")
+    process = project.start(sys.executable, "-c", "from mlpkg.cli.main import main; main()", "run", "small")
     wait_for(marker.exists, 120, what="the second cell")
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
@@ -203,7 +203,7 @@ def test_a_dag_run_that_is_terminated(project):
 def test_a_dag_run_whose_process_is_killed_outright(project):
     marker = project.root / "started"
     project.notebook("10_count", "rows: int = 3", SLOW.format(marker=marker))
-    process = project.start(sys.executable, "-c", "from mlpkg.cli import main; main()", "run", "small")
+    process = project.start(sys.executable, "-c", "from mlpkg.cli.main import main; main()", "run", "small")
     wait_for(marker.exists, 120, what="the second cell")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlpkg.training import Candidate, candidates, fit, probability, search
+from mlpkg.models.training import Candidate, candidates, fit, probability, search
 
 NUMERIC, CATEGORICAL = ["weight", "distance", "express"], ["carrier", "city"]
 
@@ -37,7 +37,7 @@ FINGERPRINT = """
 import hashlib, sys
 sys.path.insert(0, {folder!r})
 from test_training import CATEGORICAL, NUMERIC, parcels
-from mlpkg.training import probability, search
+from mlpkg.models.training import probability, search
 data = parcels()
 for name in ("logistic_regression", "random_forest", "hist_gradient_boosting"):
     result = search(name, data[:2000], data[2000:], "late", NUMERIC, CATEGORICAL, budget=3, row_cap=1500)

@@ -2,7 +2,7 @@
 
 from airflow.sdk import DAG
 
-from mlpkg.airflow import NotebookOperator, notebook_step, recorded_run
+from mlpkg.airflow.dags import NotebookOperator, notebook_step, recorded_run
 
 with DAG("mapped", schedule=None, doc_md=__doc__):
     with recorded_run():

@@ -2,7 +2,7 @@
 
 from airflow.sdk import DAG
 
-from mlpkg.airflow import notebook_steps, recorded_run
+from mlpkg.airflow.dags import notebook_steps, recorded_run
 
 with DAG("small", schedule=None, params={"rows": 3}, doc_md=__doc__):
     with recorded_run():

@@ -3,7 +3,7 @@
 from airflow.providers.papermill.operators.papermill import PapermillOperator
 from airflow.sdk import DAG
 
-from mlpkg.airflow import close_run, open_run
+from mlpkg.airflow.dags import close_run, open_run
 
 with DAG("stock", schedule=None, doc_md=__doc__):
     opened = open_run()

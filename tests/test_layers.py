@@ -1,0 +1,61 @@
+"""The architecture holds: no import runs upward, none runs in a circle, and nothing knows the example but itself.
+
+What is allowed stands in pyproject.toml, under `[tool.importlinter]`.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess:
+    "Check the package in a folder against the contracts in its pyproject.toml"
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-cache"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={"PYTHONPATH": str(folder)})
+
+
+@pytest.fixture
+def package(tmp_path) -> Path:
+    "A folder with a copy of the package, to put a wrong import into"
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(ROOT / "mlpkg", tmp_path / "mlpkg", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def test_the_package_keeps_its_layers():
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout
+    assert "2 kept, 0 broken" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "imported"),
+    [("data/lake", "models.registry"), ("settings", "data.lake"), ("steps/run", "airflow.dags")],
+)
+def test_an_import_that_runs_upward_is_refused_by_name(package, module, imported):
+    with (package / f"mlpkg/{module}.py").open("a") as file:
+        file.write(f"\n\ndef later():\n    import mlpkg.{imported}\n")
+    done = lint(package)
+    assert done.returncode == 1
+    assert f"mlpkg.{module.replace('/', '.')} -> mlpkg.{imported}" in done.stdout
+
+
+def test_an_import_of_the_example_is_refused_by_name(package):
+    with (package / "mlpkg/cli/main.py").open("a") as file:
+        file.write("\nfrom mlpkg.examples.flights import split\n")
+    done = lint(package)
+    assert done.returncode == 1
+    assert "mlpkg.cli.main -> mlpkg.examples.flights" in done.stdout
+
+
+def test_a_circle_in_one_layer_is_refused_by_name(package):
+    with (package / "mlpkg/data/lake.py").open("a") as file:
+        file.write("\nfrom mlpkg.data.contracts import check\n")
+    done = lint(package)
+    assert done.returncode == 1
+    assert ".lake" in done.stdout and ".contracts" in done.stdout
