@@ -12,7 +12,8 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from mlpkg.batch.predict import encoder, even, judge, model_contract, open_source, score
+from mlpkg.batch.predict import encoder, even, judge, model_contract, score
+from mlpkg.data.sources import open_source
 from mlpkg.data.inputs import shape
 from mlpkg.data.lake import Lake, open_lake
 from mlpkg.models.registry import load_model
