@@ -63,6 +63,9 @@ clean-notebooks: setup ## Remove noise from the notebooks
 readme: setup ## Write README.md from nbs/index.ipynb
 	@$(BIN)/python docs/readme.py
 
+pages: setup ## Measure the library notebooks against the limits of CONTRIBUTING.md
+	@$(BIN)/python docs/measure.py
+
 docs: setup ## Build the documentation site into _docs/
 	@$(BIN)/python docs/build.py
 
@@ -101,4 +104,4 @@ smoke: ## Bring up a stack of its own, run a DAG through it, check what it left,
 env: ## Write .env with fresh secrets for docker-compose.yml
 	@$(PYTHON) docker/env.py
 
-.PHONY: help run demo serve test lab mlflow airflow setup prepare export clean-notebooks readme docs docs-serve bench hooks lock build up down smoke env
+.PHONY: help run demo serve test lab mlflow airflow setup prepare export clean-notebooks readme pages docs docs-serve bench hooks lock build up down smoke env

@@ -9,7 +9,7 @@ import inspect
 import io
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef
@@ -46,6 +46,12 @@ def render(
         parts.append(_entry(node, node.name, module, comments, level=3))
         parts += [_entry(method, f"{node.name}.{method.name}", module, comments, level=4) for method in methods(node)]
     return "\n\n".join(parts)
+
+
+def described(functions: Iterable[Function], source: str) -> list[set[str]]:
+    "The parameters of each function in a cell that have a docment, as its reference shows them"
+    comments = _comments(source)
+    return [{name.strip("`") for name, _ in _parameters(node, comments)} - {_RETURNS} for node in functions]
 
 
 def _entry(node: Definition, name: str, module: str, comments: dict[int, str], level: int) -> str:
