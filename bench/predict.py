@@ -13,9 +13,9 @@ import psutil
 import pyarrow as pa
 
 from mlpkg.batch.predict import encoder, even, judge, model_contract, score
-from mlpkg.data.sources import open_source
 from mlpkg.data.inputs import shape
 from mlpkg.data.lake import Lake, open_lake
+from mlpkg.data.sources import open_source
 from mlpkg.models.registry import load_model
 from mlpkg.steps.tracking import connect
 

@@ -17,6 +17,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from .errors import MlpkgError
+
 # %% ../nbs/api/00_settings.ipynb #180f5e5c
 class Group(BaseModel):
     "A group of settings: unknown keys are refused, values are read-only"
@@ -154,7 +156,7 @@ class Settings(Group):
     airflow: AirflowSettings
 
 
-class SettingsError(ValueError):
+class SettingsError(MlpkgError, ValueError):
     "A settings file that cannot be used; the message names file, section, key, value and what is allowed"
 
 # %% ../nbs/api/00_settings.ipynb #e0fe9530

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from filelock import FileLock
 
+from ..errors import MlpkgError
 from ..settings import Settings
 from ..steps.run import locked_entry
 
@@ -70,7 +71,7 @@ def prepare_database(
     return True
 
 # %% ../../nbs/api/airflow/16_local.ipynb #e33304e2
-class DagError(ValueError):
+class DagError(MlpkgError, ValueError):
     "A DAG that cannot be run; the message says why and what there is"
 
 

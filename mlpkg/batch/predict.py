@@ -37,10 +37,11 @@ from ..data.contracts import Outcome, check
 from ..data.inputs import Input, as_contract, map_unknown, shape
 from ..data.lake import Filters, Lake, check_name, fit_schema, plain_batch, plain_schema, plain_type
 from ..data.sources import Source, open_source
+from ..errors import MlpkgError
 from ..models.registry import Loaded
 
 # %% ../../nbs/api/batch/14_predict.ipynb #7aa6c7ae
-class BatchError(ValueError):
+class BatchError(MlpkgError, ValueError):
     "Input that cannot be scored; the message says what is wrong, and what to do"
 
 # %% ../../nbs/api/batch/14_predict.ipynb #7cc628a2

@@ -28,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .models import models
+from ..errors import MlpkgError
 
 # %% ../../nbs/api/cli/18_main.ipynb #280fecaf
 class UserInterface(StrEnum):
@@ -626,14 +627,6 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before anything imports MLflow
     try:
         app()
-    except Exception as error:
-        if not _is_users(error):
-            raise
+    except MlpkgError as error:
         typer.secho(f"mlpkg: {error}", fg="red", err=True)
         sys.exit(2)
-
-
-def _is_users(error: Exception) -> bool:
-    "Does the message alone help?"
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"SettingsError", "DagError", "TrackingError", "ParameterError", "LakeError", "RegistryError"})

@@ -17,10 +17,11 @@ import pyarrow
 from pandera.errors import SchemaError, SchemaErrorReason, SchemaErrors
 
 from .lake import Lake
+from ..errors import MlpkgError
 from ..settings import Settings, load_settings
 
 # %% ../../nbs/api/data/18_contracts.ipynb #454eff30
-class ContractError(ValueError):
+class ContractError(MlpkgError, ValueError):
     "Data that does not keep its contract; the message lists what is wrong and how often"
 
 

@@ -32,10 +32,11 @@ from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from pyarrow.parquet import filters_to_expression
 
+from ..errors import MlpkgError
 from ..settings import Settings, load_settings
 
 # %% ../../nbs/api/data/14_lake.ipynb #441298b8
-class LakeError(ValueError):
+class LakeError(MlpkgError, ValueError):
     "A table that cannot be read or written as asked; the message says what there is and what to do"
 
 

@@ -20,9 +20,10 @@ from pyarrow.fs import FileSystem, LocalFileSystem, PyFileSystem
 from pyarrow.parquet import filters_to_expression
 
 from .lake import Filters, Lake, storage_options
+from ..errors import MlpkgError
 
 # %% ../../nbs/api/data/16_sources.ipynb #94aacc2c
-class SourceError(ValueError):
+class SourceError(MlpkgError, ValueError):
     "Rows that cannot be read; the message says what is wrong, and what can be read"
 
 

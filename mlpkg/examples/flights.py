@@ -28,9 +28,10 @@ import pandas as pd
 
 from ..data.lake import Lake
 from ..data.sources import locate
+from ..errors import MlpkgError
 
 # %% ../../nbs/api/examples/12_flights.ipynb #fb374bcd
-class FlightsError(ValueError):
+class FlightsError(MlpkgError, ValueError):
     "Data or parameters of the example that cannot be used; the message says what to give instead"
 
 

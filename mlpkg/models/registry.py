@@ -28,6 +28,7 @@ from ..settings import PromotionSettings
 if TYPE_CHECKING:
     import pandas as pd
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from ..errors import MlpkgError
 
 # %% ../../nbs/api/models/22_registry.ipynb #fb7b710e
 def scratch_store() -> Path:  # Its folder, new and temporary; takes some seconds, in which the tables are made
@@ -54,7 +55,7 @@ trusted_types: dict[str, str] = {
 }
 
 
-class RegistryError(RuntimeError):
+class RegistryError(MlpkgError, RuntimeError):
     "Something that the registry does not have or cannot do; the message says what there is"
 
 

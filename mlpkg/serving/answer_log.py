@@ -37,6 +37,7 @@ from deltalake.exceptions import CommitFailedError
 from filelock import FileLock, Timeout
 
 from ..data.lake import Lake
+from ..errors import MlpkgError
 from .segments import Segment, Spool
 
 log = logging.getLogger("mlpkg.serving.answer_log")
@@ -451,7 +452,7 @@ class FeedbackResult:
     unknown: list[str]  # There was no such answer
 
 
-class FeedbackError(RuntimeError):
+class FeedbackError(MlpkgError, RuntimeError):
     "Truth that could not be stored, none of it; it may be given again"
 
 

@@ -42,6 +42,7 @@ from ..steps.tracking import client, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+from ..errors import MlpkgError
 
 log = logging.getLogger("mlpkg.serving.loader")
 
@@ -121,7 +122,7 @@ def _dense(parts: list[Any]) -> np.ndarray:
     return np.hstack([part.toarray() if sparse.issparse(part) else part for part in parts])
 
 # %% ../../nbs/api/serving/14_loader.ipynb #0b5ac5e6
-class ServingError(RuntimeError):
+class ServingError(MlpkgError, RuntimeError):
     "A model that cannot be served; the message says why"
 
 

@@ -26,10 +26,11 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
+from ..errors import MlpkgError
 from .notebooks import describe_cell, find_unfinished, redact
 
 # %% ../../nbs/api/steps/18_execution.ipynb #dfd1c0c3
-class StepError(RuntimeError):
+class StepError(MlpkgError, RuntimeError):
     "A notebook that did not run to its end"
 
     def __init__(

@@ -17,8 +17,10 @@ from typing import Any, Literal, Optional, Union
 
 from pydantic import TypeAdapter, ValidationError
 
+from ..errors import MlpkgError
+
 # %% ../../nbs/api/steps/10_parameters.ipynb #c6b06057
-class ParameterError(ValueError):
+class ParameterError(MlpkgError, ValueError):
     "Parameters that do not fit their declaration; the message says what was given, what is allowed, what to do"
 
 

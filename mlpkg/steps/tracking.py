@@ -27,9 +27,10 @@ from ..settings import Settings, load_settings
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+from ..errors import MlpkgError
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #5333635f
-class TrackingError(RuntimeError):
+class TrackingError(MlpkgError, RuntimeError):
     "MLflow cannot be used; the message says which one and what to do"
 
 
