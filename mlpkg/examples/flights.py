@@ -443,7 +443,7 @@ def seed_for_tests(
     "Point the environment to a throw-away lake and MLflow store, and fill the lake"
     folder = Path(tempfile.mkdtemp(prefix="mlpkg-test-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    places = {"LAKE__ROOT": "lake", "TRACKING__ARTIFACTS": "artifacts", "STEPS__SPOOL": "spool"}
+    places = {"LAKE__ROOT": "lake", "TRACKING__ARTIFACTS": "artifacts", "STEPS__OUTBOX": "outbox"}
     os.environ |= {f"MLPKG_{key}": str(folder / name) for key, name in places.items()}
     os.environ["MLPKG_TRACKING__URI"] = f"sqlite:///{folder}/mlflow.db"
     code = "from mlpkg.examples.flights import seed_lake; from mlpkg.data.lake import open_lake; seed_lake(open_lake())"

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ..settings import Settings
-from ..steps.run import code_digest
+from ..steps.notebooks import code_digest
 from ..steps.tracking import package_digest, pipeline_runs, step_runs
 
 if TYPE_CHECKING:
