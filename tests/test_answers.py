@@ -147,6 +147,7 @@ def test_a_living_process_takes_over_what_a_killed_one_left(tmp_path, lake):
 
 
 def test_answers_wait_while_the_lake_is_away(tmp_path, lake, quick, caplog):
+    caplog.set_level(logging.INFO)
     (tmp_path / "lake").write_text("not a folder")
     log = quick().start()
     assert log.put([answer(n) for n in range(3)]) == 3
