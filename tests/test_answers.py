@@ -537,7 +537,7 @@ def test_truth_that_never_comes_is_missing_and_does_not_count_as_no(lake):
     before = compare_arms(lake, "flights")
     assert list(before["missing"]) == [400, 400]
     assert before[["roc_auc", "brier", "base_rate", "roc_auc_low"]].isna().all(axis=None)
-    assert before["words"].iloc[1].startswith("cannot be told yet")
+    assert before["words"].iloc[1].startswith("too early to tell")
     known = champion.drop(columns=["arm", "model_version", "probability", "sticky"])
     lake.write("feedback/flights", known.iloc[:40], partition_by=["date"])
     lake.write("feedback/flights", known.iloc[:40].assign(truth=1, time=datetime.now(UTC)))  # a second, later truth
@@ -553,4 +553,4 @@ def test_answers_of_a_server_can_be_compared(tmp_path, lake, answered_ids):
     table = compare_arms(lake, "flights")
     assert list(table["arm"]) == ["champion", "shadow"]
     assert list(table["with_truth"]) == [1, 1]
-    assert "each arm needs 10 answers of each outcome at least, there are 0" in table["words"].iloc[1]
+    assert "each arm needs at least 10 answers of each outcome, there are 0" in table["words"].iloc[1]
