@@ -12,7 +12,8 @@ from datetime import date
 import numpy as np
 import pandas as pd
 
-from ..data.lake import Lake, LakeError
+from ..data.arrow import LakeError
+from ..data.lake import Lake
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #254540f8
 def _day(since: str | date) -> str:
