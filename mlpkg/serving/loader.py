@@ -37,7 +37,7 @@ from ..models.registry import Loaded, Version, download, get_version, load_folde
 from ..models.training import probability
 from .schemas import as_frame, made_up, request_type
 from ..settings import Settings
-from ..steps.notebooks import redact
+from ..redaction import redact
 from ..steps.tracking import client, tracking_uri
 
 if TYPE_CHECKING:
