@@ -5,13 +5,16 @@
 # %% auto #0
 __all__ = ['carriers', 'parcel_numeric', 'parcel_categorical', 'kernel', 'temporary_folder', 'places', 'settings_text',
            'as_environment', 'TemporaryStore', 'temporary_store', 'parcels', 'parcels_contract', 'add_version',
-           'write_notebook', 'step_notebook']
+           'write_notebook', 'step_notebook', 'run_seeds', 'seed']
 
 # %% ../nbs/api/90_testing.ipynb #dca694c3
 import os
+import pkgutil
 import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -254,3 +257,30 @@ def step_notebook(
 ) -> Path:
     "Write a step notebook in a temporary folder"
     return write_notebook(temporary_folder() / f"{name}.ipynb", *cells, **options)
+
+# %% ../nbs/api/90_testing.ipynb #e4abd640
+def run_seeds(
+    settings: Settings | None = None,  # Read from settings.ini unless given
+) -> None:  # Raises what a seed raises; ImportError or AttributeError where there is no such function
+    "Call each function that `testing.seeds` names, with the settings"
+    settings = settings or load_settings()
+    for name in settings.testing.seeds:
+        pkgutil.resolve_name(name)(settings)
+
+# %% ../nbs/api/90_testing.ipynb #72ca77d2
+def _is_step(
+    cells: Iterable[Any],  # Cells that nbdev is going to run
+) -> bool:
+    "Is one of them the parameters cell of a step notebook?"
+    return any("parameters" in (cell.get("metadata") or {}).get("tags", ()) for cell in cells)
+
+# %% ../nbs/api/90_testing.ipynb #a4b04b06
+def seed(
+    cells: Iterable[Any] = (),  # What `nbdev-test` is going to run; the store stays empty unless a step is among it
+) -> TemporaryStore:  # Open until the process ends
+    "Point the environment to a temporary store, and fill it for step notebooks"
+    store = TemporaryStore()
+    if _is_step(cells):
+        code = "from mlpkg.testing import run_seeds; run_seeds()"
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    return store
