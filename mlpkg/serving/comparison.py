@@ -16,18 +16,6 @@ import pandas as pd
 from ..data.lake import Lake, LakeError
 from ..errors import MlpkgError
 
-# %% ../../nbs/api/serving/22_comparison.ipynb #254540f8
-class ComparisonError(MlpkgError, ValueError):
-    "Something that was asked about the arms and makes no sense"
-
-
-def _day(since: str | date) -> str:
-    "A day as the tables' partitions are named"
-    try:
-        return date.fromisoformat(str(since)[:10]).isoformat()
-    except ValueError as error:
-        raise ComparisonError(f"since {since!r} is not a day: give one like '2026-11-01'") from error
-
 # %% ../../nbs/api/serving/22_comparison.ipynb #357efe05
 def _read_truth(lake: Lake, model: str, filters: list | None) -> pd.DataFrame:
     "The first truth of each record: request_id, record, truth as 0.0 or 1.0"
@@ -36,6 +24,18 @@ def _read_truth(lake: Lake, model: str, filters: list | None) -> pd.DataFrame:
         return pd.DataFrame({"request_id": pd.Series(dtype=str), "record": pd.Series(dtype="int64"), "truth": np.nan})
     truth = lake.read(f"feedback/{model}", columns, filters).sort_values("time")
     return truth.drop_duplicates(["request_id", "record"]).drop(columns="time").astype({"truth": "float64"})
+
+# %% ../../nbs/api/serving/22_comparison.ipynb #254540f8
+class ComparisonError(MlpkgError, ValueError):
+    "Something that was asked about the arms and makes no sense"
+
+# %% ../../nbs/api/serving/22_comparison.ipynb #8209bc1f
+def _day(since: str | date) -> str:
+    "A day as the tables' partitions are named"
+    try:
+        return date.fromisoformat(str(since)[:10]).isoformat()
+    except ValueError as error:
+        raise ComparisonError(f"since {since!r} is not a day: give one like '2026-11-01'") from error
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #2458af4e
 def read_arms(
@@ -58,7 +58,7 @@ def _newest(rows: pd.DataFrame) -> pd.DataFrame:
     "Those of the version that answered last"
     return rows[rows["model_version"] == rows["model_version"].iloc[rows["time"].argmax()]] if len(rows) else rows
 
-
+# %% ../../nbs/api/serving/22_comparison.ipynb #a591fafd
 def _same_time(champion: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Rows of the time in which both answered"
     begin, end = max(champion["time"].min(), other["time"].min()), min(champion["time"].max(), other["time"].max())
@@ -179,7 +179,7 @@ def _missing(rows: list[dict[str, Any]]) -> str:
     uneven = max(shares) - min(shares) > 0.05
     return f"truth is missing for {counts}" + (", unevenly: the arms may differ for that reason" if uneven else "")
 
-
+# %% ../../nbs/api/serving/22_comparison.ipynb #739e9141
 def _words(rows: list[dict[str, Any]], known: list[pd.DataFrame]) -> str:
     "What there is to say about the arms"
     if len(rows) == 1 and rows[0]["arm"] == "champion":
@@ -228,7 +228,7 @@ def _interval(
     low, high = np.nanquantile(draws, [0.025, 0.975]) if enough else (np.nan, np.nan)
     return {f"{name}_low": float(low), f"{name}_high": float(high)}
 
-
+# %% ../../nbs/api/serving/22_comparison.ipynb #d2229728
 def _add_intervals(rows: list[dict[str, Any]], draws: np.ndarray) -> None:
     "Add intervals, and the difference where there are two arms"
     for column, name in enumerate(_metrics):
