@@ -32,9 +32,10 @@ from mlpkg.data.inputs import inputs_from
 from mlpkg.data.lake import open_lake
 from mlpkg.models.registry import load_model, log_model, promote_by_hand, register, scratch_store
 from mlpkg.models.training import fit, probability
-from mlpkg.serving.app import check_host, create_app, new_key
-from mlpkg.serving.loader import last_good
-from mlpkg.serving.schemas import as_frame
+from mlpkg.serving.app import check_host, create_app
+from mlpkg.serving.http import new_key
+from mlpkg.serving.loader import last_good_copy
+from mlpkg.serving.schemas import records_frame
 from mlpkg.settings import Settings, load_settings
 
 COLUMNS = ["distance", "weight", "carrier", "zone"]
@@ -112,7 +113,16 @@ def serving(folder: Path, client: str = "127.0.0.1", **keys: object) -> Iterator
 
 def look(api: TestClient) -> None:
     "What the watch would do by itself a little later"
-    api.app.state.parts.live.look()
+    api.app.state.parts.loader.refresh()
+
+
+def failing(error: Exception):
+    "A function that raises this error, whatever it is given"
+
+    def fail(*args: object) -> None:
+        raise error
+
+    return fail
 
 
 def ask(api: TestClient, *records: object, **more: object):
@@ -158,9 +168,9 @@ WRONG = {
     "too small": (body(record(distance="-0.5")), "records[0].distance", "greater than or equal to 0"),
     "too large": (body(record(distance="1000.5")), "records[0].distance", "less than or equal to 1000"),
     "not a number": (body(record(weight="NaN")), "records[0].weight", "use null"),
-    "infinite": (body(record(distance="-Infinity")), "records[0].distance", "no values"),
-    "beyond floats": (body(record(weight="1e999")), "records[0].weight", "no values"),
-    "beyond integers": (body(record(weight="1" + "0" * 400)), "records[0].weight", "no values"),
+    "infinite": (body(record(distance="-Infinity")), "records[0].distance", "not allowed"),
+    "beyond floats": (body(record(weight="1e999")), "records[0].weight", "not allowed"),
+    "beyond integers": (body(record(weight="1" + "0" * 400)), "records[0].weight", "not allowed"),
     "null where it must not be": (body(record(distance="null")), "records[0].distance", "valid number"),
     "unknown category": (body(record(zone='"N"')), "records[0].zone", "'E' or 'W'"),
     "empty list": (body(), "records", "at least 1"),
@@ -296,7 +306,7 @@ def test_no_trace_of_an_error_leaves_the_process(api, monkeypatch, caplog):
     def fail(records):
         raise RuntimeError("secret detail")
 
-    object.__setattr__(api.app.state.parts.live.pair.champion, "score", fail)
+    object.__setattr__(api.app.state.parts.loader.arms.champion, "score", fail)
     answer = ask(api, GOOD)
     found = problem(answer, 500)
     assert "secret" not in answer.text and found["request_id"] in caplog.text and "secret detail" in caplog.text
@@ -304,7 +314,7 @@ def test_no_trace_of_an_error_leaves_the_process(api, monkeypatch, caplog):
 
 def test_a_request_that_fails_does_not_harm_those_it_was_asked_with(api):
     parts = api.app.state.parts
-    champion = parts.live.pair.champion
+    champion = parts.loader.arms.champion
     score, entered, go_on = champion.score, threading.Event(), threading.Event()
 
     def slow(records):
@@ -325,7 +335,7 @@ def test_a_request_that_fails_does_not_harm_those_it_was_asked_with(api):
     assert entered.wait(10)
     for thread in threads[1:]:
         thread.start()
-    wait_for(lambda: len(parts.gather.waiting) == 3, 10, "the others wait")
+    wait_for(lambda: len(parts.batcher.waiting) == 3, 10, "the others wait")
     go_on.set()
     for thread in threads:
         thread.join()
@@ -335,7 +345,7 @@ def test_a_request_that_fails_does_not_harm_those_it_was_asked_with(api):
 def test_more_requests_than_may_wait(store):
     with serving(store, max_waiting=2) as api:
         parts = api.app.state.parts
-        champion, go_on, entered = parts.live.pair.champion, threading.Event(), threading.Event()
+        champion, go_on, entered = parts.loader.arms.champion, threading.Event(), threading.Event()
         score = champion.score
         object.__setattr__(champion, "score", lambda r: (entered.set(), go_on.wait(10), score(r))[2])
         codes: list[int] = []
@@ -344,7 +354,7 @@ def test_more_requests_than_may_wait(store):
         assert entered.wait(10)
         for thread in threads[1:]:
             thread.start()
-        wait_for(lambda: len(parts.gather.waiting) == 2, 10, "two wait")
+        wait_for(lambda: len(parts.batcher.waiting) == 2, 10, "two wait")
         answer = ask(api, GOOD)
         assert problem(answer, 503)["type"].endswith("overloaded") and answer.headers["retry-after"] == "1"
         go_on.set()
@@ -370,10 +380,10 @@ def test_api_and_notebook_agree(store, version):
     with serving(store) as api:
         answer = ask(api, *records).json()
         alone = [ask(api, one).json()["predictions"][0]["probability"] for one in records[:20]]
-        assert api.app.state.parts.live.pair.champion.short
+        assert api.app.state.parts.loader.arms.champion.short
     said = np.array([one["probability"] for one in answer["predictions"]])
     assert answer["model_version"] == version
-    frame = as_frame(records, loaded.inputs)
+    frame = records_frame(records, loaded.inputs)
     assert np.array_equal(said, probability(loaded.pipeline, frame))  # as in a notebook
     assert alone == [probability(loaded.pipeline, frame.iloc[[place]])[0] for place in range(20)]
     assert np.allclose(alone, said[:20], rtol=1e-12, atol=0)
@@ -425,9 +435,7 @@ def test_champion_deleted_while_serving(api):
 
 def test_mlflow_goes_away_and_comes_back(api, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "mlpkg.serving.loader.client", lambda settings: (_ for _ in ()).throw(ConnectionError("no route"))
-        )
+        patch.setattr("mlpkg.serving.loader.client", failing(ConnectionError("no route")))
         look(api)
         look(api)
         ready = api.get("/readyz").json()
@@ -443,9 +451,7 @@ def test_cold_start_without_mlflow(store, monkeypatch):
     with serving(store) as api:
         before = ask(api, GOOD).json()["predictions"]
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "mlpkg.serving.loader.client", lambda settings: (_ for _ in ()).throw(ConnectionError("no route"))
-        )
+        patch.setattr("mlpkg.serving.loader.client", failing(ConnectionError("no route")))
         with serving(store) as api:
             assert ask(api, GOOD).json()["predictions"] == before
             ready = api.get("/readyz").json()
@@ -453,9 +459,7 @@ def test_cold_start_without_mlflow(store, monkeypatch):
             patch.undo()
             look(api)
             assert api.get("/readyz").json()["source"] == "MLflow"
-        patch.setattr(
-            "mlpkg.serving.loader.client", lambda settings: (_ for _ in ()).throw(ConnectionError("no route"))
-        )
+        patch.setattr("mlpkg.serving.loader.client", failing(ConnectionError("no route")))
         marker = next((store / "serving").rglob("last-good.json"))
         (marker.parent / json.loads(marker.read_text())["folder"] / "model.skops").write_bytes(b"half a file")
         with serving(store) as api:  # a copy that cannot be used: not served, and said
@@ -482,12 +486,14 @@ def test_a_version_that_cannot_be_loaded(api):
 def test_the_watch_goes_on_whatever_happens(store, monkeypatch):
     with serving(store, poll_seconds=0.1) as api:
         with monkeypatch.context() as patch:
-            patch.setattr("mlpkg.serving.loader.remember", lambda *args: (_ for _ in ()).throw(OSError("disk is full")))
+            patch.setattr(
+                "mlpkg.serving.loader.mark_good", lambda *args: (_ for _ in ()).throw(OSError("disk is full"))
+            )
             promote_by_hand("parcels", 2, "on a bad day")
             problems = wait_for(lambda: api.get("/readyz").json()["problems"], 20, "it is said")
             assert "disk is full" in problems[0]["words"] and ask(api, GOOD).json()["model_version"] == 2
         wait_for(lambda: not api.get("/readyz").json()["problems"], 20, "all is well")
-        assert last_good("parcels", store / "serving").name.startswith("2-")
+        assert last_good_copy("parcels", store / "serving").name.startswith("2-")
         promote_by_hand("parcels", 1, "and on")
         wait_for(lambda: api.get("/v1/model").json()["version"] == 1, 20, "it follows")
 
@@ -525,7 +531,7 @@ def test_shadow(store):
     rows = open_lake(settings(store)).read("served/parcels").set_index(["arm", "request_id", "record"])
     both = rows.loc["champion"].join(rows.loc["shadow"].add_suffix("_shadow"))
     assert len(both) == 20 and both.notna().all().all() and (both["model_version_shadow"] == 2).all()
-    frame = as_frame([json.loads(one) for one in both["inputs"]], load_model("parcels", 2).inputs)
+    frame = records_frame([json.loads(one) for one in both["inputs"]], load_model("parcels", 2).inputs)
     assert np.allclose(both["probability_shadow"], probability(load_model("parcels", 2).pipeline, frame))
     said = {answer["request_id"]: [one["probability"] for one in answer["predictions"]] for answer in answers}
     assert all(said[name][place] == row.probability for (name, place), row in both.iterrows())
@@ -534,7 +540,7 @@ def test_shadow(store):
 def test_a_shadow_that_fails_is_not_noticed(store, caplog):
     mlflow.MlflowClient().set_registered_model_alias("parcels", "challenger", "2")
     with serving(store, strategy="shadow") as api:
-        object.__setattr__(api.app.state.parts.live.pair.challenger, "score", lambda records: 1 / 0)
+        object.__setattr__(api.app.state.parts.loader.arms.challenger, "score", lambda records: 1 / 0)
         assert ask(api, GOOD).status_code == 200
         wait_for(lambda: "mlpkg_shadow_lost_total 1.0" in api.get("/metrics").text, 10, "the loss is counted")
         assert "ZeroDivisionError" in caplog.text
@@ -605,7 +611,7 @@ def test_a_promotion_under_load(server):
     expected = {}
     for number in (1, 2):
         loaded = load_model("parcels", number)
-        expected[number] = probability(loaded.pipeline, as_frame(records, loaded.inputs))
+        expected[number] = probability(loaded.pipeline, records_frame(records, loaded.inputs))
     found: list[tuple[int, dict]] = []
     over = threading.Event()
 
