@@ -31,8 +31,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from ..data.lake import open_lake
-from .answer_log import Answer, AnswerLog, Feedback, FeedbackError, Truth
+from .answer_log import Answer, AnswerLog
 from .batching import MicroBatcher, OverloadedError, Shadow, choose_arm
+from .feedback import Feedback, FeedbackError, Truth
 from .health import Issue
 from mlpkg.serving.http import (
     ApiError,
