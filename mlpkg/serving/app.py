@@ -53,7 +53,7 @@ log = logging.getLogger("mlpkg.serving.app")
 
 # %% ../../nbs/api/serving/30_app.ipynb #a0e788b2
 def check_serving(
-    settings: Settings,
+    settings: Settings,  # The group `serving` is looked at
 ) -> Settings:  # The same; SettingsError that names the key to change
     "Refuse settings that a server cannot work with"
     serving = settings.serving
@@ -70,7 +70,7 @@ def check_serving(
 
 # %% ../../nbs/api/serving/30_app.ipynb #9bd0bbc7
 def check_host(
-    settings: Settings,
+    settings: Settings,  # `serving.keys` decides
     host: str,  # Address to listen on
 ) -> None:  # SettingsError if strangers could ask without a key
     "Refuse to listen to others as long as there are no keys"
@@ -93,9 +93,9 @@ class Components:
     batcher: MicroBatcher
     shadow: Shadow
 
-
+# %% ../../nbs/api/serving/30_app.ipynb #fd7c6cca
 def make_components(
-    settings: Settings,
+    settings: Settings,  # Lake, tracking and the group `serving`
 ) -> Components:  # SettingsError if a server cannot work with them
     "Everything an application needs, nothing of it started"
     serving = check_serving(settings).serving
@@ -109,8 +109,8 @@ def make_components(
 
 # %% ../../nbs/api/serving/30_app.ipynb #f5a3ffbe
 def champion_model(
-    arms: Arms,
-    settings: ServingSettings,
+    arms: Arms,  # As the loader has them now
+    settings: ServingSettings,  # To say what is missing
 ) -> ServedModel:  # ApiError 503 if there is none
     "The champion, without which no request can be answered"
     if arms.champion is None:
@@ -141,7 +141,7 @@ class ModelDescription(BaseModel):
 
 # %% ../../nbs/api/serving/30_app.ipynb #985f6a36
 def describe_model(
-    loader: ModelLoader,
+    loader: ModelLoader,  # Whose champion
 ) -> ModelDescription:  # ApiError 503 if there is no champion
     "The champion, for people and programs"
     settings, challenger = loader.settings, loader.arms.challenger
@@ -175,8 +175,8 @@ class Readiness(BaseModel):
 
 # %% ../../nbs/api/serving/30_app.ipynb #c52a02c7
 def readiness(
-    loader: ModelLoader,
-    answers: AnswerLog,
+    loader: ModelLoader,  # Knows the model and what is wrong with it
+    answers: AnswerLog,  # Knows what became of earlier answers
 ) -> Readiness:
     "The state of the server"
     champion, issues = loader.arms.champion, loader.issues.now
@@ -195,8 +195,8 @@ def readiness(
 
 # %% ../../nbs/api/serving/30_app.ipynb #e4929110
 def answers_of(
-    request: Request,
-    model: ServedModel,
+    request: Request,  # With the id and the key's name that the middleware has noted
+    model: ServedModel,  # Which has answered
     arm: str,  # Name of the model's arm
     asked: dict[str, Any],  # Body of the request, checked
     found: list[float],  # P(1) for each of its records
@@ -212,7 +212,10 @@ def answers_of(
     ]  # fmt: skip
 
 # %% ../../nbs/api/serving/30_app.ipynb #7b7df114
-async def predict(parts: Components, request: Request) -> Response:  # ApiError for what cannot be answered
+async def predict(
+    parts: Components,  # Of the application
+    request: Request,  # Its body is read here
+) -> Response:  # `Predictions` as JSON; ApiError for what cannot be answered
     "Answer a request with one version of the model"
     scope, serving, arms = request.scope, parts.settings.serving, parts.loader.arms
     champion = champion_model(arms, serving)
@@ -234,10 +237,10 @@ async def predict(parts: Components, request: Request) -> Response:  # ApiError 
 
 # %% ../../nbs/api/serving/30_app.ipynb #8b371acf
 async def feedback(
-    parts: Components,
-    request: Request,
+    parts: Components,  # Of the application
+    request: Request,  # Its body is read here
     kind: TypeAdapter,  # Of `feedback_type`
-) -> Response:  # ApiError for what cannot be stored
+) -> Response:  # `FeedbackAnswer` as JSON; ApiError for what cannot be stored
     "Take the truth about earlier answers"
     require_json(request.scope)
     truths = [Truth(**one) for one in parse_body(kind, await request.body())["truths"]]
@@ -251,7 +254,7 @@ async def feedback(
 # %% ../../nbs/api/serving/30_app.ipynb #0b43f926
 def add_bodies(
     schemas: dict[str, Any],  # components.schemas of the document, extended here
-    parts: Components,
+    parts: Components,  # Of the application
 ) -> None:
     "Describe the bodies that the routes check themselves"
     serving, champion = parts.settings.serving, parts.loader.arms.champion
@@ -261,7 +264,10 @@ def add_bodies(
         schemas |= schema.pop("$defs", {}) | {name: schema}
 
 # %% ../../nbs/api/serving/30_app.ipynb #1edd8498
-def openapi_document(app: FastAPI, parts: Components) -> dict[str, Any]:
+def openapi_document(
+    app: FastAPI,  # Whose routes; keeps the document until another version answers
+    parts: Components,  # Of the application
+) -> dict[str, Any]:  # OpenAPI 3.1
     "The OpenAPI description, with the records of the model that answers"
     champion = parts.loader.arms.champion
     version = champion.version.version if champion else None
@@ -296,7 +302,10 @@ _refusals = (401, 403, 429, 500)
 _reading = _problems(400, *_refusals, 413, 415, 422, 503)
 
 # %% ../../nbs/api/serving/30_app.ipynb #a4b0bb76
-def add_prediction_routes(app: FastAPI, parts: Components) -> None:
+def add_prediction_routes(
+    app: FastAPI,  # Gets the routes
+    parts: Components,  # What they work with
+) -> None:
     "The paths under /v1, which need a key once there are keys"
     kind = TypeAdapter(feedback_type(parts.settings.serving.max_records))
 
@@ -316,7 +325,10 @@ def add_prediction_routes(app: FastAPI, parts: Components) -> None:
         return Response(describe_model(parts.loader).model_dump_json(), media_type="application/json")
 
 # %% ../../nbs/api/serving/30_app.ipynb #d1115a1a
-def add_operation_routes(app: FastAPI, parts: Components) -> None:
+def add_operation_routes(
+    app: FastAPI,  # Gets the routes
+    parts: Components,  # What they work with
+) -> None:
     "The paths for probes and Prometheus"
 
     @app.get("/readyz", responses={200: {"model": Readiness}, 503: {"model": Readiness}, **_problems(403)})
@@ -338,7 +350,7 @@ def add_operation_routes(app: FastAPI, parts: Components) -> None:
 # %% ../../nbs/api/serving/30_app.ipynb #2863ef42
 @asynccontextmanager
 async def running(
-    parts: Components,
+    parts: Components,  # Not started yet
     app: FastAPI | None = None,  # Not used; Starlette passes it
 ) -> AsyncIterator[None]:
     "Start the components, and stop them so that no answer is lost"
@@ -353,14 +365,17 @@ async def running(
     await asyncio.to_thread(parts.answers.close)
 
 # %% ../../nbs/api/serving/30_app.ipynb #b0a76a36
-async def http_problem(request: Request, error: Exception) -> Response:
+async def http_problem(
+    request: Request,  # Which could not be routed
+    error: Exception,  # Starlette's HTTPException
+) -> Response:
     "Starlette's own errors, for unknown paths and methods, in the form that all errors have"
     assert isinstance(error, HTTPException)
     kind = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "refused")
     detail = {404: "There is no such path. /docs lists the paths"}.get(error.status_code, error.detail)
     return problem_response(ApiError(error.status_code, kind, detail, headers=error.headers), request.scope)
 
-
+# %% ../../nbs/api/serving/30_app.ipynb #69daff41
 def create_app(
     settings: Settings | None = None,  # Read from settings.ini unless given
 ) -> FastAPI:  # Its components are in `app.state.parts`; SettingsError if a server cannot work with the settings
@@ -392,11 +407,11 @@ def app_from_environment() -> FastAPI:  # SettingsError if a server cannot work 
         logging.getLogger(chatty).setLevel(logging.WARNING)
     return create_app()
 
-
+# %% ../../nbs/api/serving/30_app.ipynb #53684c1b
 def serve(
     settings: Settings | None = None,  # From settings.ini unless given; its file and profile are what workers read
     host: str = "127.0.0.1",  # Address to listen on
-    port: int = 8000,
+    port: int = 8000,  # Port to listen on
     workers: int = 1,  # Processes
 ) -> None:  # Returns when it is stopped; SettingsError if a server cannot work with the settings
     "Answer requests until SIGINT or SIGTERM"

@@ -37,7 +37,7 @@ class PendingRequest:
     records: list[dict[str, Any]]  # Checked
     answer: asyncio.Future  # Gets P(1) for these records, shape (n,)
 
-
+# %% ../../nbs/api/serving/26_batching.ipynb #ca60ff50
 def predict_together(
     requests: Sequence[PendingRequest],  # All for the same model
 ) -> list[np.ndarray | Exception]:  # P(1) for each request, or why it failed
@@ -53,7 +53,7 @@ def predict_together(
 class OverloadedError(MlpkgError, RuntimeError):
     "Too many requests wait for the model already"
 
-
+# %% ../../nbs/api/serving/26_batching.ipynb #95edc2eb
 class MicroBatcher:
     "Predicts requests that arrive while the model is busy together, in its next call"
 
@@ -61,30 +61,12 @@ class MicroBatcher:
         self,
         limit: int,  # Requests that may wait
         rows: int,  # Records up to which requests share a call
-        metrics: Metrics,
+        metrics: Metrics,  # Counts requests and records of each call
     ):
         self.limit, self.rows, self.metrics = limit, rows, metrics
         self.waiting: deque[PendingRequest] = deque()
         self.busy = False
         self.thread = ThreadPoolExecutor(1, "predict")
-
-# %% ../../nbs/api/serving/26_batching.ipynb #a80155af
-@patch
-async def predict(
-    self: MicroBatcher,
-    model: ServedModel,
-    records: list[dict[str, Any]],  # Checked
-) -> np.ndarray:  # P(1), shape (n,); OverloadedError if too many wait
-    "Wait for the prediction of this model and no other"
-    if len(self.waiting) >= self.limit:
-        raise OverloadedError(f"{self.limit} requests wait for the model already. Try again in a second")
-    loop = asyncio.get_running_loop()
-    request = PendingRequest(model, records, loop.create_future())
-    self.waiting.append(request)
-    if not self.busy:
-        self.busy = True
-        loop.call_soon(self._start, loop)  # requests that arrive in the same moment join
-    return await request.answer
 
 # %% ../../nbs/api/serving/26_batching.ipynb #29cda279
 @patch
@@ -112,7 +94,7 @@ def _start(self: MicroBatcher, loop: asyncio.AbstractEventLoop) -> None:
         done = loop.run_in_executor(self.thread, predict_together, batch)
         done.add_done_callback(partial(self._finish, batch, loop))
 
-
+# %% ../../nbs/api/serving/26_batching.ipynb #d1cc6389
 @patch
 def _finish(
     self: MicroBatcher, batch: Sequence[PendingRequest], loop: asyncio.AbstractEventLoop, done: asyncio.Future
@@ -127,10 +109,28 @@ def _finish(
             request.answer.set_result(found)
     self._start(loop)
 
+# %% ../../nbs/api/serving/26_batching.ipynb #a80155af
+@patch
+async def predict(
+    self: MicroBatcher,
+    model: ServedModel,  # Chosen for this request
+    records: list[dict[str, Any]],  # Checked
+) -> np.ndarray:  # P(1), shape (n,); OverloadedError if too many wait
+    "Wait for the prediction of this model and no other"
+    if len(self.waiting) >= self.limit:
+        raise OverloadedError(f"{self.limit} requests wait for the model already. Try again in a second")
+    loop = asyncio.get_running_loop()
+    request = PendingRequest(model, records, loop.create_future())
+    self.waiting.append(request)
+    if not self.busy:
+        self.busy = True
+        loop.call_soon(self._start, loop)  # requests that arrive in the same moment join
+    return await request.answer
+
 # %% ../../nbs/api/serving/26_batching.ipynb #8c351c4a
 def choose_arm(
-    champion: ServedModel,
-    challenger: ServedModel | None,
+    champion: ServedModel,  # Answers unless the challenger does
+    challenger: ServedModel | None,  # None if no version takes part
     settings: ServingSettings,  # Strategy and share
     sticky: str,  # Key in the request, or the request's id if there is none
 ) -> tuple[ServedModel, str]:  # And the name of its arm, champion or challenger
@@ -144,7 +144,7 @@ def choose_arm(
 # %% ../../nbs/api/serving/26_batching.ipynb #c59b7fd8
 def shadow_answer(
     answer: Answer,  # The champion's
-    challenger: ServedModel,
+    challenger: ServedModel,  # Which version would have answered
     p: float,  # P(1) that the challenger gives
 ) -> Answer:
     "What the challenger would have answered"
@@ -163,11 +163,11 @@ class Shadow:
     waiting: list[tuple[ServedModel, list[Answer], list[dict[str, Any]]]] = field(default_factory=list)
     rows: int = 0  # Records that wait
 
-
+# %% ../../nbs/api/serving/26_batching.ipynb #183cc17c
 @patch
 def put(
     self: Shadow,
-    challenger: ServedModel,
+    challenger: ServedModel,  # Predicts them later
     answered: list[Answer],  # The champion's answers
     records: list[dict[str, Any]],  # The records that they are about, in the same order
 ) -> None:

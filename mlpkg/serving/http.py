@@ -62,7 +62,7 @@ class FieldError(BaseModel):
     message: str = Field(description="What is wrong, and what would be right")
     given: Any = Field(None, description="The value, if it is a single one")
 
-
+# %% ../../nbs/api/serving/28_http.ipynb #630373a4
 class Problem(BaseModel):
     "An error, as RFC 9457 describes it"
 
@@ -76,7 +76,7 @@ class Problem(BaseModel):
 
 # %% ../../nbs/api/serving/28_http.ipynb #b2b55ec7
 def problem_response(
-    error: ApiError,
+    error: ApiError,  # What to say
     scope: Scope,  # Of ASGI, with the `request_id` that `RequestMiddleware` has put there
 ) -> Response:  # application/problem+json
     "An error as a response"
@@ -93,7 +93,7 @@ def problem_response(
 
 # %% ../../nbs/api/serving/28_http.ipynb #7424f6cd
 def key_digest(
-    key: str,
+    key: str,  # As a client sends it
 ) -> str:  # 64 hexadecimal digits
     "What the settings hold in place of a key"
     return hashlib.sha256(key.encode()).hexdigest()
@@ -129,7 +129,7 @@ def _header(scope: Scope, name: bytes) -> str:
     "A header's value, empty if it is not there"
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
-
+# %% ../../nbs/api/serving/28_http.ipynb #14a77715
 def identify_client(
     scope: Scope,  # Of ASGI
     keys: Mapping[str, str],  # Name -> digest
@@ -165,8 +165,8 @@ def rate_limit(
 
 # %% ../../nbs/api/serving/28_http.ipynb #2d2c2ac3
 def limit_body(
-    scope: Scope,
-    receive: Receive,
+    scope: Scope,  # Of ASGI
+    receive: Receive,  # Of ASGI: awaited for the next piece of the body
     limit: int,  # Bytes
 ) -> Receive:  # Raises ApiError 413 once the body is longer than that
     "Receive a body up to a limit; ApiError at once if the header announces more"
@@ -192,7 +192,7 @@ def limit_body(
 
 # %% ../../nbs/api/serving/28_http.ipynb #83bac34c
 def require_json(
-    scope: Scope,
+    scope: Scope,  # Of ASGI
 ) -> None:  # ApiError 415 for another content type
     "Refuse a body that is not declared as JSON"
     kind = _header(scope, b"content-type").partition(";")[0].strip().lower()
@@ -202,7 +202,7 @@ def require_json(
 # %% ../../nbs/api/serving/28_http.ipynb #66188a8e
 def parse_body(
     kind: TypeAdapter,  # What the body should be
-    body: bytes,
+    body: bytes,  # As it was sent
     inputs: Sequence[Input] = (),  # Of the model, to word the errors
 ) -> Any:  # What `kind` makes of it; ApiError 400 if it is not JSON, 422 if something in it is wrong
     "Parse and check the body of a request"
@@ -221,14 +221,19 @@ def parse_body(
 class RequestMiddleware:
     "Ids, access, limits, figures and errors of every request"
 
-    def __init__(self, app: ASGIApp, settings: ServingSettings, metrics: Metrics):
+    def __init__(
+        self,
+        app: ASGIApp,  # What answers the requests that are let in
+        settings: ServingSettings,  # Keys, rate and size of bodies
+        metrics: Metrics,  # Counts requests and their time
+    ):
         self.app, self.settings, self.metrics = app, settings, metrics
         self.count = rate_limit(settings.rate)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             scope["request_id"] = new_request_id()
-            await self.observe(scope, receive, send)
+            await self._observe(scope, receive, send)
         else:  # start and end of the application
             await self.app(scope, receive, send)
 
@@ -250,7 +255,7 @@ def admit(
 
 # %% ../../nbs/api/serving/28_http.ipynb #531b6fb1
 @patch
-async def answer(self: RequestMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+async def _answer(self: RequestMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
     "Pass a request on, and send an `ApiError` as a problem"
     try:
         self.admit(scope)
@@ -258,9 +263,9 @@ async def answer(self: RequestMiddleware, scope: Scope, receive: Receive, send: 
     except ApiError as error:
         await problem_response(error, scope)(scope, receive, send)
 
-
+# %% ../../nbs/api/serving/28_http.ipynb #d4fc8c4a
 @patch
-async def observe(self: RequestMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+async def _observe(self: RequestMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
     "Answer a request and count it; an error that nobody foresaw becomes a problem too"
     begin, status = time.perf_counter(), 0
 
@@ -272,7 +277,7 @@ async def observe(self: RequestMiddleware, scope: Scope, receive: Receive, send:
         await send(message)
 
     try:
-        await self.answer(scope, receive, sent)
+        await self._answer(scope, receive, sent)
     except ClientDisconnect:  # nobody is there to get the answer
         status = 499
     except Exception:

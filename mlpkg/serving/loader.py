@@ -126,7 +126,7 @@ def _dense(parts: list[Any]) -> np.ndarray:
 class ServingError(MlpkgError, RuntimeError):
     "A model that cannot be served; the message says why"
 
-
+# %% ../../nbs/api/serving/14_loader.ipynb #905a843f
 @dataclass(frozen=True, eq=False)
 class ServedModel:
     "A model with all that is needed to answer requests"
@@ -138,7 +138,7 @@ class ServedModel:
     source: str  # "MLflow" or "local copy"
     since: datetime = field(default_factory=lambda: datetime.now(UTC))  # When it was ready, UTC
 
-
+# %% ../../nbs/api/serving/14_loader.ipynb #a42222fe
 @patch(as_prop=True)
 def version(self: ServedModel) -> Version:
     "Which version of which registered model it is"
@@ -163,7 +163,7 @@ def _pools() -> ThreadpoolController:
 
 # %% ../../nbs/api/serving/14_loader.ipynb #7d7ef369
 def prepare_model(
-    loaded: Loaded,
+    loaded: Loaded,  # A registered version, its columns described
     most: int,  # Records that a request may hold
     source: str = "MLflow",  # Where it was loaded from
 ) -> ServedModel:  # ServingError if it does not give probabilities
@@ -198,7 +198,7 @@ def _same(score: Callable[..., np.ndarray], records: list[dict[str, Any]], expec
 
 # %% ../../nbs/api/serving/14_loader.ipynb #ecd041c5
 def local_copy(
-    version: Version,
+    version: Version,  # Whose copy
     root: Path,  # serving.folder
 ) -> Path:  # May not exist yet
     "Folder of a version's copy"
@@ -211,9 +211,9 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         json.dump(content, file, indent=2, default=str)
     Path(file.name).replace(path)
 
-
+# %% ../../nbs/api/serving/14_loader.ipynb #9218b20b
 def fetch_copy(
-    version: Version,
+    version: Version,  # What to download
     root: Path,  # serving.folder
 ) -> Path:  # The copy, complete
     "Download a version, unless it is there already"
@@ -235,7 +235,7 @@ def _read_version(path: Path) -> Version:
     created = datetime.fromisoformat(stored["created"])
     return Version(**{**stored, "aliases": tuple(stored["aliases"]), "created": created})
 
-
+# %% ../../nbs/api/serving/14_loader.ipynb #e0627030
 def load_copy(
     place: Path,  # From `fetch_copy`
 ) -> Loaded:  # UntrustedModelError if the file holds more than a model
@@ -251,7 +251,7 @@ def mark_good(
     "Note which version may be served when MLflow is away"
     _write(local_copy(version, root).parent / "last-good.json", {"folder": local_copy(version, root).name})
 
-
+# %% ../../nbs/api/serving/14_loader.ipynb #6e82c301
 def last_good_copy(
     name: str,  # Registered model
     root: Path,  # serving.folder
@@ -279,10 +279,10 @@ class Arms(NamedTuple):
     champion: ServedModel | None = None
     challenger: ServedModel | None = None
 
-
+# %% ../../nbs/api/serving/14_loader.ipynb #9f309dea
 def input_differences(
-    champion: Sequence[Input],
-    challenger: Sequence[Input],
+    champion: Sequence[Input],  # Columns of the one
+    challenger: Sequence[Input],  # And of the other
 ) -> str:  # Empty if the same records can be given to both
     "How the columns of two models differ, in words"
     ours, theirs = ({one.name: one.kind for one in inputs} for inputs in (champion, challenger))
@@ -295,7 +295,7 @@ def input_differences(
 
 # %% ../../nbs/api/serving/14_loader.ipynb #aba7449e
 def alias_versions(
-    store: "MlflowClient",
+    store: "MlflowClient",  # Of the registry to ask
     name: str,  # Registered model
 ) -> dict[str, int]:  # Alias -> version; empty if no such model is registered
     "Which version has which alias, in one request to MLflow"
@@ -318,7 +318,10 @@ def freeze_heap() -> None:
 class ModelLoader:
     "Keeps the champion loaded, and the challenger if the strategy wants it"
 
-    def __init__(self, settings: Settings):
+    def __init__(
+        self,
+        settings: Settings,  # Tracking, and the group `serving`
+    ):
         self.settings, self.name, self.root = settings, settings.serving.model, Path(settings.serving.folder)
         self.arms = Arms()
         self.issues = Issues(log)  # About mlflow, champion, challenger, watch
@@ -335,7 +338,7 @@ def _lock(self: ModelLoader) -> FileLock:
     self.root.mkdir(parents=True, exist_ok=True)
     return FileLock(self.root / "models.lock", timeout=120)
 
-
+# %% ../../nbs/api/serving/14_loader.ipynb #48bc8bc9
 @patch
 def _load(self: ModelLoader, number: int, role: str) -> ServedModel | None:
     "A version, loaded and tried; None (and an issue) if that fails"
@@ -477,7 +480,7 @@ def start(
         self._cold_start()
     return self
 
-
+# %% ../../nbs/api/serving/14_loader.ipynb #a00aad7f
 @patch
 def stop(self: ModelLoader) -> None:
     "End the watch"

@@ -47,7 +47,7 @@ def model_info(
 
 # %% ../../nbs/api/serving/24_metrics.ipynb #44b73496
 def loader_metrics(
-    loader: ModelLoader,
+    loader: ModelLoader,  # Started or not
 ) -> Sequence[Metric]:
     "What the loader knows: models, MLflow, issues, reloads"
     now = loader.issues.now
@@ -62,7 +62,7 @@ def loader_metrics(
 
 # %% ../../nbs/api/serving/24_metrics.ipynb #ff6b6634
 def answer_metrics(
-    answers: AnswerLog,
+    answers: AnswerLog,  # Started or not
 ) -> Sequence[Metric]:
     "What became of the answers that were given"
     return [
@@ -75,10 +75,14 @@ def answer_metrics(
 class StateCollector:
     "Looks up the state of models and answers when Prometheus asks for it"
 
-    def __init__(self, loader: ModelLoader, answers: AnswerLog):
+    def __init__(
+        self,
+        loader: ModelLoader,  # Asked for models, issues and reloads
+        answers: AnswerLog,  # Asked for what it stored, dropped and still holds
+    ):
         self.loader, self.answers = loader, answers
 
-
+# %% ../../nbs/api/serving/24_metrics.ipynb #a9ecfedc
 @patch
 def collect(self: StateCollector) -> Iterable[Metric]:
     "The figures of this moment"

@@ -22,7 +22,7 @@ from ..data.inputs import Input, map_unknown, shape
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #ae7a9359
 def field_type(
-    one: Input,
+    one: Input,  # One column of the model
 ) -> Any:  # Annotated type, as pydantic reads it
     "The type of one field"
     rules: dict[str, Any] = {"ge": one.low, "le": one.high}
@@ -35,7 +35,7 @@ def field_type(
     about = Field(description=_describe(one), examples=None if one.example is None else [one.example])
     return Annotated[plain | None if one.nullable else plain, about]
 
-
+# %% ../../nbs/api/serving/12_schemas.ipynb #0a476deb
 def _describe(one: Input) -> str:
     "Description of a field, with what its type does not say"
     notes = [one.description or one.name]
@@ -111,7 +111,7 @@ def _message(error: Any, fields: dict[str, Input]) -> str:
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #78913093
 def field_errors(
-    error: ValidationError,
+    error: ValidationError,  # Of a request
     inputs: Sequence[Input] = (),  # Of the model that was asked
     most: int = 50,  # Errors to list
 ) -> list[dict[str, Any]]:  # field, message, and given if it is a single value
@@ -147,7 +147,7 @@ def _as_int(value: float) -> int:
         raise PydanticCustomError("int_type", "this should be a whole number")
     return int(value)
 
-
+# %% ../../nbs/api/serving/12_schemas.ipynb #0fc69bda
 def whole_number(
     most: int,  # Largest value allowed
     description: str,  # For the documentation
@@ -202,7 +202,7 @@ def _values(one: Input) -> list[Any]:
         found = [one.example, *one.categories[:50], None if one.closed or one.pattern else "no such value"]
     return [value for value in found if value is not None] + [None] * one.nullable or ["x"]
 
-
+# %% ../../nbs/api/serving/12_schemas.ipynb #e2317279
 def synthetic_records(
     inputs: Sequence[Input],  # Of the model
     rows: int = 64,  # Records to make
