@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Filters', 'Mode', 'check_name', 'in_partition', 'as_literal', 'as_predicate', 'storage_options', 'Catalog',
-           'read_files', 'Reader', 'Lake', 'open_lake']
+           'filter_columns', 'read_files', 'Reader', 'Lake', 'open_lake']
 
 # %% ../../nbs/api/data/14_lake.ipynb #ec1f4cbc
 import json
@@ -197,6 +197,13 @@ class Catalog:
 Filters = list[tuple[str, str, Any]] | list[list[tuple[str, str, Any]]]
 
 
+def filter_columns(
+    filters: Filters | None,
+) -> list[str]:  # A column as often as it occurs
+    "The columns that filters look at"
+    return [part[0] for item in filters or [] for part in (item if isinstance(item, list) else [item])]
+
+
 def read_files(
     data: ds.Dataset,
     columns: list[str] | None,  # All unless given
@@ -232,8 +239,7 @@ class Reader(Catalog):
         "The table at the version, and a stream of what is asked for; LakeError where a column is unknown"
         table = self._open(name, version)
         data = table.to_pyarrow_dataset()
-        used = [part for item in filters or [] for part in (item if isinstance(item, list) else [item])]
-        for column in chain(columns or [], (part[0] for part in used)):
+        for column in chain(columns or [], filter_columns(filters)):
             if column not in data.schema.names:
                 raise LakeError(f"table {name!r} has no column {column!r} (it has: {', '.join(data.schema.names)})")
         return table, read_files(data, columns, filters)
