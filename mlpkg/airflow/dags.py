@@ -21,10 +21,10 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from .notify import Message, send
 from ..settings import Settings, load_settings
 from ..steps.execution import Execution
+from ..steps.outbox import recover
 from ..steps.parameters import ParameterError, read_parameters
-from ..steps.run import StepResult, announce, recover, run_step
-from ..steps.tracking import client, end_orphans, end_run, find_run, step_runs
-from ..steps.tracking import open_run as open_pipeline_run
+from ..steps.run import StepResult, announce, run_step
+from ..steps.tracking import client, end_orphans, end_run, find_run, open_pipeline_run, step_runs
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #811f4d74
 def true_status(

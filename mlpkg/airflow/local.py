@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from ..errors import MlpkgError
 from ..settings import Settings
-from ..steps.run import locked_entry
+from ..steps.outbox import locked_entry
 
 # %% ../../nbs/api/airflow/16_local.ipynb #322c93b8
 def airflow_env(
@@ -200,7 +200,7 @@ def held_run(
     settings: Settings,
     logger: logging.Logger,  # Where steps announce what they do
 ) -> Iterator[None]:
-    "Hold a spool entry for the pipeline run that is opened in this block"
+    "Hold an outbox entry for the pipeline run that is opened in this block"
     with contextlib.ExitStack() as held:
         folders = []
 

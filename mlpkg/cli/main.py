@@ -6,7 +6,7 @@
 __all__ = ['app', 'checks', 'UserInterface', 'reported', 'Progress', 'run', 'summarise', 'model_table', 'runs',
            'find_pipeline_run', 'find_step_run', 'notebook', 'print_notebook', 'simulate', 'Lived', 'status', 'sync',
            'check_python', 'check_packages', 'check_settings', 'check_lake', 'check_tracking', 'check_kernels',
-           'check_dags', 'check_spool', 'doctor', 'ui', 'main']
+           'check_dags', 'check_outbox', 'doctor', 'ui', 'main']
 
 # %% ../../nbs/api/cli/18_main.ipynb #dffebe00
 import atexit
@@ -441,9 +441,9 @@ def _plain(value: Any) -> str:
 # %% ../../nbs/api/cli/18_main.ipynb #5824cd4b
 @app.command(rich_help_panel="Looking back")
 def status():
-    """Show the latest run of each DAG, the models in charge, and what waits in the spool."""
+    """Show the latest run of each DAG, the models in charge, and what waits in the outbox."""
     from mlpkg.settings import load_settings
-    from mlpkg.steps.run import spooled
+    from mlpkg.steps.outbox import waiting
     from mlpkg.steps.tracking import client, pipeline_runs
 
     settings, console = load_settings(), Console()
@@ -460,9 +460,9 @@ def status():
     for model in mlflow.search_registered_models():
         aliases = ", ".join(f"{alias} version {version}" for alias, version in sorted(model.aliases.items()))
         console.print(f"Model [bold]{model.name}[/bold]: {aliases or 'no alias'}")
-    if waiting := spooled(settings):
+    if left := waiting(settings):
         console.print(
-            f"{len(waiting)} notebooks are being executed or wait in {settings.steps.spool}: mlpkg sync", soft_wrap=True
+            f"{len(left)} notebooks are being executed or wait in {settings.steps.outbox}: mlpkg sync", soft_wrap=True
         )
 
 
@@ -470,12 +470,12 @@ def status():
 def sync():
     """Upload executed notebooks that MLflow could not take, and those of processes that were killed."""
     from mlpkg.settings import load_settings
-    from mlpkg.steps.run import recover, spooled
+    from mlpkg.steps.outbox import recover, waiting
 
     settings = load_settings()
     for run_id in recover(settings):
         typer.echo(f"uploaded to run {run_id}")
-    typer.echo(f"{len(spooled(settings))} left in {settings.steps.spool}")
+    typer.echo(f"{len(waiting(settings))} left in {settings.steps.outbox}")
 
 # %% ../../nbs/api/cli/18_main.ipynb #d342ad2c
 def check_python() -> str:
@@ -536,7 +536,7 @@ def check_tracking() -> str:
 # %% ../../nbs/api/cli/18_main.ipynb #7998fa53
 def check_kernels() -> str:
     "Kernels that notebooks can use"
-    from mlpkg.steps.execution import installed_kernels
+    from mlpkg.steps.kernels import installed_kernels
 
     if "python3" not in (kernels := installed_kernels()):
         raise RuntimeError("no kernel named python3: python -m ipykernel install --sys-prefix")
@@ -555,18 +555,18 @@ def check_dags() -> str:
         return ", ".join(sorted(load_dags(settings)))
 
 
-def check_spool() -> str:
+def check_outbox() -> str:
     "Notebooks that wait for MLflow"
     from mlpkg.settings import load_settings
-    from mlpkg.steps.run import spooled
+    from mlpkg.steps.outbox import waiting
 
-    count = len(spooled(load_settings()))
+    count = len(waiting(load_settings()))
     return f"{count} wait or are being executed: mlpkg sync" if count else "empty"
 
 # %% ../../nbs/api/cli/18_main.ipynb #e07e1202
 checks = {
     "python": check_python, "packages": check_packages, "settings": check_settings, "lake": check_lake,
-    "mlflow": check_tracking, "kernels": check_kernels, "airflow": check_dags, "spool": check_spool,
+    "mlflow": check_tracking, "kernels": check_kernels, "airflow": check_dags, "outbox": check_outbox,
 }  # fmt: skip
 
 
