@@ -294,7 +294,7 @@ def execute(
         raise StepError("sys.exit was called, the cells below it did not run", describe_cell(nb, index))
     return nb
 
-
+# %% ../../nbs/api/steps/18_execution.ipynb #eee862fb
 def _stopped_at(path: Path) -> str:
     "The cell where the execution of the notebook at `path` stopped"
     if not path.is_file():
