@@ -129,7 +129,7 @@ class MonitoringSettings(Group):
     prediction_psi: float = Field(0.2, gt=0, description="Population stability index of the predictions")
     missing: float = Field(0.2, gt=0, lt=1, description="By how much missing, or new, values of a column may rise")
     metric_drop: float = Field(0.02, gt=0, description="By how much ROC AUC may fall below its held-out value")
-    calibration: float = Field(0.05, gt=0, lt=1, description="By how much the predicted share of yes may be off")
+    calibration: float = Field(0.05, gt=0, lt=1, description="By how much the predicted positive rate may be off")
 
 
 class NotifySettings(Group):
