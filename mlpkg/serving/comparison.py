@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..data.lake import Lake, LakeError
+from ..data.arrow import LakeError
+from ..data.lake import Lake
 from ..errors import MlpkgError
 from ..models.intervals import Scores, bootstrap_units, percentile_interval
 
