@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from fastcore.basics import patch
 
-from ..steps.notebooks import redact
+from ..redaction import redact
 
 # %% ../../nbs/api/serving/10_health.ipynb #2777e6f7
 @dataclass(frozen=True)
