@@ -273,12 +273,12 @@ def broken_files(parcels: pd.DataFrame, folder: Path) -> dict[str, str]:
         (folder / name).write_bytes(content)
     return {str(folder / name): message for name, (_, message) in tables.items()} | {
         str(folder / "two.zip"): "holds 2 CSV files",
-        str(folder / "empty.csv"): "Empty CSV file",
+        str(folder / "empty.csv"): "it is empty",
         **{
             str(folder / name): f"{name}' cannot be read" for name in ("torn.gz", "no.zip", "no.parquet", "nowhere.csv")
         },
         str(folder): "that ends in .csv",
-        "https://example.org/parcels.csv": "give a table of the lake",
+        "ftp://example.org/parcels.csv": "give a table of the lake",
         "clean/letters": "no table 'clean/letters'",
     }
 

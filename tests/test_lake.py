@@ -213,11 +213,15 @@ elif mode == "copied":
     assert lake.count("big/copy") == rows * parts
 else:
     import pandera.pandas as schemas
-    from mlpkg.data.contracts import check_batches
+    from mlpkg.data.contracts import check
 
     share = schemas.Column(float, schemas.Check.in_range(0, 0.9999))
-    outcome = check_batches(lake.batches("big/source"), schemas.DataFrameSchema(dict.fromkeys(columns, share)))
-    assert (outcome.rows, outcome.bad_rows) == (rows * parts, 0)
+    contract, seen = schemas.DataFrameSchema(dict.fromkeys(columns, share)), 0
+    for batch in lake.batches("big/source"):
+        outcome = check(batch.to_pandas(), contract)
+        assert outcome.bad_rows == 0
+        seen += outcome.rows
+    assert seen == rows * parts
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print((after - before) / 1024, rows * parts * len(columns) * 8 / 2**20)
 """
