@@ -25,7 +25,7 @@ from ..data.sources import read_frame
 from ..errors import MlpkgError
 from ..models.registry import Loaded
 from ..models.training import probability, search
-from ..monitoring.checks import Window, readable
+from ..monitoring.checks import Window, coerce_inputs
 from ..monitoring.report import Report
 from ..settings import Settings
 
@@ -399,7 +399,7 @@ def month_window(
     "Flights with what the model says about them, what happened, and their days"
     p = np.full(len(flights), np.nan) if p is None else np.asarray(p)
     if len(flights) and not np.isfinite(p).any():
-        p = probability(loaded.pipeline, map_unknown(readable(flights, loaded.inputs)[0], loaded.inputs))
+        p = probability(loaded.pipeline, map_unknown(coerce_inputs(flights, loaded.inputs)[0], loaded.inputs))
     return Window(flights, p, flights["late"], day_of(flights))
 
 # %% ../../nbs/api/examples/12_flights.ipynb #d711716a
