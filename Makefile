@@ -16,7 +16,7 @@ help: ## List the targets
 run: setup ## Run the example: flights_etl, then flights_train, through Airflow in one process
 	@$(BIN)/mlpkg run flights_etl flights_train
 
-demo: setup ## Live through three months: data, predictions, monitor, and a training when it rings
+demo: setup ## Run three months of flights: data, predictions, monitor, and a training if there is an alarm
 	@rm -rf var/demo
 	@MLPKG_PROFILE=demo $(BIN)/mlpkg simulate --from 2013-10 --to 2013-12
 

@@ -360,14 +360,14 @@ def simulate(
         list[str], typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the DAGs")
     ] = [],  # noqa: B006
 ):
-    """Live through months as they came: data, predictions, monitor, and a training where the world has changed.
+    """Run the DAGs month by month, as they would have run: data, predictions, monitor, and a training where needed.
 
     Example: [bold]mlpkg simulate --from 2013-10 --to 2013-12[/bold]
     """
     import pandas as pd
 
     from mlpkg.airflow.local import load_dags, output_to, prepare_database, read_params, run_dag, use_airflow
-    from mlpkg.airflow.simulation import Month, live_month, months_between, record
+    from mlpkg.airflow.simulation import Month, months_between, record, simulate_month
     from mlpkg.settings import load_settings
     from mlpkg.steps.tracking import client
 
@@ -381,8 +381,9 @@ def simulate(
         known, lived = load_dags(settings), Lived(console)
         with _live(lived, console):
             for name in names:
-                lived.months.append(Month(name))
-                live_month(settings, known, lived.months[-1], given, lambda *job: run_dag(settings, *lived.watch(*job)))
+                lived.months.append(Month(name, settings.simulation.columns))
+                month, run = lived.months[-1], lambda *job: run_dag(settings, *lived.watch(*job))
+                simulate_month(settings, known, month, given, run)
                 lived.ended()
                 if lived.months[-1].failed:
                     break
@@ -435,7 +436,7 @@ class Lived:
 def _plain(value: Any) -> str:
     "A value as people read it"
     if isinstance(value, bool) or value is None:
-        return {True: "rings", False: "quiet", None: ""}[value]
+        return {True: "yes", False: "no", None: ""}[value]
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 # %% ../../nbs/api/cli/18_main.ipynb #5824cd4b
