@@ -31,6 +31,7 @@ class LakeSettings(Group):
     "Where tables live"
 
     root: str = Field(description="Folder or S3 URL that holds the Delta tables")
+    spill: str = Field("", description="Folder where streams wait for their commit; empty: the temporary folder")
 
 
 class TrackingSettings(Group):
@@ -258,6 +259,7 @@ def _absolute(
 
 _paths = (
     "lake.root",
+    "lake.spill",
     "tracking.uri",
     "tracking.artifacts",
     "steps.spool",

