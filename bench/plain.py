@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from mlpkg.data.inputs import inputs_from
 from mlpkg.data.lake import open_lake
 from mlpkg.examples.flights import categorical, features_contract, numeric
-from mlpkg.models.evaluation import compare, evaluate, plot_evaluations, plot_slices
+from mlpkg.models.evaluation import compare_models, evaluate, plot_evaluations, plot_slices
 from mlpkg.models.registry import champion, decide, history, load_logged, load_model, log_model, promote, register
 from mlpkg.models.training import importances, plot_trials, probability, search
 from mlpkg.settings import load_settings
@@ -71,7 +71,7 @@ def evaluate_step(candidates: list[dict[str, Any]], seed: int) -> dict[str, Any]
     groups = holdout[["origin", "carrier"]]
     scores = {name: probability(one.pipeline, holdout) for name, one in models.items()}
     evaluations = {name: evaluate(holdout["late"], p, groups, seed=seed) for name, p in scores.items()}
-    print(compare(evaluations)[SHOWN].round(4))
+    print(compare_models(evaluations)[SHOWN].round(4))
     draw(plot_evaluations(evaluations))
     draw(plot_slices(evaluations[best["candidate"]], "carrier"))
     print(evaluations[best["candidate"]].slices.query("column == 'origin'").round(3))

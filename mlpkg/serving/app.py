@@ -47,7 +47,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..data.inputs import Input
 from ..data.lake import open_lake
-from .answer_log import Answer, AnswerLog, Feedback, FeedbackError, Truth, new_request_id
+from .answer_log import Answer, AnswerLog, new_request_id
+from .feedback import Feedback, FeedbackError, Truth
 from .loader import Bundle, Live, Pair
 from .schemas import explain, request_type, typed
 from ..settings import ServingSettings, Settings, load_settings

@@ -35,9 +35,9 @@ from threadpoolctl import ThreadpoolController
 from ..data.inputs import Input
 from ..models.registry import Loaded, Version, download, get_version, load_folder
 from ..models.training import probability
+from ..redaction import redact
 from .schemas import as_frame, made_up, request_type
 from ..settings import Settings
-from ..steps.notebooks import redact
 from ..steps.tracking import client, tracking_uri
 
 if TYPE_CHECKING:
