@@ -20,7 +20,8 @@ from mlpkg.data.lake import open_lake
 from mlpkg.examples.flights import categorical, features_contract, numeric
 from mlpkg.models.evaluation import compare, evaluate, plot_evaluations, plot_slices
 from mlpkg.models.registry import champion, decide, history, load_logged, load_model, log_model, promote, register
-from mlpkg.models.training import importances, plot_trials, probability, search
+from mlpkg.models.scoring import probability
+from mlpkg.models.training import importances, plot_trials, search
 from mlpkg.settings import load_settings
 from mlpkg.steps.tracking import connect
 

@@ -31,10 +31,10 @@ from mlpkg.batch.predict import score
 from mlpkg.data.inputs import inputs_from
 from mlpkg.data.lake import open_lake
 from mlpkg.models.registry import load_model, log_model, promote_by_hand, register, scratch_store
-from mlpkg.models.training import fit, probability
+from mlpkg.models.scoring import probability, records_frame
+from mlpkg.models.training import fit
 from mlpkg.serving.app import check_host, create_app, new_key
 from mlpkg.serving.loader import last_good
-from mlpkg.serving.schemas import as_frame
 from mlpkg.settings import Settings, load_settings
 
 COLUMNS = ["distance", "weight", "carrier", "zone"]
@@ -370,10 +370,10 @@ def test_api_and_notebook_agree(store, version):
     with serving(store) as api:
         answer = ask(api, *records).json()
         alone = [ask(api, one).json()["predictions"][0]["probability"] for one in records[:20]]
-        assert api.app.state.parts.live.pair.champion.short
+        assert api.app.state.parts.live.pair.champion.scorer.fast
     said = np.array([one["probability"] for one in answer["predictions"]])
     assert answer["model_version"] == version
-    frame = as_frame(records, loaded.inputs)
+    frame = records_frame(records, loaded.inputs)
     assert np.array_equal(said, probability(loaded.pipeline, frame))  # as in a notebook
     assert alone == [probability(loaded.pipeline, frame.iloc[[place]])[0] for place in range(20)]
     assert np.allclose(alone, said[:20], rtol=1e-12, atol=0)
@@ -525,7 +525,7 @@ def test_shadow(store):
     rows = open_lake(settings(store)).read("served/parcels").set_index(["arm", "request_id", "record"])
     both = rows.loc["champion"].join(rows.loc["shadow"].add_suffix("_shadow"))
     assert len(both) == 20 and both.notna().all().all() and (both["model_version_shadow"] == 2).all()
-    frame = as_frame([json.loads(one) for one in both["inputs"]], load_model("parcels", 2).inputs)
+    frame = records_frame([json.loads(one) for one in both["inputs"]], load_model("parcels", 2).inputs)
     assert np.allclose(both["probability_shadow"], probability(load_model("parcels", 2).pipeline, frame))
     said = {answer["request_id"]: [one["probability"] for one in answer["predictions"]] for answer in answers}
     assert all(said[name][place] == row.probability for (name, place), row in both.iterrows())
@@ -605,7 +605,7 @@ def test_a_promotion_under_load(server):
     expected = {}
     for number in (1, 2):
         loaded = load_model("parcels", number)
-        expected[number] = probability(loaded.pipeline, as_frame(records, loaded.inputs))
+        expected[number] = probability(loaded.pipeline, records_frame(records, loaded.inputs))
     found: list[tuple[int, dict]] = []
     over = threading.Event()
 
