@@ -123,7 +123,7 @@ def key(
 
     Example: [bold]mlpkg key billing[/bold]
     """
-    from mlpkg.serving.app import new_key
+    from mlpkg.serving.http import new_key
 
     if not name or not name.replace("-", "").replace("_", "").isalnum():
         raise typer.BadParameter(f"name {name!r}: letters, digits, - and _ only")

@@ -81,7 +81,7 @@ def probability(
 # %% ../../nbs/api/models/10_scoring.ipynb #db57821e
 def records_frame(
     records: Sequence[Mapping[str, Any]],  # Checked; a field that is absent counts as missing
-    inputs: Sequence[Input],
+    inputs: Sequence[Input],  # Of the model
 ) -> pd.DataFrame:  # Columns float64 and str in the order of the inputs, NaN for what is missing or unknown
     "Records as a table"
     table = pd.DataFrame({one.name: [record.get(one.name) for record in records] for one in inputs})
@@ -99,9 +99,9 @@ def _values(one: Input) -> list[Any]:
 
 # %% ../../nbs/api/models/10_scoring.ipynb #71ad6ff5
 def synthetic_records(
-    inputs: Sequence[Input],
-    rows: int = 64,
-) -> list[dict[str, Any]]:  # The first is the example; the same on every call
+    inputs: Sequence[Input],  # Of the model
+    rows: int = 64,  # Records to make
+) -> list[dict[str, Any]]:  # Valid for the model, the same at every call; the first is the example
     "Records to try a model with"
     columns: dict[str, Iterator[Any]] = {one.name: cycle(_values(one)) for one in inputs}
     return [dict(zip(columns, values, strict=True)) for values in islice(zip(*columns.values(), strict=True), rows)]

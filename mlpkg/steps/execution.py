@@ -27,7 +27,8 @@ from papermill.engines import NBClientEngine, NotebookExecutionManager, papermil
 from papermill.exceptions import PapermillExecutionError
 
 from ..errors import MlpkgError
-from .notebooks import describe_cell, find_unfinished, redact
+from ..redaction import redact
+from .notebooks import describe_cell, find_unfinished
 
 # %% ../../nbs/api/steps/18_execution.ipynb #dfd1c0c3
 class StepError(MlpkgError, RuntimeError):
