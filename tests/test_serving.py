@@ -590,7 +590,7 @@ def server(store) -> Iterator[tuple[Project, int, subprocess.Popen]]:
     "`serve` in a process of its own"
     port = free_port()
     lines = [
-        "[local]", "lake.root = lake", "tracking.uri = sqlite:///mlflow.db", "steps.spool = spool", "airflow.home = a",
+        "[local]", "lake.root = lake", "tracking.uri = sqlite:///mlflow.db", "steps.outbox = o", "airflow.home = a",
         "serving.folder = serving", "serving.model = parcels", "serving.poll_seconds = 0.3",
     ]  # fmt: skip
     (store / "settings.ini").write_text("\n".join(lines))

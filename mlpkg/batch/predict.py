@@ -32,10 +32,10 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 from threadpoolctl import ThreadpoolController
 
-from ..data.arrow import fit_schema, plain_batch, plain_schema, plain_type
+from ..data.arrow import Filters, fit_schema, plain_batch, plain_schema, plain_type
 from ..data.contracts import Outcome, check
 from ..data.inputs import Input, as_contract, map_unknown, shape
-from ..data.lake import Filters, Lake, check_name
+from ..data.lake import Lake, check_name
 from ..data.sources import Source, open_source
 from ..data.spill import Spill, replayable
 from ..errors import MlpkgError
