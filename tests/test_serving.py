@@ -31,13 +31,14 @@ from schemathesis.engine import events
 from mlpkg.batch.predict import score
 from mlpkg.data.inputs import inputs_from
 from mlpkg.data.lake import open_lake
-from mlpkg.models.registry import load_model, log_model, promote_by_hand, register, scratch_store
-from mlpkg.models.training import fit, probability
+from mlpkg.models.registry import load_model, log_model, promote_by_hand, register
+from mlpkg.models.scoring import probability, records_frame
+from mlpkg.models.training import fit
 from mlpkg.serving.app import check_host, create_app
 from mlpkg.serving.http import new_key
 from mlpkg.serving.loader import last_good_copy
-from mlpkg.serving.schemas import records_frame
 from mlpkg.settings import Settings, load_settings
+from mlpkg.testing import temporary_store
 
 COLUMNS = ["distance", "weight", "carrier", "zone"]
 CONTRACT = pa.DataFrameSchema(
@@ -71,12 +72,11 @@ def add(kind: str, columns: list[str] = COLUMNS) -> None:
 @pytest.fixture(scope="module")
 def base() -> Iterator[Path]:
     "A store with two versions and no champion: each test works on a copy of its database"
-    folder = scratch_store()
-    add("hist_gradient_boosting")
-    add("logistic_regression")
-    mlflow.end_run()
-    yield folder
-    shutil.rmtree(folder)
+    with temporary_store() as store:
+        add("hist_gradient_boosting")
+        add("logistic_regression")
+        mlflow.end_run()
+        yield store.folder
 
 
 @pytest.fixture
@@ -381,7 +381,7 @@ def test_the_api_predicts_what_a_notebook_predicts(store, version):
     with serving(store) as api:
         answer = ask(api, *records).json()
         alone = [ask(api, one).json()["predictions"][0]["probability"] for one in records[:20]]
-        assert api.app.state.parts.loader.arms.champion.short
+        assert api.app.state.parts.loader.arms.champion.scorer.fast
     said = np.array([one["probability"] for one in answer["predictions"]])
     assert answer["model_version"] == version
     frame = records_frame(records, loaded.inputs)
