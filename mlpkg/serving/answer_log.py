@@ -89,7 +89,7 @@ def _plain(value: Any) -> Any:
     "Times, and numbers from numpy, for which JSON has no form"
     return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value.item()
 
-
+# %% ../../nbs/api/serving/18_answer_log.ipynb #35a7c275
 _encode = json.JSONEncoder(ensure_ascii=False, default=_plain).encode
 
 
@@ -130,7 +130,7 @@ def from_lines(
         good, more = _parse_each([line for line in lines if line])
         return good, bad + more
 
-
+# %% ../../nbs/api/serving/18_answer_log.ipynb #c1448ad2
 def _parse_each(lines: list[bytes]) -> tuple[pa.Table, list[bytes]]:
     "Answers, and lines that are not answers"
     good, bad = [_schema.empty_table()], []
@@ -184,7 +184,7 @@ def peek(
     with self._mutex:
         return list(islice(self._queue, rows))
 
-
+# %% ../../nbs/api/serving/18_answer_log.ipynb #6cfd07cc
 @patch
 def drop(
     self: Buffer,
@@ -204,15 +204,6 @@ def answers_folder(
     "Where answers wait for the lake"
     return Path(folder) / table.replace("/", ".")
 
-# %% ../../nbs/api/serving/18_answer_log.ipynb #28f900d7
-def _located(rows: pa.Table, segment: str) -> pa.Table:
-    "Answers with their partition and the name of their segment"
-    has_date = pc.match_substring_regex(rows["request_id"], f"^{_id_pattern}$")
-    day = pc.utf8_slice_codeunits(rows["request_id"], 0, 10)
-    dates = pc.if_else(has_date, day, pc.strftime(rows["time"], format="%Y-%m-%d"))
-    names = pa.array([segment] * rows.num_rows, pa.string())
-    return rows.add_column(0, "date", dates).append_column("segment", names)
-
 # %% ../../nbs/api/serving/18_answer_log.ipynb #fb62d9e6
 class LakeWriter:
     "Brings segments to the lake"
@@ -228,12 +219,23 @@ class LakeWriter:
         self.lake, self.table, self.queue = lake, table, queue
         self.stored = self.aside = self._commits = 0  # `aside`: lines that are not answers
 
-    def _known(self, rows: pa.Table, names: list[str]) -> list[str]:
-        "Those of the named segments that are in the lake already"
-        if not names or not self.lake.exists(self.table):
-            return []
-        filters = [("date", "in", pc.unique(rows["date"]).to_pylist()), ("segment", "in", names)]
-        return pc.unique(self.lake.table(self.table, ["segment"], filters)["segment"]).to_pylist()
+# %% ../../nbs/api/serving/18_answer_log.ipynb #28f900d7
+def _located(rows: pa.Table, segment: str) -> pa.Table:
+    "Answers with their partition and the name of their segment"
+    has_date = pc.match_substring_regex(rows["request_id"], f"^{_id_pattern}$")
+    day = pc.utf8_slice_codeunits(rows["request_id"], 0, 10)
+    dates = pc.if_else(has_date, day, pc.strftime(rows["time"], format="%Y-%m-%d"))
+    names = pa.array([segment] * rows.num_rows, pa.string())
+    return rows.add_column(0, "date", dates).append_column("segment", names)
+
+# %% ../../nbs/api/serving/18_answer_log.ipynb #be9a617a
+@patch
+def _known(self: LakeWriter, rows: pa.Table, names: list[str]) -> list[str]:
+    "Those of the named segments that are in the lake already"
+    if not names or not self.lake.exists(self.table):
+        return []
+    filters = [("date", "in", pc.unique(rows["date"]).to_pylist()), ("segment", "in", names)]
+    return pc.unique(self.lake.table(self.table, ["segment"], filters)["segment"]).to_pylist()
 
 # %% ../../nbs/api/serving/18_answer_log.ipynb #07cf85f7
 @patch
@@ -281,7 +283,7 @@ def deliver(self: LakeWriter) -> None:  # Raises whatever the lake raises
             self._commits = 0
             compact_files(self.lake, self.table, self.queue.folder / "compact.mutex")
 
-
+# %% ../../nbs/api/serving/18_answer_log.ipynb #fd0059cf
 @patch
 def _deliver(self: LakeWriter, found: list[tuple[Segment, pa.Table]]) -> None:
     "Write the rows of these segments in one commit, except those that are there already"
@@ -342,7 +344,7 @@ def dropped(self: AnswerLog) -> int:
     "Answers that there was no room for"
     return self._buffer.dropped + self._overflow
 
-
+# %% ../../nbs/api/serving/18_answer_log.ipynb #f182f644
 @patch(as_prop=True)
 def stored(self: AnswerLog) -> int:
     "Answers brought to the lake"
@@ -354,7 +356,7 @@ def aside(self: AnswerLog) -> int:
     "Answers that could not be written down, or could not be read again"
     return self._unwritable + (self._writer.aside if self._writer else 0)
 
-
+# %% ../../nbs/api/serving/18_answer_log.ipynb #ee88ed96
 @patch(as_prop=True)
 def waiting(self: AnswerLog) -> int:
     "Answers that are not in the lake yet"
@@ -394,7 +396,7 @@ def _drain(self: AnswerLog, queue: SegmentQueue, stopping: bool) -> None:
     finally:
         queue.rotate(0 if stopping else self.seconds)
 
-
+# %% ../../nbs/api/serving/18_answer_log.ipynb #355a5b34
 @patch
 def _to_disk(self: AnswerLog, writer: LakeWriter) -> None:
     "First thread: from memory to segments"
@@ -431,7 +433,7 @@ def start(self: AnswerLog) -> AnswerLog:  # Itself; OSError if the folder cannot
             self._threads[-1].start()
     return self
 
-
+# %% ../../nbs/api/serving/18_answer_log.ipynb #155e6b2d
 @patch
 def close(
     self: AnswerLog,

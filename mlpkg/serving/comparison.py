@@ -18,18 +18,6 @@ from ..data.lake import Lake
 from ..errors import MlpkgError
 from ..models.intervals import Scores, bootstrap_units, percentile_interval
 
-# %% ../../nbs/api/serving/22_comparison.ipynb #254540f8
-class ComparisonError(MlpkgError, ValueError):
-    "Something that was asked about the arms and makes no sense"
-
-
-def _day(since: str | date) -> str:
-    "A day as the tables' partitions are named"
-    try:
-        return date.fromisoformat(str(since)[:10]).isoformat()
-    except ValueError as error:
-        raise ComparisonError(f"since {since!r} is not a day: give one like '2026-11-01'") from error
-
 # %% ../../nbs/api/serving/22_comparison.ipynb #357efe05
 def _read_truth(lake: Lake, model: str, filters: list | None) -> pd.DataFrame:
     "The first truth of each record: request_id, record, truth as 0.0 or 1.0"
@@ -38,6 +26,18 @@ def _read_truth(lake: Lake, model: str, filters: list | None) -> pd.DataFrame:
         return pd.DataFrame({"request_id": pd.Series(dtype=str), "record": pd.Series(dtype="int64"), "truth": np.nan})
     truth = lake.read(f"feedback/{model}", columns, filters).sort_values("time")
     return truth.drop_duplicates(["request_id", "record"]).drop(columns="time").astype({"truth": "float64"})
+
+# %% ../../nbs/api/serving/22_comparison.ipynb #254540f8
+class ComparisonError(MlpkgError, ValueError):
+    "Something that was asked about the arms and makes no sense"
+
+# %% ../../nbs/api/serving/22_comparison.ipynb #8209bc1f
+def _day(since: str | date) -> str:
+    "A day as the tables' partitions are named"
+    try:
+        return date.fromisoformat(str(since)[:10]).isoformat()
+    except ValueError as error:
+        raise ComparisonError(f"since {since!r} is not a day: give one like '2026-11-01'") from error
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #2458af4e
 def read_arms(
@@ -60,7 +60,7 @@ def _newest(rows: pd.DataFrame) -> pd.DataFrame:
     "Those of the version that answered last"
     return rows[rows["model_version"] == rows["model_version"].iloc[rows["time"].argmax()]] if len(rows) else rows
 
-
+# %% ../../nbs/api/serving/22_comparison.ipynb #a591fafd
 def _same_time(champion: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Rows of the time in which both answered"
     begin, end = max(champion["time"].min(), other["time"].min()), min(champion["time"].max(), other["time"].max())
@@ -148,7 +148,7 @@ def _missing(rows: list[dict[str, Any]]) -> str:
     uneven = max(shares) - min(shares) > 0.05
     return f"truth is missing for {counts}" + (", unevenly: the arms may differ for that reason" if uneven else "")
 
-
+# %% ../../nbs/api/serving/22_comparison.ipynb #739e9141
 def _words(rows: list[dict[str, Any]], known: list[pd.DataFrame]) -> str:
     "What there is to say about the arms"
     if len(rows) == 1 and rows[0]["arm"] == "champion":
@@ -196,7 +196,7 @@ def _interval(
     low, high = percentile_interval(draws)
     return {f"{name}_low": low, f"{name}_high": high}
 
-
+# %% ../../nbs/api/serving/22_comparison.ipynb #d2229728
 def _add_intervals(rows: list[dict[str, Any]], draws: np.ndarray) -> None:
     "Add intervals, and the difference where there are two arms"
     for column, name in enumerate(_metrics):

@@ -40,7 +40,7 @@ class Truth:
 class TruthError(MlpkgError, ValueError):
     "A truth that is not one, or is about something that cannot be a record"
 
-
+# %% ../../nbs/api/serving/20_feedback.ipynb #b1445eb1
 def check_truths(
     items: Iterable[Truth],  # As a client gave them
 ) -> list[Truth]:  # With truth as 0 or 1; TruthError that names the first field that is wrong
@@ -71,7 +71,7 @@ Row = tuple[str, int]  # Request and record
 class FeedbackError(MlpkgError, RuntimeError):
     "Truth of which nothing could be stored; it may be reported again"
 
-
+# %% ../../nbs/api/serving/20_feedback.ipynb #2d469581
 class Feedback:
     "Takes the truth"
 
@@ -130,7 +130,7 @@ def answered(
         found |= self._in_segments(names) | self._in_lake(self.answers_table, names)
     return found
 
-
+# %% ../../nbs/api/serving/20_feedback.ipynb #61175a94
 @patch
 def _young(self: Feedback, name: str) -> bool:
     "May the answer still be in the memory of some process?"
@@ -143,7 +143,7 @@ def _given(self: Feedback, names: set[str]) -> dict[Row, int]:
     names = {name for name in names if request_date(name)}
     return {(name, record): truth for name, record, truth in self._in_lake(self.table, names, "truth")}
 
-
+# %% ../../nbs/api/serving/20_feedback.ipynb #2e46faef
 @patch
 def _settle(self: Feedback, items: list[Truth], answered: set[Row], given: dict[Row, int]) -> FeedbackResult:
     "Sort the truths, and store those that are new"

@@ -173,7 +173,7 @@ def adopt(self: SegmentQueue) -> None:
     self._claim_stale_locks()
     self.owner.keep_only({segment.owner for segment in self.ready})
 
-
+# %% ../../nbs/api/serving/16_segments.ipynb #fe7c2463
 @patch
 def _claim_stale_locks(self: SegmentQueue) -> None:
     "Claim locks of processes that died without leaving segments, so that their files are deleted"
