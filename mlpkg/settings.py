@@ -52,7 +52,7 @@ class StepSettings(Group):
     cell_timeout: int = Field(3600, gt=0, description="Longest a cell may run, in seconds")
     start_timeout: int = Field(120, gt=0, description="Longest a kernel may take to start, in seconds")
     output_limit: int = Field(1_000_000, gt=0, description="Characters a cell may print into the stored notebook")
-    spool: str = Field(description="Folder for notebooks being executed, and for those MLflow could not take yet")
+    outbox: str = Field(description="Folder for notebooks being executed, and for those MLflow could not take yet")
 
 # %% ../nbs/api/00_settings.ipynb #8422c0b2
 class ContractSettings(Group):
@@ -262,7 +262,7 @@ _paths = (
     "lake.spill",
     "tracking.uri",
     "tracking.artifacts",
-    "steps.spool",
+    "steps.outbox",
     "serving.folder",
     "airflow.home",
     "airflow.dags",
