@@ -44,7 +44,7 @@ def places(
         "lake.root": f"{folder}/lake",
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
         "tracking.artifacts": f"{folder}/artifacts",
-        "steps.spool": f"{folder}/spool",
+        "steps.outbox": f"{folder}/outbox",
         "serving.folder": f"{folder}/serving",
     }
 

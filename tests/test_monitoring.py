@@ -19,7 +19,8 @@ from mlpkg.data.inputs import Input, inputs_from
 from mlpkg.data.lake import Lake
 from mlpkg.examples.flights import categorical, clean, features_contract, flight_features, numeric, seed_lake, split
 from mlpkg.examples.flights_data import months, read_planes, read_source, read_weather
-from mlpkg.models.training import fit, probability
+from mlpkg.models.scoring import probability
+from mlpkg.models.training import fit
 from mlpkg.monitoring.checks import Window
 from mlpkg.monitoring.drift import column_drift, joint_drift
 from mlpkg.monitoring.report import Report, monitor, read_history, store, with_history

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import MlpkgError
 from ..settings import Settings
-from ..steps.run import code_digest
+from ..steps.notebooks import code_digest
 from ..steps.tracking import package_digest, pipeline_runs, step_runs
 
 if TYPE_CHECKING:
