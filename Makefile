@@ -4,8 +4,10 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/ready
-# What is done here is told to nobody.
+# Named after the content of what is installed: a checkout or a tool may renew the time of a file without changing it.
+INSTALLED := requirements.lock pyproject.toml setup.py
+READY := $(VENV)/ready-$(shell cat $(INSTALLED) | cksum | cut -d ' ' -f 1)
+# No usage data is sent to anybody.
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 ## Use it
@@ -16,7 +18,7 @@ help: ## List the targets
 run: setup ## Run the example: flights_etl, then flights_train, through Airflow in one process
 	@$(BIN)/mlpkg run flights_etl flights_train
 
-demo: setup ## Live through three months: data, predictions, monitor, and a training when it rings
+demo: setup ## Simulate three months: data, predictions, monitor, and a training when its alarm fires
 	@rm -rf var/demo
 	@MLPKG_PROFILE=demo $(BIN)/mlpkg simulate --from 2013-10 --to 2013-12
 
@@ -43,12 +45,13 @@ airflow: setup ## Open the Airflow UI, with scheduler, on the same database and 
 
 setup: $(READY) ## Make the virtual environment from requirements.lock
 
-$(READY): requirements.lock pyproject.toml setup.py
+$(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else f"Python {sys.version.split()[0]} is not supported: make PYTHON=python3.12 ...")'
 	@echo "Setting up $(VENV) from requirements.lock; this takes a few minutes once."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/ready*
 	@touch $(READY)
 
 prepare: setup ## Clean the notebooks, export the package, write README.md, test

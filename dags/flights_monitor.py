@@ -3,30 +3,33 @@
 
 Looks at a month that was predicted: quality of the data, drift of columns and of predictions, and, where the truth is
 known, how well the champion did. Only an alarm updates the asset `flights/drift`, which starts `flights_train`.
+Without a champion there is nothing to judge, and the step is skipped.
 
 Steps: **monitor** -> **alarm** (skipped when all is well). Table: `monitoring/flights`.
 Runs whenever `flights_predict` has scored months.
 """
 
-from datetime import datetime
+from airflow.sdk import DAG, Asset
 
-from airflow.sdk import DAG, Asset, Param
-
-from mlpkg.airflow.dags import Notify, emit_if, notebook_step, recorded_run, step_defaults
+from mlpkg.airflow.dags import (
+    Notify,
+    batches_param,
+    dag_defaults,
+    emit_if,
+    notebook_step,
+    recorded_run,
+    require_champion,
+)
 
 with DAG(
     "flights_monitor",
     doc_md=__doc__,
     schedule=[Asset("predictions/flights")],
-    start_date=datetime(2013, 1, 1),
-    catchup=False,
-    max_active_runs=1,
-    default_args=step_defaults(),
-    params={
-        "months": Param("2013-10", type="string", description="Months: 2013-01, 2013-01..2013-10, or 2013-01,2013-05"),
-    },
+    params={"months": batches_param("2013-10", "months")},
     tags=["flights", "monitor"],
+    **dag_defaults(),
 ):
     with recorded_run():
         monitor = notebook_step("nbs/pipelines/flights", "34_monitor")
+        require_champion("flights") >> monitor
         emit_if(monitor, "alarm", Asset("flights/drift"), on_success_callback=Notify("raised"))

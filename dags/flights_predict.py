@@ -9,22 +9,16 @@ Step: **predict**. Tables: `predictions/flights`, `quarantine/predictions/flight
 Runs whenever `flights_etl` has brought in months.
 """
 
-from datetime import datetime
-
 from airflow.sdk import DAG, Asset, Param
 
-from mlpkg.airflow.dags import notebook_step, recorded_run, require_champion, step_defaults
+from mlpkg.airflow.dags import batches_param, dag_defaults, notebook_step, recorded_run, require_champion
 
 with DAG(
     "flights_predict",
     doc_md=__doc__,
     schedule=[Asset("clean/flights")],
-    start_date=datetime(2013, 1, 1),
-    catchup=False,
-    max_active_runs=1,
-    default_args=step_defaults(),
     params={
-        "months": Param("2013-10", type="string", description="Months: 2013-01, 2013-01..2013-10, or 2013-01,2013-05"),
+        "months": batches_param("2013-10", "months"),
         "source": Param(
             "clean/flights", type="string", description="Lake table, or path, URL or s3:// of CSV or Parquet"
         ),
@@ -34,6 +28,7 @@ with DAG(
         ),
     },
     tags=["flights", "predict"],
+    **dag_defaults(),
 ):
     with recorded_run():
         predict = notebook_step(

@@ -9,19 +9,12 @@ Runs when the monitor raises an alarm (asset `flights/drift`), when the code has
 `airflow.train_schedule` in settings.ini says.
 """
 
-from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param, task
+from airflow.sdk import DAG, Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param
 
-from mlpkg.airflow.dags import NotebookOperator, Notify, notebook_step, recorded_run, step_defaults
+from mlpkg.airflow.dags import Notify, dag_defaults, mapped_notebook_step, notebook_step, recorded_run
 from mlpkg.settings import load_settings
 
 NOTEBOOKS = "nbs/pipelines/flights"
-
-
-@task
-def candidates(params=None) -> list[dict[str, str]]:
-    "Parameters of each training run"
-    return [{"candidate": name} for name in params["candidates"]]
-
 
 with DAG(
     "flights_train",
@@ -30,10 +23,6 @@ with DAG(
         timetable=CronTriggerTimetable(load_settings().airflow.train_schedule, timezone="UTC"),
         assets=Asset("flights/drift") | Asset("flights/retrain"),
     ),
-    # No start date: one in the past would start a run as soon as the DAG is switched on.
-    catchup=False,
-    max_active_runs=1,
-    default_args=step_defaults(),
     params={
         "candidates": Param(
             ["logistic_regression", "random_forest", "hist_gradient_boosting"],
@@ -47,18 +36,17 @@ with DAG(
             3, type="integer", minimum=0, description="Trials of the hyperparameter search for each candidate"
         ),
         "seed": Param(0, type="integer", description="Seed of everything that is drawn at random"),
-        "reason": Param("", type="string", description="Why it is trained; events of assets say so by themselves"),
+        "reason": Param(
+            "", type="string", description="Why it is trained; the event of an asset brings its own reason"
+        ),
     },
     tags=["flights", "train"],
+    **dag_defaults(),
 ):
     with recorded_run():
-        train = NotebookOperator.partial(
-            task_id="train",
-            input_nb=f"{NOTEBOOKS}/20_train.ipynb",
-            dag_params=True,
-            map_index_template="{{ task.parameters['candidate'] }}",
-        ).expand(parameters=candidates())
+        train = mapped_notebook_step(NOTEBOOKS, "20_train", over="candidates", parameter="candidate")
         evaluate = notebook_step(NOTEBOOKS, "22_evaluate", parameters={"candidates": train.output})
-        told = Notify("decided", "reason")
-        register = notebook_step(NOTEBOOKS, "24_register", parameters=evaluate.output, on_success_callback=told)
+        register = notebook_step(
+            NOTEBOOKS, "24_register", parameters=evaluate.output, on_success_callback=Notify("decided", "reason")
+        )
         train >> evaluate >> register

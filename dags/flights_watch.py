@@ -2,7 +2,7 @@
 ### Flights: is there a reason to train again?
 
 Asks whether the code has changed since the champion was trained, step notebooks or library, and whether an alarm of
-the monitor is still without a training that succeeded. Either updates the asset `flights/retrain`, which starts
+the monitor has not been followed by a training that succeeded. Either updates the asset `flights/retrain`, which starts
 `flights_train`.
 
 Steps: **watch** -> **retrain** (skipped where there is no reason). Runs as `airflow.watch_schedule` in settings.ini
@@ -11,18 +11,15 @@ says.
 
 from airflow.sdk import DAG, Asset
 
-from mlpkg.airflow.dags import Notify, emit_if, notebook_step, recorded_run, step_defaults
+from mlpkg.airflow.dags import Notify, dag_defaults, emit_if, notebook_step, recorded_run
 from mlpkg.settings import load_settings
 
 with DAG(
     "flights_watch",
     doc_md=__doc__,
     schedule=load_settings().airflow.watch_schedule,
-    # No start date: one in the past would start a run as soon as the DAG is switched on.
-    catchup=False,
-    max_active_runs=1,
-    default_args=step_defaults(),
     tags=["flights", "train"],
+    **dag_defaults(),
 ):
     with recorded_run():
         watch = notebook_step("nbs/pipelines/flights", "40_watch")

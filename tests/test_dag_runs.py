@@ -106,7 +106,7 @@ def test_two_runs_at_once_on_sqlite(project):
 
 
 def test_parameters_are_checked_before_anything_starts(project):
-    assert "no DAG of these has a parameter colour (they have: rows)" in project.mlpkg(
+    assert "none of these DAGs has a parameter colour (they have: rows)" in project.mlpkg(
         "run", "small", "-p", "colour=1", code=2
     )
     assert "--param rows: expected name=value" in project.mlpkg("run", "small", "-p", "rows", code=2)

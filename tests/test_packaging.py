@@ -67,6 +67,15 @@ def test_package_is_in_step_with_notebooks():
     assert done.returncode == 0, done.stderr
 
 
+def test_an_export_leaves_pyproject_alone(project):
+    os.utime(project / "pyproject.toml", (1e9, 1e9))
+    before = (project / "pyproject.toml").read_text()
+    done = run("from nbdev.doclinks import nbdev_export; nbdev_export()", project)
+    assert done.returncode == 0, done.stderr
+    assert (project / "pyproject.toml").read_text() == before
+    assert (project / "pyproject.toml").stat().st_mtime == 1e9, "its time too: tools look at it"
+
+
 def test_wheel_holds_package_and_entry_points(project):
     done = hook("build_wheel", project)
     assert done.returncode == 0, done.stderr

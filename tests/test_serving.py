@@ -12,9 +12,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -31,13 +32,14 @@ from schemathesis.engine import events
 from mlpkg.batch.predict import score
 from mlpkg.data.inputs import inputs_from
 from mlpkg.data.lake import open_lake
-from mlpkg.models.registry import load_model, log_model, promote_by_hand, register, scratch_store
-from mlpkg.models.training import fit, probability
+from mlpkg.models.registry import load_model, log_model, promote_by_hand, register
+from mlpkg.models.scoring import probability, records_frame
+from mlpkg.models.training import fit
 from mlpkg.serving.app import check_host, create_app
 from mlpkg.serving.http import new_key
-from mlpkg.serving.loader import last_good_copy
-from mlpkg.serving.schemas import records_frame
+from mlpkg.serving.loader import ServedModel, last_good_copy
 from mlpkg.settings import Settings, load_settings
+from mlpkg.testing import temporary_store
 
 COLUMNS = ["distance", "weight", "carrier", "zone"]
 CONTRACT = pa.DataFrameSchema(
@@ -71,12 +73,11 @@ def add(kind: str, columns: list[str] = COLUMNS) -> None:
 @pytest.fixture(scope="module")
 def base() -> Iterator[Path]:
     "A store with two versions and no champion: each test works on a copy of its database"
-    folder = scratch_store()
-    add("hist_gradient_boosting")
-    add("logistic_regression")
-    mlflow.end_run()
-    yield folder
-    shutil.rmtree(folder)
+    with temporary_store() as store:
+        add("hist_gradient_boosting")
+        add("logistic_regression")
+        mlflow.end_run()
+        yield store.folder
 
 
 @pytest.fixture
@@ -126,12 +127,17 @@ def failing(error: Exception):
     return fail
 
 
+def score_with(model: ServedModel, score: Callable) -> None:
+    "Let a model predict with another function"
+    object.__setattr__(model, "scorer", SimpleNamespace(records=score))
+
+
 def ask(api: TestClient, *records: object, **more: object):
     return api.post("/v1/predict", json={"records": list(records), **more})
 
 
 def problem(answer, status: int) -> dict:
-    "An error, which has the form that every error has"
+    "Check that an error has the form that every error has; its content"
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     found = answer.json()
@@ -163,7 +169,7 @@ WRONG = {
     "extra": (body(record(colour='"red"')), "records[0].colour", "no such field (known: distance"),
     "misspelt": (body(record(distanse="1")), "records[0].distanse", "did you mean 'distance'?"),
     "text for a number": (body(record(), record(distance='"12"')), "records[1].distance", "valid number"),
-    "truth for a number": (body(record(distance="true")), "records[0].distance", "valid number"),
+    "a boolean for a number": (body(record(distance="true")), "records[0].distance", "valid number"),
     "number for a text": (body(record(carrier="5")), "records[0].carrier", "valid string"),
     "list for a number": (body(record(distance="[1]")), "records[0].distance", "valid number"),
     "too small": (body(record(distance="-0.5")), "records[0].distance", "greater than or equal to 0"),
@@ -176,12 +182,12 @@ WRONG = {
     "unknown category": (body(record(zone='"N"')), "records[0].zone", "'E' or 'W'"),
     "empty list": (body(), "records", "at least 1"),
     "too many": (body(*[record()] * 6), "records", "at most 5"),
-    "no list": ('{"records": {}}', "records", "valid array"),
+    "not a list": ('{"records": {}}', "records", "valid array"),
     "no records": ("{}", "records", "missing"),
-    "no object": ("[]", "", "an object"),
-    "record is no object": (body("1"), "records[0]", "an object"),
+    "not an object": ("[]", "", "an object"),
+    "a record that is not an object": (body("1"), "records[0]", "an object"),
     "unknown beside records": ('{"records": [], "recrods": []}', "recrods", "no such field"),
-    "key is no text": (f'{{"records": [{record()}], "key": 5}}', "key", "valid string"),
+    "a key that is not text": (f'{{"records": [{record()}], "key": 5}}', "key", "valid string"),
 }
 
 
@@ -307,7 +313,7 @@ def test_no_trace_of_an_error_leaves_the_process(api, monkeypatch, caplog):
     def fail(records):
         raise RuntimeError("secret detail")
 
-    object.__setattr__(api.app.state.parts.loader.arms.champion, "score", fail)
+    score_with(api.app.state.parts.loader.arms.champion, fail)
     answer = ask(api, GOOD)
     found = problem(answer, 500)
     assert "secret" not in answer.text and found["request_id"] in caplog.text and "secret detail" in caplog.text
@@ -316,7 +322,7 @@ def test_no_trace_of_an_error_leaves_the_process(api, monkeypatch, caplog):
 def test_a_request_that_fails_does_not_harm_those_in_its_batch(api):
     parts = api.app.state.parts
     champion = parts.loader.arms.champion
-    score, entered, go_on = champion.score, threading.Event(), threading.Event()
+    score, entered, go_on = champion.scorer.records, threading.Event(), threading.Event()
 
     def slow(records):
         entered.set()
@@ -325,7 +331,7 @@ def test_a_request_that_fails_does_not_harm_those_in_its_batch(api):
             raise RuntimeError("thirteen")
         return score(records)
 
-    object.__setattr__(champion, "score", slow)
+    score_with(champion, slow)
     asked, codes = [1, 2, 13, 4], {}
 
     def one(distance):
@@ -347,8 +353,8 @@ def test_more_requests_than_may_wait(store):
     with serving(store, max_waiting=2) as api:
         parts = api.app.state.parts
         champion, go_on, entered = parts.loader.arms.champion, threading.Event(), threading.Event()
-        score = champion.score
-        object.__setattr__(champion, "score", lambda r: (entered.set(), go_on.wait(10), score(r))[2])
+        score = champion.scorer.records
+        score_with(champion, lambda records: (entered.set(), go_on.wait(10), score(records))[2])
         codes: list[int] = []
         threads = [threading.Thread(target=lambda: codes.append(ask(api, GOOD).status_code)) for _ in range(3)]
         threads[0].start()
@@ -381,7 +387,7 @@ def test_the_api_predicts_what_a_notebook_predicts(store, version):
     with serving(store) as api:
         answer = ask(api, *records).json()
         alone = [ask(api, one).json()["predictions"][0]["probability"] for one in records[:20]]
-        assert api.app.state.parts.loader.arms.champion.short
+        assert api.app.state.parts.loader.arms.champion.scorer.fast
     said = np.array([one["probability"] for one in answer["predictions"]])
     assert answer["model_version"] == version
     frame = records_frame(records, loaded.inputs)
@@ -550,7 +556,7 @@ def test_shadow(store):
 def test_clients_do_not_notice_a_shadow_that_fails(store, caplog):
     mlflow.MlflowClient().set_registered_model_alias("parcels", "challenger", "2")
     with serving(store, strategy="shadow") as api:
-        object.__setattr__(api.app.state.parts.loader.arms.challenger, "score", lambda records: 1 / 0)
+        score_with(api.app.state.parts.loader.arms.challenger, lambda records: 1 / 0)
         assert ask(api, GOOD).status_code == 200
         wait_for(lambda: "mlpkg_shadow_lost_total 1.0" in api.get("/metrics").text, 10, "the loss is counted")
         assert "ZeroDivisionError" in caplog.text
@@ -579,7 +585,7 @@ def free_port() -> int:
 
 
 def stop(process: subprocess.Popen) -> None:
-    "As an operator would"
+    "Stop a server as an operator would"
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)
     assert process.returncode in (0, -signal.SIGTERM) and "Traceback" not in output, output
@@ -671,7 +677,7 @@ def listening(settings: Settings) -> Iterator[int]:
 
 @pytest.mark.parametrize("length", ["Transfer-Encoding: chunked", "Content-Length: 100000000"])
 def test_a_body_of_100_mb(store, length):
-    "Refused as soon as it is known to be too long, and not read"
+    "It is refused as soon as it is known to be too long, and not read"
     chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
     with (
         listening(settings(store)) as port,

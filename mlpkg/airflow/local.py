@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['airflow_env', 'use_airflow', 'prepare_database', 'DagError', 'load_dags', 'read_params', 'dag_conf', 'plan',
-           'output_to', 'StepListener', 'DagResult', 'held_run', 'run_dag', 'triggered']
+           'output_to', 'StepListener', 'listening', 'held_run', 'DagResult', 'run_dag', 'triggered']
 
 # %% ../../nbs/api/airflow/16_local.ipynb #4b3e09fc
 import contextlib
@@ -21,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
+from fastcore.basics import patch
 from filelock import FileLock
 
 from ..errors import MlpkgError
@@ -29,8 +30,8 @@ from ..steps.outbox import locked_entry
 
 # %% ../../nbs/api/airflow/16_local.ipynb #322c93b8
 def airflow_env(
-    settings: Settings,
-) -> dict[str, str]:
+    settings: Settings,  # Of the project whose DAGs are meant
+) -> dict[str, str]:  # Environment variables
     "The environment in which Airflow uses this project's DAGs and a database of its own"
     return {
         "AIRFLOW_HOME": settings.airflow.home,
@@ -43,19 +44,19 @@ def airflow_env(
         "MLPKG_PROFILE": settings.profile,
     }
 
-
+# %% ../../nbs/api/airflow/16_local.ipynb #5ef7da78
 def use_airflow(
-    settings: Settings,
+    settings: Settings,  # Of the project whose DAGs are meant
 ) -> None:
-    "Set that environment for this process and those it starts"
+    "Set that environment for this process and those it starts; call it before Airflow is imported"
     for name, value in airflow_env(settings).items():
         os.environ.setdefault(name, value)
     Path(os.environ["AIRFLOW_HOME"]).mkdir(parents=True, exist_ok=True)
 
 # %% ../../nbs/api/airflow/16_local.ipynb #c17f1c42
 def prepare_database(
-    settings: Settings,
-    log: IO | None = None,  # Where Airflow's output goes
+    settings: Settings,  # Those that `use_airflow` was called with
+    log: IO | None = None,  # Where Airflow's output goes; the standard output unless given
 ) -> bool:  # Was there anything to do?
     "Make or migrate Airflow's database; takes some 15 seconds the first time"
     from importlib.metadata import version
@@ -74,21 +75,29 @@ def prepare_database(
 class DagError(MlpkgError, ValueError):
     "A DAG that cannot be run; the message says why and what there is"
 
+# %% ../../nbs/api/airflow/16_local.ipynb #602ad962
+def _read_dags(bundle) -> Any:  # Airflow's DagBag
+    "The DAG files of a bundle; DagError for files that cannot be read"
+    from airflow.dag_processing.dagbag import BundleDagBag
 
-def load_dags(
-    settings: Settings,
-) -> dict[str, Any]:  # DAG id -> DAG; DagError for files that cannot be read
-    "The DAGs of the project, known to Airflow's database"
-    from airflow.dag_processing.bundles.manager import DagBundlesManager
-    from airflow.dag_processing.dagbag import BundleDagBag, sync_bag_to_db
-
-    manager = DagBundlesManager()
-    bundle = manager.get_bundle("dags-folder")
-    bundle.initialize()
     bag = BundleDagBag(dag_folder=bundle.path, bundle_path=bundle.path, bundle_name=bundle.name)
     if bag.import_errors:
         faults = "\n".join(f"{file}:\n{error}" for file, error in bag.import_errors.items())
         raise DagError(f"DAG files with errors:\n{faults}")
+    return bag
+
+# %% ../../nbs/api/airflow/16_local.ipynb #334318f8
+def load_dags(
+    settings: Settings,  # Those that `use_airflow` was called with
+) -> dict[str, Any]:  # DAG id -> DAG; DagError for files that cannot be read
+    "The DAGs of the project, known to Airflow's database"
+    from airflow.dag_processing.bundles.manager import DagBundlesManager
+    from airflow.dag_processing.dagbag import sync_bag_to_db
+
+    manager = DagBundlesManager()
+    bundle = manager.get_bundle("dags-folder")
+    bundle.initialize()
+    bag = _read_dags(bundle)
     # Airflow registers DAGs without a lock: two processes that do so for the first time would collide.
     with FileLock(Path(os.environ["AIRFLOW_HOME"]) / "mlpkg-register.lock"):
         manager.sync_bundles_to_db()
@@ -98,14 +107,24 @@ def load_dags(
 # %% ../../nbs/api/airflow/16_local.ipynb #2aea6df3
 def read_params(
     pairs: list[str],  # Like "months=2013-01"
-) -> dict[str, str]:  # DagError where there is no "="
+) -> dict[str, str]:  # Name -> text; DagError where there is no "="
     "Parameters given on the command line"
     for pair in pairs:
         if "=" not in pair:
             raise DagError(f"--param {pair}: expected name=value")
     return dict(pair.split("=", 1) for pair in pairs)
 
+# %% ../../nbs/api/airflow/16_local.ipynb #78496bcf
+def _typed(text: str, default: Any) -> Any:
+    "Read a text as what the default is: numbers, booleans and lists as JSON, the rest as it stands"
+    if isinstance(default, str) or default is None:
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return [part.strip() for part in text.split(",")] if isinstance(default, list) else text
 
+# %% ../../nbs/api/airflow/16_local.ipynb #de6fa8df
 def dag_conf(
     dag,  # Airflow DAG
     given: Mapping[str, str],  # From `read_params`; what the DAG does not declare is left out
@@ -115,22 +134,11 @@ def dag_conf(
     given = {name: value for name, value in given.items() if name in declared}
     conf = {name: _typed(value, declared[name]) for name, value in given.items()}
     for name, value in conf.items():
-        param = dag.params.get_param(name)
         try:
-            param.resolve(value)
+            copy.deepcopy(dag.params.get_param(name)).resolve(value)  # it keeps the value as its default
         except ValueError as error:
             raise DagError(f"DAG '{dag.dag_id}': parameter {name}={given[name]!r} does not fit: {error}") from error
     return conf
-
-
-def _typed(text: str, default: Any) -> Any:
-    "Read a text as what the default is: numbers, booleans and lists as JSON, the rest as it stands"
-    if isinstance(default, str) or default is None:
-        return text
-    try:
-        return json.loads(text)
-    except ValueError:
-        return [part.strip() for part in text.split(",")] if isinstance(default, list) else text
 
 # %% ../../nbs/api/airflow/16_local.ipynb #10b56df5
 def plan(
@@ -144,7 +152,7 @@ def plan(
     declared = {name for dag_id in dag_ids for name in known[dag_id].params}
     if strange := sorted(given.keys() - declared):
         has = ", ".join(sorted(declared)) or "none"
-        raise DagError(f"no DAG of these has a parameter {', '.join(strange)} (they have: {has})")
+        raise DagError(f"none of these DAGs has a parameter {', '.join(strange)} (they have: {has})")
     return [(known[dag_id], dag_conf(known[dag_id], given)) for dag_id in dag_ids]
 
 # %% ../../nbs/api/airflow/16_local.ipynb #773b2636
@@ -152,7 +160,7 @@ def plan(
 def output_to(
     path: Path,  # Log file, appended to
 ) -> Iterator[IO[str]]:  # The real standard output
-    "Send everything this process and its children print to a file"
+    "Send everything that this process and its children print to a file"
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -166,16 +174,19 @@ def output_to(
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for number, copy in zip((1, 2), saved, strict=True):
-            os.dup2(copy, number)
-            os.close(copy)
+        for number, stream in zip((1, 2), saved, strict=True):
+            os.dup2(stream, number)
+            os.close(stream)
         screen.close()
 
 # %% ../../nbs/api/airflow/16_local.ipynb #2e1a4a9e
 class StepListener(logging.Handler):
     "Passes on what steps announce"
 
-    def __init__(self, listen: Callable[[dict], None]):
+    def __init__(
+        self,
+        listen: Callable[[dict], None],  # Called with each announcement
+    ):
         super().__init__(logging.INFO)
         self.listen = listen
 
@@ -184,23 +195,26 @@ class StepListener(logging.Handler):
         if hasattr(record, "mlpkg"):
             self.listen(record.mlpkg)
 
-
-@dataclass(frozen=True)
-class DagResult:
-    "How a DAG run ended"
-
-    dag_id: str
-    dag_run_id: str
-    state: str  # Airflow's: success or failed
-    seconds: float
+# %% ../../nbs/api/airflow/16_local.ipynb #703164bc
+@contextlib.contextmanager
+def listening(
+    listen: Callable[[dict], None],  # Called with each announcement
+) -> Iterator[None]:
+    "Listen to steps while the block runs"
+    handler, logger = StepListener(listen), logging.getLogger("mlpkg.steps")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 # %% ../../nbs/api/airflow/16_local.ipynb #2e6be2b5
 @contextlib.contextmanager
 def held_run(
-    settings: Settings,
-    logger: logging.Logger,  # Where steps announce what they do
+    settings: Settings,  # Decide where the outbox is
 ) -> Iterator[None]:
-    "Hold an outbox entry for the pipeline run that is opened in this block"
+    "Hold an entry of the outbox for the pipeline run that is opened in this block"
     with contextlib.ExitStack() as held:
         folders = []
 
@@ -209,69 +223,104 @@ def held_run(
                 entry = held.enter_context(locked_entry(settings, event["name"], event["run_id"]))
                 folders.append(entry.folder)
 
-        handler = StepListener(hold)
-        logger.addHandler(handler)
-        try:
+        with listening(hold):
             yield
-        finally:
-            logger.removeHandler(handler)
-            for folder in folders:
-                shutil.rmtree(folder)
+        for folder in folders:
+            shutil.rmtree(folder)
+
+# %% ../../nbs/api/airflow/16_local.ipynb #1eb16579
+@dataclass(frozen=True)
+class DagResult:
+    "How a DAG run ended"
+
+    dag_id: str
+    dag_run_id: str  # Airflow's id of the run
+    state: str  # Airflow's: success or failed
+    seconds: float  # How long it took
+
+
+@patch(as_prop=True)
+def failed(self: DagResult) -> bool:
+    "Did it fail?"
+    return self.state != "success"
 
 # %% ../../nbs/api/airflow/16_local.ipynb #77c27647
 def run_dag(
-    settings: Settings,
+    settings: Settings,  # Those that `use_airflow` was called with
     dag,  # Airflow DAG, from `load_dags`
     conf: Mapping[str, Any] | None = None,  # From `dag_conf`
-    listen: Callable[[dict], None] = lambda event: None,  # Told what steps announce
+    listen: Callable[[dict], None] = lambda event: None,  # Called with each announcement of a step
 ) -> DagResult:
     "Execute a DAG in this process"
     for task in dag.tasks:
         task.retries = 0
     params = copy.deepcopy(dag.params)  # Airflow leaves the values of this run in them, for the next one to find
-    handler, logger = StepListener(listen), logging.getLogger("mlpkg.steps")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
     started = datetime.now()
     try:
-        with held_run(settings, logger):
+        with listening(listen), held_run(settings):
             run = dag.test(run_conf=dict(conf or {}))
     finally:
-        logger.removeHandler(handler)
         dag.params = params
     return DagResult(dag.dag_id, run.run_id, str(run.state), (datetime.now() - started).total_seconds())
+
+# %% ../../nbs/api/airflow/16_local.ipynb #54d099ad
+def _events(session, result: DagResult) -> list:
+    "The asset events of a DAG run, oldest first"
+    from airflow.models.asset import AssetEvent
+    from sqlalchemy import select
+
+    mine = (AssetEvent.source_dag_id == result.dag_id, AssetEvent.source_run_id == result.dag_run_id)
+    return list(session.scalars(select(AssetEvent).where(*mine).order_by(AssetEvent.timestamp)))
+
+
+def _queue(session) -> dict[str, dict[int, Any]]:  # DAG id -> id of an asset -> the asset
+    "The updated assets that DAGs still have to react to"
+    from airflow.models.asset import AssetDagRunQueue, AssetModel
+    from sqlalchemy import select
+
+    waiting = select(AssetDagRunQueue.target_dag_id, AssetModel)
+    queue: dict[str, dict[int, Any]] = {}
+    for dag_id, asset in session.execute(waiting.join(AssetModel, AssetModel.id == AssetDagRunQueue.asset_id)):
+        queue.setdefault(dag_id, {})[asset.id] = asset
+    return queue
+
+# %% ../../nbs/api/airflow/16_local.ipynb #ef86d447
+def _due(session, dag, assets: Mapping[int, Any]) -> bool:
+    "Does the DAG's schedule hold, given the assets that were updated?"
+    from airflow.assets.evaluation import AssetEvaluator
+    from airflow.serialization.definitions.assets import SerializedAssetUniqueKey
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    ready = {SerializedAssetUniqueKey(asset.name, asset.uri): True for asset in assets.values()}
+    timetable = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag)).timetable
+    return AssetEvaluator(session).run(timetable.asset_condition, ready)
+
+
+def _event_conf(dag, extras: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    "The params of the DAG that the events speak of, with their values"
+    from mlpkg.airflow.operators import event_params
+
+    params = {name: dag.params[name] for name in dag.params}
+    named = params.keys() & {name for extra in extras for name in extra}
+    values = event_params(params, extras)
+    return {name: values[name] for name in sorted(named)}
 
 # %% ../../nbs/api/airflow/16_local.ipynb #fead7a4c
 def triggered(
     known: Mapping[str, Any],  # From `load_dags`
-    result: DagResult,
+    result: DagResult,  # Of the DAG run whose updates count
 ) -> list[tuple[Any, dict[str, Any]]]:  # (DAG, conf) of each DAG that is due; taken from Airflow's queue
     "DAGs that were waiting for what a DAG run has updated"
-    from airflow.assets.evaluation import AssetEvaluator
-    from airflow.models.asset import AssetDagRunQueue, AssetEvent, AssetModel
-    from airflow.serialization.definitions.assets import SerializedAssetUniqueKey
-    from airflow.serialization.serialized_objects import DagSerialization
+    from airflow.models.asset import AssetDagRunQueue
     from airflow.utils.session import create_session
-    from sqlalchemy import delete, select
-
-    from mlpkg.airflow.dags import event_params
+    from sqlalchemy import delete
 
     due = []
     with create_session() as session:
-        evaluator = AssetEvaluator(session)
-        waiting = select(AssetDagRunQueue.target_dag_id, AssetModel)
-        queue = session.execute(waiting.join(AssetModel, AssetModel.id == AssetDagRunQueue.asset_id)).all()
-        mine = (AssetEvent.source_dag_id == result.dag_id, AssetEvent.source_run_id == result.dag_run_id)
-        events = session.scalars(select(AssetEvent).where(*mine).order_by(AssetEvent.timestamp)).all()
-        for dag_id in sorted({dag_id for dag_id, asset in queue if dag_id in known}):
-            waited = {asset.id: asset for target, asset in queue if target == dag_id}
-            ready = {SerializedAssetUniqueKey(asset.name, asset.uri): True for asset in waited.values()}
-            timetable = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(known[dag_id])).timetable
-            extras = [event.extra for event in events if event.asset_id in waited]
-            if extras and evaluator.run(timetable.asset_condition, ready):
-                params = {name: known[dag_id].params[name] for name in known[dag_id].params}
-                said = event_params(params, extras)
-                news = params.keys() & {name for extra in extras for name in extra}
-                due.append((known[dag_id], {name: said[name] for name in sorted(news)}))
+        events = _events(session, result)
+        for dag_id, assets in sorted(_queue(session).items()):
+            extras = [event.extra for event in events if event.asset_id in assets]
+            if dag_id in known and extras and _due(session, known[dag_id], assets):
+                due.append((known[dag_id], _event_conf(known[dag_id], extras)))
                 session.execute(delete(AssetDagRunQueue).where(AssetDagRunQueue.target_dag_id == dag_id))
     return due

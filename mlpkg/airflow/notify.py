@@ -32,7 +32,7 @@ class Message:
 
 # %% ../../nbs/api/airflow/10_notify.ipynb #a5472598
 def _post(message: Message, rules: NotifySettings) -> None:
-    "Send to the webhook; OSError where nobody takes it"
+    "Send to the webhook; OSError where it does not answer, or not with success"
     if not rules.webhook.startswith(("https://", "http://")):
         raise SettingsError(
             f"notify.webhook: {rules.webhook!r} is not allowed: give an http(s) address, for instance by the "
@@ -43,19 +43,25 @@ def _post(message: Message, rules: NotifySettings) -> None:
     with urllib.request.urlopen(request, timeout=10):  # noqa: S310  (scheme checked above)
         pass
 
-
-def _mail(message: Message, rules: NotifySettings) -> None:
-    "Send an e-mail; OSError or smtplib.SMTPException where the server does not take it"
+# %% ../../nbs/api/airflow/10_notify.ipynb #bed1a92f
+def _letter(message: Message, rules: NotifySettings) -> EmailMessage:
+    "The message as an e-mail; SettingsError without an address to send it to"
     if "@" not in rules.email:
         raise SettingsError(f"notify.email: {rules.email!r} is not allowed: give the address that messages go to")
     letter = EmailMessage()
     letter["Subject"], letter["From"], letter["To"] = message.title.replace("\n", " "), rules.sender, rules.email
     letter.set_content("\n\n".join(filter(None, (message.text, message.link))))
+    return letter
+
+# %% ../../nbs/api/airflow/10_notify.ipynb #90762bd7
+def _mail(message: Message, rules: NotifySettings) -> None:
+    "Send an e-mail; OSError or smtplib.SMTPException where the server does not take it"
+    letter = _letter(message, rules)
     host, _, port = rules.smtp.partition(":")
     user, password = os.environ.get("MLPKG_SMTP_USER"), os.environ.get("MLPKG_SMTP_PASSWORD")
     with smtplib.SMTP(host, int(port or 25), timeout=10) as server:
         if user and password:
-            server.starttls()  # a password never travels in clear
+            server.starttls()  # a password is never sent unencrypted
             server.login(user, password)
         server.send_message(letter)
 
@@ -63,7 +69,7 @@ def _mail(message: Message, rules: NotifySettings) -> None:
 def send(
     message: Message,
     rules: NotifySettings,  # From `load_settings().notify`
-) -> None:  # SettingsError for an address that is none, OSError or SMTPException where it is not reached
+) -> None:  # SettingsError for an address that is not allowed, OSError or SMTPException where it is not reached
     "Tell people"
     log.warning("%s", message)
     if rules.channel == "webhook":

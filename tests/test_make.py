@@ -1,0 +1,66 @@
+"""The Makefile sets up the virtual environment when, and only when, what is installed has changed.
+
+The interpreter is a stand-in here, which writes down what it was asked for: a real set-up takes minutes.
+"""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+PYTHON = """#!/bin/bash
+echo "$@" >> calls
+if [ "$1 $2" = "-m venv" ]; then
+    mkdir -p "$3/bin"
+    printf '#!/bin/bash\\necho pip "$@" >> calls\\n' > "$3/bin/pip"
+    chmod +x "$3/bin/pip"
+fi
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    "A folder with the Makefile and what it installs from"
+    for name in ("Makefile", "requirements.lock", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    return tmp_path
+
+
+def setups(checkout) -> int:
+    "Run `make setup`; how often packages were installed so far"
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    command = ["make", "setup", "PYTHON=./python"]
+    done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return (checkout / "calls").read_text().count("--requirement requirements.lock")
+
+
+def test_a_new_time_without_a_change_sets_nothing_up(checkout):
+    assert setups(checkout) == 1
+    for name in ("requirements.lock", "pyproject.toml", "setup.py"):
+        os.utime(checkout / name, (4e9, 4e9))
+    assert setups(checkout) == 1
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "pyproject.toml", "setup.py"])
+def test_a_change_sets_up_again_and_so_does_taking_it_back(checkout, name):
+    assert setups(checkout) == 1
+    before = (checkout / name).read_text()
+    (checkout / name).write_text(before + "\n# changed\n")
+    os.utime(checkout / name, (0, 0))
+    assert setups(checkout) == 2, "whatever time the file has"
+    (checkout / name).write_text(before)
+    assert setups(checkout) == 3, "what was installed last is not what the file says"
+
+
+def test_a_set_up_that_failed_is_repeated(checkout):
+    text = (checkout / "python").read_text()
+    (checkout / "python").write_text("#!/bin/bash\nexit 1\n")
+    failed = subprocess.run(["make", "setup", "PYTHON=./python"], cwd=checkout, capture_output=True)
+    assert failed.returncode != 0
+    (checkout / "python").write_text(text)
+    assert setups(checkout) == 1
