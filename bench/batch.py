@@ -2,22 +2,19 @@
 
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from measure import CommandError
-from rich.console import Console
+from measure import BENCH, CommandError, figures_table, finish, machine, new_console, print_load, run, scratch
 from rich.table import Table
-from train import BENCH, machine, scratch
 
 LEAST = 0.90  # Share of the model's own throughput that batch prediction must reach
 GROWTH = 1.35  # Factor by which the memory peak may grow while the input grows many times
+PACKAGES = ("mlflow", "scikit-learn", "pandas", "pyarrow", "deltalake")
 RUN = "0" * 32  # A step has a run; its id is written into every row
 
 
@@ -34,21 +31,19 @@ def work(project: Path, **job: Any) -> dict[str, Any]:
 
 
 def verdicts(speeds: list[dict[str, Any]], growth: float, times: int) -> list[str]:
-    "What is not as promised, in words"
+    "Which targets were missed, in words"
     found = [] if all(one["same"] for one in speeds) else ["the probabilities differ from those of the model alone"]
     if (ratio := speeds[-1]["ratio"]) < LEAST:
-        found.append(f"batch prediction reaches {ratio:.0%} of the model's own throughput, promised are {LEAST:.0%}")
+        found.append(f"batch prediction reaches {ratio:.0%} of the model's own throughput, the target is {LEAST:.0%}")
     if growth > GROWTH:
-        found.append(f"{times} times the rows take {growth:.2f} times the memory, allowed are {GROWTH}")
+        found.append(f"{times} times the rows take {growth:.2f} times the memory, the limit is {GROWTH}")
     return found
 
 
 def comparison(speeds: list[dict[str, Any]], peaks: list[dict[str, Any]]) -> Table:
     "The figures side by side"
-    table = Table(box=None, pad_edge=False)
-    for heading in ("flights_predict", "rows", "seconds", "rows/s", "ratio", "peak MB"):
-        side = "left" if heading == "flights_predict" else "right"
-        table.add_column(heading, justify=side, header_style="bold", no_wrap=True)  # type: ignore[arg-type]
+    headings = ("flights_predict", "rows", "seconds", "rows/s", "ratio", "peak MB")
+    table = figures_table(*headings, names="flights_predict")
     for one, memory in zip(speeds, peaks, strict=True):
         names = {"model": "predict_proba, rows in memory", "batch": "score, lake to lake"}
         for name, words in names.items():
@@ -87,12 +82,12 @@ def main(
     exit code is 1 where a promise is not kept: on the large table, for the small one takes less than a second, of which
     opening tables and the first batch are a tenth.
     """
-    console, load = Console(highlight=False, soft_wrap=True), [os.getloadavg()]
+    console, load = new_console(), [os.getloadavg()]
     tables = {"clean/flights": repeat, "large/flights": max(1, repeat // 2)}
     with scratch() as folder, console.status("Preparing lake and model") as status:
-        from project import SETTINGS
+        from mlpkg.testing import settings_text
 
-        (folder / "settings.ini").write_text(SETTINGS)
+        (folder / "settings.ini").write_text(settings_text())
         work(folder, do="prepare", wanted=months, times=times)
         load.append(os.getloadavg())
         status.update("Measuring memory")
@@ -113,24 +108,13 @@ def main(
         )
         console.print(limits(one["parts"]))
     console.print(f"\n{times} times the rows take {growth:.2f} times the memory")
-    busy = ", ".join(f"{one:.1f}" for one, _, _ in load)
-    console.print(f"{os.cpu_count()} cores; load average at the start, after each stage: {busy}")
+    print_load(console, load, "at the start, after each stage")
     record = {
-        "options": {"months": months, "times": times, "repeat": repeat}, "machine": machine(), "load_average": load,
-        "speed": speeds, "memory": peaks, "growth": growth, "faults": faults,
+        "options": {"months": months, "times": times, "repeat": repeat}, "load_average": load,
+        "machine": machine(*PACKAGES), "speed": speeds, "memory": peaks, "growth": growth,
     }  # fmt: skip
-    path = BENCH / "results" / f"batch-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    console.print(f"Written to {path.relative_to(BENCH.parent)}")
-    for fault in faults:
-        console.print(fault, style="red")
-    raise typer.Exit(int(bool(faults)))
+    finish(console, "batch", record, faults)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
-    try:
-        typer.run(main)
-    except CommandError as error:
-        sys.exit(f"bench: {error}")
+    run(main)

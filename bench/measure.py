@@ -1,17 +1,28 @@
-"""Wall time, processor time and peak memory of a command and of everything it starts."""
+"""What the benchmarks share: time and memory of a command and of everything it starts, and the report at the end."""
 
 import contextlib
+import json
 import os
+import platform
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any, NoReturn
 
 import psutil
+import typer
+from rich.console import Console
+from rich.table import Table
 
+BENCH = Path(__file__).parent
 INTERVAL = 0.5  # Seconds between two looks at the memory; a look takes some milliseconds from what is measured
 
 
@@ -85,3 +96,59 @@ def measure(command: list[str], cwd: Path, env: dict[str, str], log: Path) -> Me
         raise CommandError(f"{' '.join(command)}: exit code {process.returncode}\n{log.read_text()[-3000:]}")
     cpu = usage.ru_utime + usage.ru_stime
     return Measurement(seconds, cpu, max(seen), max(0.0, busy - cpu / seconds))
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    "A temporary folder that is gone afterwards"
+    folder = Path(tempfile.mkdtemp(prefix="mlpkg-bench-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def figures_table(*headings: str, names: str) -> Table:
+    "An empty table of figures; the column `names` holds text, the others hold numbers"
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        side: Any = "left" if heading == names else "right"
+        table.add_column(heading, justify=side, header_style="bold", no_wrap=True)
+    return table
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    "Where this was measured, and with which versions"
+    versions = {name: version(name) for name in packages}
+    return {"system": platform.platform(), "python": platform.python_version(), "cpus": os.cpu_count(), **versions}
+
+
+def new_console() -> Console:
+    "A console that prints lines as they are"
+    return Console(highlight=False, soft_wrap=True)
+
+
+def print_load(console: Console, load: list[tuple[float, float, float]], when: str) -> None:
+    "How busy the machine was"
+    busy = ", ".join(f"{one:.1f}" for one, _, _ in load)
+    console.print(f"{os.cpu_count()} cores; load average {when}: {busy}")
+
+
+def finish(console: Console, name: str, record: dict[str, Any], faults: list[str]) -> NoReturn:
+    "Store what was measured, print which targets were missed, and exit: with 1 if any was"
+    path = BENCH / "results" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record | {"faults": faults}, indent=2) + "\n", encoding="utf-8")
+    console.print(f"Written to {path.relative_to(BENCH.parent)}")
+    for fault in faults:
+        console.print(fault, style="red")
+    raise typer.Exit(int(bool(faults)))
+
+
+def run(main: Callable[..., None]) -> None:
+    "Run a benchmark as a command"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
+    try:
+        typer.run(main)
+    except CommandError as error:
+        sys.exit(f"bench: {error}")

@@ -18,8 +18,18 @@ from matplotlib.figure import Figure
 from mlpkg.data.inputs import inputs_from
 from mlpkg.data.lake import open_lake
 from mlpkg.examples.flights import categorical, features_contract, numeric
-from mlpkg.models.evaluation import compare, evaluate, plot_evaluations, plot_slices
-from mlpkg.models.registry import champion, decide, history, load_logged, load_model, log_model, promote, register
+from mlpkg.models.evaluation import compare_models, evaluate, plot_evaluations, plot_slices
+from mlpkg.models.registry import (
+    champion,
+    decide,
+    get_version,
+    history,
+    load_logged,
+    load_model,
+    log_model,
+    promote,
+    register,
+)
 from mlpkg.models.training import importances, plot_trials, probability, search
 from mlpkg.settings import load_settings
 from mlpkg.steps.tracking import connect
@@ -52,9 +62,9 @@ def train_step(candidate: str, budget: int, seed: int) -> dict[str, Any]:
     mlflow.log_metric("valid_roc_auc", result.value)
     example = train[[*numeric, *categorical]]
     inputs = inputs_from(features_contract(), train, list(example))
-    about = {"candidate": candidate, "seed": seed}
-    uri = log_model(result.pipeline, example, name=candidate, metadata=about, inputs=inputs)
     tables = {"split/flights": version}
+    about = {"candidate": candidate, "seed": seed, "valid_roc_auc": result.value, "tables": tables}
+    uri = log_model(result.pipeline, example, name=candidate, metadata=about, inputs=inputs)
     return {"candidate": candidate, "model_uri": uri, "valid_roc_auc": result.value, "tables": tables}
 
 
@@ -64,27 +74,30 @@ def evaluate_step(candidates: list[dict[str, Any]], seed: int) -> dict[str, Any]
     version = lake.version("split/flights")
     holdout = lake.read("split/flights", filters=[("part", "=", "holdout")], version=version)
     print(holdout.groupby("month")["late"].agg(flights="size", late="mean").round(3))
-    best = max(candidates, key=lambda one: one["valid_roc_auc"])
-    models = {one["candidate"]: load_logged(one["model_uri"]) for one in candidates}
+    infos = [mlflow.models.get_model_info(one["model_uri"]) for one in candidates]
+    best = max(infos, key=lambda info: info.metadata["valid_roc_auc"])
+    name = best.metadata["candidate"]
+    models = {info.metadata["candidate"]: load_logged(info.model_uri) for info in infos}
     if serving := champion(MODEL):
         models[f"champion (version {serving.version})"] = load_model(MODEL, serving.version)
     groups = holdout[["origin", "carrier"]]
-    scores = {name: probability(one.pipeline, holdout) for name, one in models.items()}
-    evaluations = {name: evaluate(holdout["late"], p, groups, seed=seed) for name, p in scores.items()}
-    print(compare(evaluations)[SHOWN].round(4))
+    scores = {who: probability(one.pipeline, holdout) for who, one in models.items()}
+    evaluations = {who: evaluate(holdout["late"], p, groups, seed=seed) for who, p in scores.items()}
+    print(compare_models(evaluations)[SHOWN].round(4))
     draw(plot_evaluations(evaluations))
-    draw(plot_slices(evaluations[best["candidate"]], "carrier"))
-    print(evaluations[best["candidate"]].slices.query("column == 'origin'").round(3))
-    metrics = {name: evaluations[best["candidate"]].metrics[name] for name in SHOWN}
-    mlflow.log_metrics(metrics, model_id=best["model_uri"].removeprefix("models:/"))
-    return {**best, "metrics": metrics}
+    draw(plot_slices(evaluations[name], "carrier"))
+    print(evaluations[name].slices.query("column == 'origin'").round(3))
+    metrics = {key: evaluations[name].metrics[key] for key in SHOWN}
+    mlflow.log_metrics(metrics, model_id=best.model_id)
+    tables = best.metadata["tables"]
+    return {"candidate": name, "model_uri": f"models:/{best.model_id}", "tables": tables, "metrics": metrics}
 
 
 def register_step(winner: dict[str, Any]) -> None:
     "What 24_register does"
-    decision = decide(winner["metrics"], None, load_settings().promotion)
-    tags = {"candidate": winner["candidate"]}
+    rules, tags = load_settings().promotion, {"candidate": winner["candidate"]}
     version = register(winner["model_uri"], MODEL, winner["tables"], winner["metrics"], tags)
+    decision = decide(get_version(MODEL, version).metrics, None, rules)
     promote(MODEL, version, decision)
     print(history(MODEL).drop(columns="created").head(5).round(4))
 

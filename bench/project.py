@@ -6,30 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from measure import CommandError
+from measure import BENCH, CommandError
 
 from mlpkg.data.lake import open_lake
 from mlpkg.examples.flights import seed_lake
 from mlpkg.settings import load_settings
+from mlpkg.testing import settings_text
 
-ROOT = Path(__file__).parent.parent
-BENCH = Path(__file__).parent
+ROOT = BENCH.parent
 MODULES = (
     "matplotlib.pyplot, mlflow.sklearn, scrapbook, mlpkg.airflow.dags, mlpkg.models.evaluation, "
     "mlpkg.models.registry, mlpkg.models.training"
 )
-
-# The thresholds do not matter here: whatever wins is registered, in every variant.
-SETTINGS = """
-[local]
-lake.root = var/lake
-tracking.uri = sqlite:///var/mlflow.db
-tracking.artifacts = var/artifacts
-steps.spool = var/spool
-serving.folder = var/serving
-airflow.home = var/airflow
-airflow.dags = dags
-"""
 
 
 def clean_env(project: Path) -> dict[str, str]:
@@ -42,7 +30,7 @@ def clean_env(project: Path) -> dict[str, str]:
 def prepare(base: Path, months: str) -> int:
     "Make the project that all others are copies of; the number of flights in its lake"
     (base / "dags").mkdir(parents=True)
-    (base / "settings.ini").write_text(SETTINGS)
+    (base / "settings.ini").write_text(settings_text())  # no thresholds: whatever wins is registered, in every variant
     shutil.copytree(ROOT / "nbs" / "pipelines", base / "nbs" / "pipelines")
     lake = seed_lake(open_lake(load_settings(file=base / "settings.ini", env={})), months, rows=sys.maxsize)
     make_stores = (

@@ -2,8 +2,6 @@
 
 import json
 import os
-import platform
-import signal
 import socket
 import subprocess
 import sys
@@ -11,18 +9,27 @@ import time
 import urllib.request
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
 import typer
-from measure import CommandError, memory_mb, started
-from rich.console import Console
+from measure import (
+    BENCH,
+    CommandError,
+    figures_table,
+    finish,
+    machine,
+    memory_mb,
+    new_console,
+    print_load,
+    run,
+    scratch,
+    started,
+)
 from rich.table import Table
-from train import scratch
 
-BENCH = Path(__file__).parent
+PACKAGES = ("fastapi", "uvicorn", "mlflow", "scikit-learn", "pandas")
 MODEL = "flights"
 TIMES, LATENCY = 5.0, 10.0  # Targets: times the requests of mlflow at every load; p50 in ms at 8 connections
 START = 90  # Seconds that a server may take to start
@@ -50,7 +57,7 @@ def free_port() -> int:
 def prepare(project: Path, months: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
     "A project with a champion; the environment of its servers, and records that the model has not seen"
     import mlflow
-    from project import SETTINGS, clean_env
+    from project import clean_env
 
     from mlpkg.data.inputs import inputs_from
     from mlpkg.data.lake import open_lake
@@ -59,9 +66,10 @@ def prepare(project: Path, months: str) -> tuple[dict[str, str], list[dict[str, 
     from mlpkg.models.training import fit
     from mlpkg.settings import load_settings
     from mlpkg.steps.tracking import connect
+    from mlpkg.testing import settings_text
 
     project.mkdir()
-    (project / "settings.ini").write_text(SETTINGS + f"serving.model = {MODEL}\n")
+    (project / "settings.ini").write_text(settings_text({"serving.model": MODEL}))
     os.environ |= {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
     for name in [name for name in os.environ if name.startswith("MLPKG_") or name == "MLFLOW_TRACKING_URI"]:
         del os.environ[name]
@@ -137,10 +145,8 @@ def cpu(pid: int) -> float:
 
 def comparison(results: dict[int, dict[str, dict[str, float]]]) -> Table:
     "The figures side by side"
-    table = Table(box=None, pad_edge=False)
     headings = ("connections", "server", "req/s", "times", "p50 ms", "p99 ms", "worst", "cores", "MB")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "server" else "right", header_style="bold", no_wrap=True)
+    table = figures_table(*headings, names="server")
     for connections, both in results.items():
         base = both["mlflow"]["per_second"]
         for name, found in both.items():
@@ -151,20 +157,22 @@ def comparison(results: dict[int, dict[str, dict[str, float]]]) -> Table:
 
 
 def verdicts(results: dict[int, dict[str, dict[str, float]]]) -> list[str]:
-    "What is not as promised, in words"
+    "Which targets were missed, in words"
     found = []
     for connections, both in results.items():
         ours, theirs = (both[name] for name in ("mlpkg", "mlflow"))
         times = ours["per_second"] / theirs["per_second"]
         if times < TIMES:
-            found.append(f"{connections} connections: {times:.1f} times the requests of mlflow, promised are {TIMES:g}")
+            found.append(
+                f"{connections} connections: {times:.1f} times the requests of mlflow, the target is {TIMES:g}"
+            )
         if connections == 8 and ours["p50"] >= LATENCY:
-            found.append(f"{connections} connections: p50 {ours['p50']:.1f} ms, promised are under {LATENCY:g}")
+            found.append(f"{connections} connections: p50 {ours['p50']:.1f} ms, target under {LATENCY:g}")
     return found
 
 
 def targets(results: dict[int, dict[str, dict[str, float]]]) -> list[str]:
-    "What was promised, and what became of it"
+    "Each target and whether it was reached"
     times = min(both["mlpkg"]["per_second"] / both["mlflow"]["per_second"] for both in results.values())
     word = "reached" if times >= TIMES else "MISSED"
     found = [f"Target at least {TIMES:g} times the requests of mlflow: {word}, {times:.1f} times or more"]
@@ -173,20 +181,6 @@ def targets(results: dict[int, dict[str, dict[str, float]]]) -> list[str]:
         word = "reached" if p50 < LATENCY else "MISSED"
         found.append(f"Target p50 under {LATENCY:g} ms at 8 connections: {word}, {p50:.1f} ms")
     return found
-
-
-def save(record: dict[str, Any]) -> Path:
-    "Write what was measured"
-    path = BENCH / "results" / f"serve-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return path
-
-
-def machine() -> dict[str, Any]:
-    "Where this was measured"
-    versions = {name: version(name) for name in ("fastapi", "uvicorn", "mlflow", "scikit-learn", "pandas")}
-    return {"system": platform.platform(), "python": platform.python_version(), "cpus": os.cpu_count(), **versions}
 
 
 def main(
@@ -199,7 +193,7 @@ def main(
     Both are one process with one model, started at the same time and loaded in turn; each answer of `mlpkg serve` is
     also checked and kept in the lake, as in production. The exit code is 1 where a target is missed.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = new_console()
     results: dict[int, dict[str, dict[str, float]]] = {}
     load_average = [os.getloadavg()]
     with scratch() as folder, console.status("Training a model") as status, ExitStack() as stack:
@@ -224,21 +218,13 @@ def main(
     console.print(f"\nSame probabilities from both for {len(said[0])} records: {'yes' if same else 'NO'}")
     for line in targets(results):
         console.print(line)
-    busy = ", ".join(f"{one:.1f}" for one, _, _ in load_average)
-    console.print(f"{os.cpu_count()} cores, shared with the load generator; load average meanwhile: {busy}")
+    print_load(console, load_average, "at the start, after each case (the load generator takes its part)")
     record = {
-        "options": {"months": months, "connections": connections, "seconds": seconds}, "machine": machine(),
-        "load_average": load_average, "start_seconds": starts, "results": results, "faults": faults,
+        "options": {"months": months, "connections": connections, "seconds": seconds}, "machine": machine(*PACKAGES),
+        "load_average": load_average, "start_seconds": starts, "results": results,
     }  # fmt: skip
-    console.print(f"Written to {save(record).relative_to(BENCH.parent)}")
-    for fault in faults:
-        console.print(fault, style="red")
-    raise typer.Exit(int(bool(faults)))
+    finish(console, "serve", record, faults)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
-    try:
-        typer.run(main)
-    except CommandError as error:
-        sys.exit(f"bench: {error}")
+    run(main)

@@ -2,30 +2,23 @@
 
 import json
 import os
-import platform
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from measure import CommandError, Measurement, measure
-from rich.console import Console
+from measure import BENCH, Measurement, figures_table, finish, machine, measure, new_console, print_load, run, scratch
 from rich.table import Table
 
-BENCH = Path(__file__).parent
 CANDIDATES = ("logistic_regression", "random_forest", "hist_gradient_boosting")
 NOISE = 0.10  # Share by which mlpkg may be slower than stock operators, see `verdicts`
 BUSY = 0.25  # Cores that others may take before wall time says more about them
+PACKAGES = ("apache-airflow", "apache-airflow-providers-papermill", "papermill", "mlflow", "scikit-learn")
 HELP_LIMIT, IMPORT_LIMIT = 0.5, 0.3  # Seconds
 STOCK = "from airflow.providers.papermill.operators.papermill import PapermillOperator"
 
@@ -54,16 +47,6 @@ def variants(candidates: list[str], budget: int, seed: int) -> list[Variant]:
         Variant("papermill loop", scripts["loop"]),
         Variant("plain script", scripts["plain"]),
     ]
-
-
-@contextmanager
-def scratch() -> Iterator[Path]:
-    "A temporary folder that is gone afterwards"
-    folder = Path(tempfile.mkdtemp(prefix="mlpkg-bench-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 def run_variant(variant: Variant, base: Path, project: Path) -> tuple[Measurement, dict[str, str]]:
@@ -129,47 +112,30 @@ def slower(ours: dict[str, float], stock: dict[str, float], noise: float) -> str
 
 
 def verdicts(results: dict[str, dict[str, float]], starts: dict[str, float], noise: float) -> list[str]:
-    "What is not as promised, in words"
+    "Which limits were exceeded, in words"
     found, gap = [], starts["import added"]
     if fault := slower(results["mlpkg run"], results["stock operators"], noise):
         found.append(fault)
     if starts["help"] >= HELP_LIMIT:
-        found.append(f"mlpkg --help took {starts['help']:.2f} s, allowed are {HELP_LIMIT} s")
+        found.append(f"mlpkg --help took {starts['help']:.2f} s, the limit is {HELP_LIMIT} s")
     if gap >= IMPORT_LIMIT:
         found.append(
-            f"importing mlpkg.airflow.dags takes {gap:.2f} s more than the provider, allowed are {IMPORT_LIMIT} s"
+            f"importing mlpkg.airflow.dags takes {gap:.2f} s more than the provider, the limit is {IMPORT_LIMIT} s"
         )
     return found
 
 
 def comparison(results: dict[str, dict[str, float]], steps: int) -> Table:
     "The figures side by side"
-    plain, table = results["plain script"]["seconds"], Table(box=None, pad_edge=False)
-    for heading in ("flights_train", "seconds", "cpu s", "peak MB", "ratio", "s/step", "steps", "others"):
-        table.add_column(
-            heading, justify="left" if heading == "flights_train" else "right", header_style="bold", no_wrap=True
-        )
+    plain = results["plain script"]["seconds"]
+    headings = ("flights_train", "seconds", "cpu s", "peak MB", "ratio", "s/step", "steps", "others")
+    table = figures_table(*headings, names="flights_train")
     for name, figures in results.items():
         row = [f"{figures['seconds']:.1f}", f"{figures['cpu_seconds']:.1f}", f"{figures['peak_mb']:,.0f}"]
         row += [f"{figures['seconds'] / plain:.2f}", f"{(figures['seconds'] - plain) / steps:.2f}", str(steps)]
         row += [f"{figures['others']:.1f}"]
         table.add_row(name, *row)
     return table
-
-
-def machine() -> dict[str, Any]:
-    "Where this was measured"
-    names = ("apache-airflow", "apache-airflow-providers-papermill", "papermill", "mlflow", "scikit-learn")
-    versions = {name: version(name) for name in names}
-    return {"system": platform.platform(), "python": platform.python_version(), "cpus": os.cpu_count(), **versions}
-
-
-def save(record: dict[str, Any]) -> Path:
-    "Write what was measured"
-    path = BENCH / "results" / f"train-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return path
 
 
 def same_work(found: dict[str, list[dict[str, str]]]) -> list[str]:
@@ -197,7 +163,7 @@ def main(
     Everything happens in a temporary folder. The exit code is 1 where the variants did not find the very same, or
     where mlpkg is slower than it may be.
     """
-    console, load = Console(highlight=False, soft_wrap=True), [os.getloadavg()]
+    console, load = new_console(), [os.getloadavg()]
     ways, steps = variants(candidate, budget, seed), len(candidate) + 2
     measured: dict[str, list[Measurement]] = {way.name: [] for way in ways}
     found: dict[str, list[dict[str, str]]] = {way.name: [] for way in ways}
@@ -226,18 +192,14 @@ def main(
         auc = found["plain script"][0]["metric.roc_auc"]
         console.print(f"Holdout ROC AUC in every variant: {auc}")
     console.print(words(starts))
-    busy = ", ".join(f"{one:.1f}" for one, _, _ in load)
-    console.print(f"{os.cpu_count()} cores; load average at the start, after start-up, after each run: {busy}")
+    print_load(console, load, "at the start, after start-up, after each run")
     record = {
         "options": {"months": months, "candidates": candidate, "budget": budget, "seed": seed, "repeat": repeat},
-        "flights": rows, "steps": steps, "machine": machine(), "load_average": load, "results": results,
+        "flights": rows, "steps": steps, "machine": machine(*PACKAGES), "load_average": load, "results": results,
         "runs": {name: [asdict(one) for one in several] for name, several in measured.items()},
-        "start_up_seconds": starts, "found": found, "noise": noise, "faults": faults,
+        "start_up_seconds": starts, "found": found, "noise": noise,
     }  # fmt: skip
-    console.print(f"Written to {save(record).relative_to(BENCH.parent)}")
-    for fault in faults:
-        console.print(fault, style="red")
-    raise typer.Exit(int(bool(faults)))
+    finish(console, "train", record, faults)
 
 
 def words(starts: dict[str, float]) -> str:
@@ -250,8 +212,4 @@ def words(starts: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left behind
-    try:
-        typer.run(main)
-    except CommandError as error:
-        sys.exit(f"bench: {error}")
+    run(main)

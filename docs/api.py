@@ -28,10 +28,28 @@ def methods(node: Definition) -> list[Function]:
     return [child for child in body if isinstance(child, Function) and child.name[0] != "_"]
 
 
+def owner(node: Definition) -> str:
+    "Name of the class that a function belongs to by fastcore's `@patch`; empty for any other"
+    if not isinstance(node, Function) or not any(_is_patch(item) for item in node.decorator_list):
+        return ""
+    first = node.args.args[0].annotation if node.args.args else None
+    return ast.unparse(first) if first else ""
+
+
+def _is_patch(decorator: ast.expr) -> bool:
+    call = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return ast.unparse(call) == "patch"
+
+
+def full_name(node: Definition) -> str:
+    "Name of a definition as people write it, with its class where it is patched in"
+    return f"{owner(node)}.{node.name}".lstrip(".")
+
+
 def names(source: str) -> Iterator[str]:
     "What a cell's headings are called: `Lake`, `Lake.read`, `open_lake`"
     for node in definitions(source):
-        yield node.name
+        yield full_name(node)
         yield from (f"{node.name}.{method.name}" for method in methods(node))
 
 
@@ -43,7 +61,7 @@ def render(
     comments = _comments(source)
     parts = []
     for node in definitions(source):
-        parts.append(_entry(node, node.name, module, comments, level=3))
+        parts.append(_entry(node, full_name(node), module, comments, level=4 if owner(node) else 3))
         parts += [_entry(method, f"{node.name}.{method.name}", module, comments, level=4) for method in methods(node)]
     return "\n\n".join(parts)
 
@@ -80,12 +98,19 @@ def _call(name: str, node: Function) -> str:
     "The signature as one reads it: types and defaults, without `self` and without comments"
     parts = _arguments(node.args)
     returns = f" -> {ast.unparse(node.returns)}" if node.returns and node.name != "__init__" else ""
-    kinds = [ast.unparse(item) for item in node.decorator_list]
+    kinds = [kind for item in node.decorator_list if (kind := _kind(item))]
     line = name + ("" if _PROPERTIES & set(kinds) else f"({', '.join(parts)})") + returns
     if len(line) > WIDTH:
         line = f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){returns}"
     prefix = "async " if isinstance(node, ast.AsyncFunctionDef) else ""
     return "\n".join([f"@{kind}" for kind in kinds] + [prefix + line])
+
+
+def _kind(decorator: ast.expr) -> str:
+    "A decorator as a reader of the class would write it: a patched-in property is a property"
+    if not _is_patch(decorator):
+        return ast.unparse(decorator)
+    return "property" if isinstance(decorator, ast.Call) else ""
 
 
 _PROPERTIES = {"property", "cached_property", "functools.cached_property"}

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Group', 'LakeSettings', 'TrackingSettings', 'StepSettings', 'ContractSettings', 'parse_pairs', 'PromotionSettings',
-           'AirflowSettings', 'parse_list', 'ServingSettings', 'MonitoringSettings', 'NotifySettings', 'Settings',
-           'SettingsError', 'known_keys', 'find_settings', 'load_settings']
+           'AirflowSettings', 'parse_list', 'ServingSettings', 'MonitoringSettings', 'NotifySettings',
+           'SimulationSettings', 'TestingSettings', 'Settings', 'SettingsError', 'known_keys', 'find_settings',
+           'load_settings']
 
 # %% ../nbs/api/00_settings.ipynb #4653ab7a
 import configparser
@@ -30,6 +31,7 @@ class LakeSettings(Group):
     "Where tables live"
 
     root: str = Field(description="Folder or S3 URL that holds the Delta tables")
+    spill: str = Field("", description="Folder where streams wait for their commit; empty: the temporary folder")
 
 
 class TrackingSettings(Group):
@@ -46,7 +48,7 @@ class StepSettings(Group):
     cell_timeout: int = Field(3600, gt=0, description="Longest a cell may run, in seconds")
     start_timeout: int = Field(120, gt=0, description="Longest a kernel may take to start, in seconds")
     output_limit: int = Field(1_000_000, gt=0, description="Characters a cell may print into the stored notebook")
-    spool: str = Field(description="Folder for notebooks being executed, and for those MLflow could not take yet")
+    outbox: str = Field(description="Folder for notebooks being executed, and for those MLflow could not take yet")
 
 
 class ContractSettings(Group):
@@ -139,6 +141,24 @@ class NotifySettings(Group):
     sender: str = Field("mlpkg@localhost", description="Address that e-mails come from")
     smtp: str = Field("localhost:25", description="Mail server; login from MLPKG_SMTP_USER and MLPKG_SMTP_PASSWORD")
 
+# %% ../nbs/api/00_settings.ipynb #e9ba746b
+class SimulationSettings(Group):
+    "What `mlpkg simulate` gives to the DAGs, and what it shows of a batch"
+
+    parameter: str = Field("months", description="Parameter of the DAGs that names the batch")
+    columns: Annotated[dict[str, str], BeforeValidator(parse_pairs)] = Field(
+        default_factory=dict,
+        description="Columns of the table and what fills them, as 'late: clean.late_rate'",
+    )
+
+
+class TestingSettings(Group):
+    "What a step notebook finds when it runs by itself"
+
+    seeds: Annotated[list[str], BeforeValidator(parse_list)] = Field(
+        default_factory=list, description="Functions that fill a temporary store, as 'package.module:function'"
+    )
+
 # %% ../nbs/api/00_settings.ipynb #3a2abd04
 class Settings(Group):
     "All settings of one profile"
@@ -154,6 +174,8 @@ class Settings(Group):
     monitoring: MonitoringSettings
     notify: NotifySettings
     airflow: AirflowSettings
+    simulation: SimulationSettings
+    testing: TestingSettings
 
 
 class SettingsError(MlpkgError, ValueError):
@@ -237,9 +259,10 @@ def _absolute(
 
 _paths = (
     "lake.root",
+    "lake.spill",
     "tracking.uri",
     "tracking.artifacts",
-    "steps.spool",
+    "steps.outbox",
     "serving.folder",
     "airflow.home",
     "airflow.dags",

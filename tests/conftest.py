@@ -13,30 +13,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from mlpkg.testing import settings_text, write_notebook
+
 ROOT = Path(__file__).parent.parent
 HERE = Path(__file__).parent
-KERNEL = {"name": "python3", "display_name": "python3", "language": "python"}
-
-SETTINGS = """
-[local]
-lake.root = var/lake
-tracking.uri = sqlite:///var/mlflow.db
-tracking.artifacts = var/artifacts
-steps.spool = var/spool
-serving.folder = var/serving
-airflow.home = var/airflow
-airflow.dags = dags
-"""
-
-
-def write_notebook(path: Path, *cells: str, tags: tuple[str, ...] = ("parameters",), kernel: dict = KERNEL) -> Path:
-    "Write a step notebook; the first cell gets the tags"
-    nb = nbformat.v4.new_notebook(metadata={"kernelspec": kernel} if kernel else {})
-    nb.cells = [nbformat.v4.new_code_cell(source) for source in cells]
-    nb.cells[0].metadata["tags"] = list(tags)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nb, path)
-    return path
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60, what: str = "it"):
@@ -154,7 +134,7 @@ def clean_environment(monkeypatch):
 def stores(tmp_path_factory) -> Path:
     "An empty Airflow database and MLflow store, made once: each project starts with a copy"
     root = tmp_path_factory.mktemp("stores")
-    (root / "settings.ini").write_text(SETTINGS)
+    (root / "settings.ini").write_text(settings_text())
     (root / "dags").mkdir()
     project = Project(root)
     make = (
@@ -181,7 +161,7 @@ def project(tmp_path, stores) -> Project:
     "A project with the DAGs of tests/dags and small notebooks"
     root = tmp_path / "project"
     root.mkdir()
-    (root / "settings.ini").write_text(SETTINGS)
+    (root / "settings.ini").write_text(settings_text())
     shutil.copytree(HERE / "dags", root / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "var" / "airflow").mkdir(parents=True)
     for file in ("var/airflow/airflow.db", "var/airflow/mlpkg-migrated", "var/mlflow.db"):

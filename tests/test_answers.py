@@ -1,4 +1,4 @@
-"""The log of answers under what a page cannot show: processes that are killed, full disks, a lake that is away."""
+"""Answer log and feedback where a page cannot show them: killed processes, full disks, a lake that is unreachable."""
 
 import json
 import logging
@@ -18,19 +18,10 @@ from conftest import wait_for
 from deltalake import DeltaTable
 
 from mlpkg.data.lake import Lake
-from mlpkg.serving.answer_log import (
-    Answer,
-    AnswerLog,
-    Courier,
-    Feedback,
-    FeedbackError,
-    Truth,
-    new_request_id,
-    spool_folder,
-    to_line,
-)
+from mlpkg.serving.answer_log import Answer, AnswerLog, LakeWriter, answers_folder, new_request_id, to_line
 from mlpkg.serving.comparison import compare_arms
-from mlpkg.serving.segments import Spool
+from mlpkg.serving.feedback import Feedback, FeedbackError, Truth, TruthError
+from mlpkg.serving.segments import SegmentQueue
 
 TABLE = "served/flights"
 
@@ -56,7 +47,7 @@ while True:
 
 
 def written(writer: subprocess.Popen, least: int) -> int:
-    "Wait until a writer has put so many answers on disk"
+    "Wait until a writer has put more than this many answers on disk"
     return next(number for line in writer.stdout if (number := int(line)) > least)
 
 
@@ -79,13 +70,13 @@ def records(lake: Lake) -> list[int]:
 
 
 def left(folder: Path, ending: str = "jsonl") -> list[Path]:
-    "Files in the spool"
-    return sorted(spool_folder(folder, TABLE).glob(f"*.{ending}"))
+    "Files in the folder where answers wait"
+    return sorted(answers_folder(folder, TABLE).glob(f"*.{ending}"))
 
 
 def orphan(folder: Path, *parts: bytes, number: int = 1) -> Path:
     "A segment that a process left behind"
-    path = spool_folder(folder, TABLE) / f"0123456789ab-{number:06d}.jsonl"
+    path = answers_folder(folder, TABLE) / f"0123456789ab-{number:06d}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(parts))
     return path
@@ -110,7 +101,7 @@ def quick(lake, tmp_path):
         log.close(2)
 
 
-def test_processes_that_are_killed_lose_nothing_that_was_on_disk(tmp_path, lake, quick):
+def test_killed_processes_lose_nothing_that_was_on_disk(tmp_path, lake, quick):
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
     pace = {"often": "0.3", "seldom": "600"}
     writers = {name: subprocess.Popen([*command, name, pace[name]], stdout=subprocess.PIPE, text=True) for name in pace}
@@ -146,7 +137,8 @@ def test_a_living_process_takes_over_what_a_killed_one_left(tmp_path, lake):
     assert len(arrived) >= seen
 
 
-def test_answers_wait_while_the_lake_is_away(tmp_path, lake, quick, caplog):
+def test_answers_wait_while_the_lake_is_unreachable(tmp_path, lake, quick, caplog):
+    caplog.set_level(logging.INFO)
     (tmp_path / "lake").write_text("not a folder")
     log = quick().start()
     assert log.put([answer(n) for n in range(3)]) == 3
@@ -162,7 +154,7 @@ def test_answers_wait_while_the_lake_is_away(tmp_path, lake, quick, caplog):
     assert caplog.records[-1].getMessage() == "answers to the lake: works again"
 
 
-def test_what_the_lake_did_not_take_is_there_at_the_next_start(tmp_path, lake, quick):
+def test_answers_that_the_lake_did_not_take_are_delivered_after_the_next_start(tmp_path, lake, quick):
     (tmp_path / "lake").write_text("not a folder")
     with quick() as log:
         log.put([answer(n) for n in range(3)])
@@ -174,7 +166,7 @@ def test_what_the_lake_did_not_take_is_there_at_the_next_start(tmp_path, lake, q
     assert records(lake) == [0, 1, 2]
 
 
-def test_a_lake_that_hangs_holds_up_neither_answers_nor_the_end(tmp_path, lake, quick):
+def test_a_lake_that_hangs_delays_neither_answers_nor_shutdown(tmp_path, lake, quick):
     go_on = threading.Event()
 
     class Slow(Lake):
@@ -200,7 +192,7 @@ def test_a_lake_that_hangs_holds_up_neither_answers_nor_the_end(tmp_path, lake, 
     assert records(lake) == [0, 1]
 
 
-def test_overload_is_counted(tmp_path, lake, quick):
+def test_answers_without_room_in_memory_are_counted(tmp_path, lake, quick):
     log = quick(rows=10)
     assert log.put([answer(n) for n in range(25)]) == 10
     assert log.put([answer()]) == 0
@@ -209,7 +201,7 @@ def test_overload_is_counted(tmp_path, lake, quick):
     assert records(lake) == list(range(10))
 
 
-def test_the_disk_is_bounded_too(tmp_path, lake, quick):
+def test_answers_without_room_on_disk_are_counted(tmp_path, lake, quick):
     (tmp_path / "lake").write_text("not a folder")
     log = quick(rows=4, spill=1).start()
     given = taken = 0
@@ -223,7 +215,7 @@ def test_the_disk_is_bounded_too(tmp_path, lake, quick):
     assert log.waiting + log.dropped == given
 
 
-def test_large_inputs_count_for_more(quick):
+def test_large_inputs_take_more_room(quick):
     log = quick(rows=10)
     assert log.put([answer(inputs="x" * 5000) for _ in range(10)]) == 2
 
@@ -242,7 +234,7 @@ def test_put_from_many_threads_loses_nothing(lake, quick):
     assert len(set(records(lake))) == 4000
 
 
-def test_half_a_line_and_rubbish_are_set_aside(tmp_path, lake, quick, caplog):
+def test_half_a_line_and_garbage_are_set_aside(tmp_path, lake, quick, caplog):
     orphan(
         tmp_path,
         to_line(answer(1)),
@@ -251,10 +243,10 @@ def test_half_a_line_and_rubbish_are_set_aside(tmp_path, lake, quick, caplog):
         to_line(answer(3)),
         to_line(answer(4))[:70],
     )
-    orphan(tmp_path, b"\xff\xfe rubbish only", number=2)
+    orphan(tmp_path, b"\xff\xfe garbage only", number=2)
     orphan(tmp_path, to_line(answer(5)), number=3)
     orphan(tmp_path, number=4).unlink()
-    left_folder = spool_folder(tmp_path, TABLE) / "0123456789ab-000005.jsonl"
+    left_folder = answers_folder(tmp_path, TABLE) / "0123456789ab-000005.jsonl"
     left_folder.mkdir()  # cannot be read at all
     with quick() as log:
         pass
@@ -262,10 +254,10 @@ def test_half_a_line_and_rubbish_are_set_aside(tmp_path, lake, quick, caplog):
     assert (log.stored, log.aside, log.failing) == (3, 4, "")
     assert left(tmp_path) == []
     assert [path.stem[-1] for path in left(tmp_path, "bad")] == ["1", "2", "5"]
-    assert "000001.jsonl: 3 lines are no answers" in caplog.text
+    assert "000001.jsonl: 3 lines are not answers" in caplog.text
 
 
-def test_what_is_no_answer_stops_nobody(lake, quick, caplog):
+def test_an_answer_that_cannot_be_written_does_not_hold_up_the_others(lake, quick, caplog):
     with quick() as log:
         log.put([answer(0), answer(1, probability=object()), answer(2, inputs='{"tail": "\ud800"}')])
     assert records(lake) == [0, 2]
@@ -273,14 +265,14 @@ def test_what_is_no_answer_stops_nobody(lake, quick, caplog):
     assert "an answer cannot be written down" in caplog.text
 
 
-def test_a_commit_without_deletion_is_not_repeated(tmp_path, lake, quick, monkeypatch):
+def test_a_segment_that_was_committed_but_not_deleted_is_not_written_again(tmp_path, lake, quick, monkeypatch):
     path = orphan(tmp_path, to_line(answer(1)), to_line(answer(2)))
-    spool = Spool(path.parent)
-    spool.adopt()
+    queue = SegmentQueue(path.parent)
+    queue.adopt()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Spool, "done", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
-        Courier(lake, TABLE, spool).deliver()
-    spool.close()
+        patch.setattr(SegmentQueue, "remove", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt()))
+        LakeWriter(lake, TABLE, queue).deliver()
+    queue.close()
     assert records(lake) == [1, 2]
     assert left(tmp_path) == [path]
     orphan(tmp_path, to_line(answer(3)), number=2)
@@ -312,18 +304,18 @@ def test_a_commit_that_was_reported_as_failed_is_not_repeated(tmp_path, lake, qu
 def test_a_full_disk_leaves_whole_lines(tmp_path):
     code = """
 import resource, sys
-from mlpkg.serving.segments import Spool
-spool = Spool(sys.argv[1])
+from mlpkg.serving.segments import SegmentQueue
+queue = SegmentQueue(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-spool.append(b"a" * 599 + b"\\n", 1)
+queue.append(b"a" * 599 + b"\\n", 1)
 try:
-    spool.append(b"b" * 599 + b"\\n", 1)
+    queue.append(b"b" * 599 + b"\\n", 1)
 except OSError:
     print("full")
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-spool.append(b"c" * 599 + b"\\n", 1)
-print(spool.rows, spool.size)
-spool.close()
+queue.append(b"c" * 599 + b"\\n", 1)
+print(queue.rows, queue.size)
+queue.close()
 """
     run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["full", "2", "1200"]
@@ -332,14 +324,14 @@ spool.close()
 
 
 def test_a_full_disk_is_emptied_into_the_lake(lake, quick, monkeypatch):
-    full, append = threading.Event(), Spool.append
+    full, append = threading.Event(), SegmentQueue.append
 
-    def limited(spool, *args):
+    def limited(queue, *args):
         if full.is_set():
             raise OSError(28, "No space left on device")
-        append(spool, *args)
+        append(queue, *args)
 
-    monkeypatch.setattr(Spool, "append", limited)
+    monkeypatch.setattr(SegmentQueue, "append", limited)
     log = quick(seconds=0.5, rows=3).start()
     log.put([answer(0)])
     wait_for(lambda: not len(log._buffer), 5, "being on disk")
@@ -353,7 +345,7 @@ def test_a_full_disk_is_emptied_into_the_lake(lake, quick, monkeypatch):
     assert records(lake) == [0, 1, 2, 3]
 
 
-def test_locks_of_idle_processes_that_died_are_swept_away(tmp_path, quick):
+def test_old_locks_of_dead_processes_are_removed(tmp_path, quick):
     folder = orphan(tmp_path).parent
     for name, age in (("old", 7200), ("young", 10)):
         (folder / f"{name}.lock").touch()
@@ -364,22 +356,22 @@ def test_locks_of_idle_processes_that_died_are_swept_away(tmp_path, quick):
 
 
 def test_small_files_are_put_together(tmp_path, lake, monkeypatch):
-    monkeypatch.setattr(Courier, "compact_after", 5)
-    spool = Spool(spool_folder(tmp_path, TABLE))
-    courier = Courier(lake, TABLE, spool)
+    monkeypatch.setattr(LakeWriter, "compact_after", 5)
+    queue = SegmentQueue(answers_folder(tmp_path, TABLE))
+    writer = LakeWriter(lake, TABLE, queue)
     for n in range(7):
-        spool.append(to_line(answer(n)), 1)
-        spool.cut()
-        courier.deliver()
-    spool.close()
+        queue.append(to_line(answer(n)), 1)
+        queue.rotate()
+        writer.deliver()
+    queue.close()
     assert records(lake) == list(range(7))
     assert len(DeltaTable(f"{lake.root}/{TABLE}").file_uris()) == 3
     assert [lake.count(TABLE, version) for version in range(1, 6)] == [2, 3, 4, 5, 5]
 
 
 @pytest.fixture
-def asked(tmp_path, lake) -> list[str]:
-    "Requests with two records each that were answered, one of them by two arms"
+def answered_ids(tmp_path, lake) -> list[str]:
+    "Three answered requests with two records each; a shadow answered one record too"
     names = [new_request_id() for _ in range(3)]
     with AnswerLog(lake, TABLE, tmp_path) as log:
         log.put([answer(record, name) for name in names for record in (0, 1)])
@@ -387,9 +379,9 @@ def asked(tmp_path, lake) -> list[str]:
     return names
 
 
-def test_truth_is_stored_once(tmp_path, lake, asked):
+def test_truth_is_stored_once(tmp_path, lake, answered_ids):
     feedback = Feedback(lake, TABLE, tmp_path)
-    one, two, three = asked
+    one, two, three = answered_ids
     first = feedback.give(
         [Truth(one, 0, 1), Truth(one, 1, False), Truth(two, 0, 0), Truth(two, 0, 0), Truth(two, 0, 1)]
     )
@@ -403,8 +395,9 @@ def test_truth_is_stored_once(tmp_path, lake, asked):
     )
 
 
-def test_truth_for_what_nobody_asked(tmp_path, lake, asked):
+def test_truth_for_unknown_requests_is_reported_and_not_stored(tmp_path, lake, answered_ids):
     feedback = Feedback(lake, TABLE, tmp_path)
+    first = answered_ids[0]
     strange = [
         new_request_id(datetime(2020, 2, 2, tzinfo=UTC)),
         "",
@@ -413,16 +406,16 @@ def test_truth_for_what_nobody_asked(tmp_path, lake, asked):
         "2026-99-99-" + "f" * 32,
         "é" * 43,
     ]
-    found = feedback.give([Truth(name, 0, 1) for name in strange] + [Truth(asked[0], 2, 1), Truth(asked[0], 10**30, 1)])
-    assert found.unknown == [*strange, f"{asked[0]}:2", f"{asked[0]}:{10**30}"]
+    found = feedback.give([Truth(name, 0, 1) for name in strange] + [Truth(first, 2, 1), Truth(first, 10**30, 1)])
+    assert found.unknown == [*strange, f"{first}:2", f"{first}:{10**30}"]
     assert not lake.exists("feedback/flights")
     assert feedback.give([]).accepted == []
 
 
 @pytest.mark.parametrize("truth", [2, -1, None, "1", 1.0, float("nan"), [1]])
-def test_what_is_no_truth_is_refused_whole(tmp_path, lake, asked, truth):
-    with pytest.raises(ValueError, match=r"items\[1\]\.truth: .* is no truth: give 0 or 1"):
-        Feedback(lake, TABLE, tmp_path).give([Truth(asked[0], 0, 1), Truth(asked[1], 0, truth)])
+def test_a_list_with_a_wrong_truth_is_refused_as_a_whole(tmp_path, lake, answered_ids, truth):
+    with pytest.raises(TruthError, match=r"items\[1\]\.truth: .* is neither yes nor no: give 0 or 1"):
+        Feedback(lake, TABLE, tmp_path).give([Truth(answered_ids[0], 0, 1), Truth(answered_ids[1], 0, truth)])
     assert not lake.exists("feedback/flights")
 
 
@@ -432,8 +425,8 @@ def test_truth_before_the_first_answer(tmp_path, lake):
     assert Feedback(lake, TABLE, tmp_path).give([Truth(name, 0, 1)]).unknown == [name]
 
 
-def test_truth_for_an_answer_of_this_moment(tmp_path, lake):
-    "The answer is in memory, then on disk of whoever gave it, and not in the lake"
+def test_truth_is_accepted_right_after_the_answer(tmp_path, lake):
+    "The answer is still in memory, then on the local disk, and not in the lake"
     name, feedback = new_request_id(), Feedback(lake, TABLE, tmp_path)
     (tmp_path / "lake").mkdir()
     with AnswerLog(lake, TABLE, tmp_path, seconds=600) as log:
@@ -443,21 +436,21 @@ def test_truth_for_an_answer_of_this_moment(tmp_path, lake):
     assert feedback.give([Truth(name, 1, 1)]).accepted == [f"{name}:1"]
 
 
-def test_truth_while_the_lake_is_away(tmp_path, lake, asked):
+def test_truth_is_refused_while_the_lake_is_unreachable(tmp_path, lake, answered_ids):
     feedback = Feedback(lake, TABLE, tmp_path)
     (tmp_path / "lake").rename(tmp_path / "away")
     (tmp_path / "lake").write_text("not a folder")
     with pytest.raises(FeedbackError, match="give it again later"):
-        feedback.give([Truth(asked[0], 0, 1)])
+        feedback.give([Truth(answered_ids[0], 0, 1)])
     (tmp_path / "lake").unlink()
     (tmp_path / "away").rename(tmp_path / "lake")
-    assert feedback.give([Truth(asked[0], 0, 1)]).accepted == [asked[0]]
+    assert feedback.give([Truth(answered_ids[0], 0, 1)]).accepted == [answered_ids[0]]
 
 
-def test_of_two_truths_at_once_one_is_believed(tmp_path, lake, asked):
+def test_of_two_truths_given_at_once_one_is_stored(tmp_path, lake, answered_ids):
     code = """
 import json, sys
-from mlpkg.serving.answer_log import *
+from mlpkg.serving.feedback import *
 from mlpkg.data.lake import Lake
 root, truth, *names = sys.argv[1:]
 feedback = Feedback(Lake(root + "/lake"), "served/flights", root)
@@ -468,21 +461,21 @@ print(json.dumps([sum((r.accepted for r in results), []), sum((r.conflicting for
 """
     start = [sys.executable, "-c", code, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    givers = [subprocess.Popen([*start, truth, *asked], **pipes) for truth in "01"]
+    givers = [subprocess.Popen([*start, truth, *answered_ids], **pipes) for truth in "01"]
     for giver in givers:
         assert giver.stdout.readline() == "ready\n"
     for giver in givers:
         giver.stdin.write("\n")
         giver.stdin.flush()
     (yes, refused), (other, other_refused) = (json.loads(giver.communicate()[0]) for giver in givers)
-    everything = Counter(f"{name}{record}" for name in asked for record in ("", ":1"))
+    everything = Counter(f"{name}{record}" for name in answered_ids for record in ("", ":1"))
     assert Counter(yes + other) == everything
     assert Counter(refused + other_refused) == everything
     assert lake.count("feedback/flights") == 6
 
 
 def arm(name: str, version: int, n: int, begin: datetime, skill: float, seed: int = 0, names=None) -> pd.DataFrame:
-    "Answers of an arm, one a minute, that know the outcome more or less well, and the outcome"
+    "Answers of an arm, one a minute, with the outcome; the greater the skill, the better they predict it"
     rng = np.random.default_rng(seed)
     outcome = np.arange(n) % 4 == 0
     p = 1 / (1 + np.exp(1 - skill * outcome - rng.normal(0, 1, n)))
@@ -507,7 +500,7 @@ NOVEMBER = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 def test_arms_are_compared_over_the_time_they_share_and_by_version(lake):
-    "A champion that was bad before the challenger came, and one that came after, are left out"
+    "Answers from before the challenger came, and those of a later champion, are left out"
     begin = NOVEMBER + timedelta(days=2)
     live(
         lake,
@@ -538,13 +531,13 @@ def test_a_shadow_is_compared_on_the_same_requests(lake):
     assert "200 of 400 answers of the champion" in table["words"].iloc[1]
 
 
-def test_truth_that_never_comes_is_missing_and_not_a_no(lake):
+def test_truth_that_never_comes_is_missing_and_does_not_count_as_no(lake):
     champion = arm("champion", 1, 400, NOVEMBER, 1)
     live(lake, champion, arm("challenger", 2, 400, NOVEMBER, 1, 1), truth=0)
     before = compare_arms(lake, "flights")
     assert list(before["missing"]) == [400, 400]
     assert before[["roc_auc", "brier", "base_rate", "roc_auc_low"]].isna().all(axis=None)
-    assert before["words"].iloc[1].startswith("cannot be told yet")
+    assert before["words"].iloc[1].startswith("too early to tell")
     known = champion.drop(columns=["arm", "model_version", "probability", "sticky"])
     lake.write("feedback/flights", known.iloc[:40], partition_by=["date"])
     lake.write("feedback/flights", known.iloc[:40].assign(truth=1, time=datetime.now(UTC)))  # a second, later truth
@@ -555,9 +548,9 @@ def test_truth_that_never_comes_is_missing_and_not_a_no(lake):
     assert "unevenly" in after["words"].iloc[1]
 
 
-def test_answers_of_a_server_can_be_compared(tmp_path, lake, asked):
-    Feedback(lake, TABLE, tmp_path).give([Truth(name, 0, 1) for name in asked])
+def test_answers_of_a_server_can_be_compared(tmp_path, lake, answered_ids):
+    Feedback(lake, TABLE, tmp_path).give([Truth(name, 0, 1) for name in answered_ids])
     table = compare_arms(lake, "flights")
     assert list(table["arm"]) == ["champion", "shadow"]
     assert list(table["with_truth"]) == [1, 1]
-    assert "each arm needs 10 answers of each outcome at least, there are 0" in table["words"].iloc[1]
+    assert "each arm needs at least 10 answers of each outcome, there are 0" in table["words"].iloc[1]

@@ -5,6 +5,7 @@ That probabilities are the same wherever rows come from is shown on every kind o
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,9 +25,10 @@ from threadpoolctl import threadpool_info
 
 from mlpkg.batch import predict as batch
 from mlpkg.batch.predict import BatchError, encoder, judge, model_contract, quick_look, score
+from mlpkg.data.arrow import LakeError
 from mlpkg.data.contracts import check
 from mlpkg.data.inputs import Input, inputs_from, shape
-from mlpkg.data.lake import Lake, LakeError
+from mlpkg.data.lake import Lake
 from mlpkg.data.sources import SourceError
 from mlpkg.models.registry import Loaded, RegistryError, load_model, log_model, register, scratch_store
 from mlpkg.models.training import candidates, fit, probability
@@ -77,13 +79,19 @@ def loaded(models) -> Loaded:
 
 @pytest.fixture
 def lake(tmp_path, parcels) -> Lake:
-    lake = Lake(tmp_path / "lake")
+    lake = Lake(tmp_path / "lake", spill=tmp_path / "spill")
     lake.write(TABLE, parcels, mode="replace", partition={"month": MONTHS})
     return lake
 
 
 def predictions(lake: Lake) -> pd.DataFrame:
     return lake.read(TO)[["month", "parcel", "prediction", "probability"]].sort_values("parcel", ignore_index=True)
+
+
+def spilled(folder: Path) -> list[str]:
+    "What is in the spill folder, and what is open in it although it is deleted"
+    opened = [os.path.realpath(link) for link in Path("/proc/self/fd").glob("*")]
+    return [*map(str, folder.iterdir()), *(name for name in opened if name.startswith(f"{folder}/"))]
 
 
 def state(lake: Lake) -> dict[str, int]:
@@ -265,19 +273,19 @@ def broken_files(parcels: pd.DataFrame, folder: Path) -> dict[str, str]:
         (folder / name).write_bytes(content)
     return {str(folder / name): message for name, (_, message) in tables.items()} | {
         str(folder / "two.zip"): "holds 2 CSV files",
-        str(folder / "empty.csv"): "Empty CSV file",
+        str(folder / "empty.csv"): "it is empty",
         **{
             str(folder / name): f"{name}' cannot be read" for name in ("torn.gz", "no.zip", "no.parquet", "nowhere.csv")
         },
         str(folder): "that ends in .csv",
-        "https://example.org/parcels.csv": "give a table of the lake",
+        "ftp://example.org/parcels.csv": "give a table of the lake",
         "clean/letters": "no table 'clean/letters'",
     }
 
 
 def test_what_cannot_be_scored_is_said_and_nothing_is_written(loaded, lake, parcels, tmp_path):
     score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
-    before, folders = state(lake), set(Path(tempfile.gettempdir()).glob("predictions-*"))
+    before = state(lake)
     for source, message in broken_files(parcels, tmp_path).items():
         with pytest.raises((BatchError, SourceError, LakeError)) as error:
             score(lake, loaded, source, TO, {"month": MONTHS}, ["parcel"])
@@ -297,7 +305,7 @@ def test_what_cannot_be_scored_is_said_and_nothing_is_written(loaded, lake, parc
         with pytest.raises((BatchError, SourceError, LakeError), match=message.replace("?", r"\?")):
             score(lake, loaded, TABLE, **given)
         assert state(lake) == before
-    assert set(Path(tempfile.gettempdir()).glob("predictions-*")) <= folders
+    assert spilled(lake.spill) == []
 
 
 class Failing:
@@ -364,11 +372,13 @@ def test_a_refused_commit_is_tried_again_without_scoring_again(loaded, lake, mon
         commits.append(name)
         if len(commits) == 1:
             reader.read_next_batch()
+            assert spilled(lake.spill), "the predictions are copied while they are written"
             raise CommitFailedError("somebody was faster")
         commit(self, name, reader, *args)
 
     monkeypatch.setattr(Lake, "_commit", refused_once)
     done = score(lake, with_model(loaded, model), TABLE, TO, {"month": MONTHS}, ["parcel"], rows=300)
+    assert spilled(lake.spill) == []
     assert commits == [TO, TO] and 10**9 - model.after == 8  # 2000 rows: 75, 150, 300, ... and the rest
     np.testing.assert_array_equal(done.histogram.sum(), 2000)
     expected = probability(loaded.pipeline, lake.read(TABLE)[FEATURES])

@@ -89,6 +89,44 @@ def test_search_index_and_no_secrets(site):
         assert "must-not-be-published" not in page.read_text()
 
 
+def test_methods_patched_into_a_class_are_shown_as_its_methods(project):
+    write(
+        project / "nbs" / "api" / "11_box.ipynb",
+        "# Box\n\n> A box.",
+        "#| default_exp box",
+        BOX,
+        SIZE,
+        "## Use\n\nSee `Box.fill`.",
+    )
+    done = build(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    soup = BeautifulSoup((project / "site" / "api" / "11_box.html").read_text(), "html.parser")
+    text = " ".join(soup.article.get_text().split())
+    assert "Box.fill(rows: int) -> int" in text
+    assert "@property Box.size -> int" in text
+    assert "patch" not in soup.find(id="mlpkg-box-box-fill").get_text()
+    assert soup.find("a", href="#mlpkg-box-box-fill", string="Box.fill")
+
+
+BOX = """#| export
+class Box:
+    'A box'"""
+SIZE = """#| export
+@patch
+def fill(
+    self: Box,
+    rows: int,  # How many
+) -> int:  # What is in it
+    'Put rows in'
+    return rows
+
+
+@patch(as_prop=True)
+def size(self: Box) -> int:
+    'Room'
+    return 3"""
+
+
 def test_page_of_a_library_notebook(project):
     done = build(project)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,7 +5,9 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT, write_notebook
+from conftest import ROOT
+
+from mlpkg.testing import write_notebook
 
 
 def run(*command, cwd, **kwargs):

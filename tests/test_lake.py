@@ -1,4 +1,4 @@
-"""What a page cannot show of the lake: several processes writing at once, memory, and a real S3 server.
+"""What a page cannot show of the lake: several processes writing at once, memory, what is left on disk, and S3.
 
 The S3 tests run where AWS_ENDPOINT_URL (and credentials) point to a server; they make a bucket of their own.
 """
@@ -8,11 +8,16 @@ import os
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
-from mlpkg.data.lake import Lake, LakeError
+from mlpkg.data.arrow import LakeError
+from mlpkg.data.lake import Lake, open_lake
+from mlpkg.data.spill import Spill, replayable
+from mlpkg.settings import load_settings
 
 spawn = multiprocessing.get_context("spawn")  # deltalake's runtime does not survive fork
 writers, writes = 3, 6
@@ -110,6 +115,83 @@ def test_a_writer_that_is_killed_leaves_the_table_as_it_was(tmp_path):
     assert lake.count("raw/flights") == 10
 
 
+def spilled(folder):
+    "Files in a folder, also those that are deleted and still open in this process"
+    opened = [os.path.realpath(link) for link in Path("/proc/self/fd").glob("*")]
+    return [*folder.glob("*"), *(name for name in opened if name.startswith(f"{folder}/"))]
+
+
+def watched(folder, found, batches=3):
+    "Batches that note what they find in the folder while they are written"
+    for write in range(batches):
+        yield frame("2013-01", write=write)
+        found.append(len(spilled(folder)))
+
+
+@pytest.fixture
+def spilling(tmp_path):
+    "A lake of the settings, and the folder that its streams wait in"
+    folder = tmp_path / "spill"
+    env = {"MLPKG_LAKE__ROOT": str(tmp_path / "lake"), "MLPKG_LAKE__SPILL": str(folder)}
+    return open_lake(load_settings(env=env)), folder
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks for open files in /proc")
+
+
+@linux
+def test_a_stream_waits_in_the_folder_of_the_settings_and_nothing_stays_there(spilling):
+    lake, folder = spilling
+    found = []
+    lake.write("raw/flights", watched(folder, found))
+    assert found == [2, 2, 2]  # one file, open to write and to read
+    assert lake.count("raw/flights") == 15 and spilled(folder) == []
+
+
+@linux
+def test_a_stream_that_fails_leaves_nothing_in_the_folder(spilling):
+    lake, folder = spilling
+
+    def broken(found):
+        yield from watched(folder, found)
+        raise OSError("the source went away")
+
+    with pytest.raises(OSError, match="the source went away"):
+        lake.write("raw/flights", broken(found := []))
+    assert max(found) > 0 and spilled(folder) == [] and not lake.exists("raw/flights")
+
+
+@linux
+def test_a_generator_that_is_given_up_leaves_nothing_in_the_folder(tmp_path):
+    batches = [pa.RecordBatch.from_pandas(frame("2013-01", write=write)) for write in range(3)]
+
+    def repeated():
+        with Spill(batches[0].schema, tmp_path) as spill:
+            reopen = replayable(iter(batches), spill)
+            yield from reopen()
+            yield from reopen()
+
+    for taken in (1, 4):  # given up in the first reading, and in the second
+        reading = repeated()
+        assert all(next(reading).num_rows == 5 for _ in range(taken))
+        assert len(spilled(tmp_path)) in (1, 2)
+        reading.close()
+        assert spilled(tmp_path) == []
+
+
+def test_a_killed_process_leaves_nothing_in_the_folder(tmp_path):
+    script = (
+        "import os, signal, sys; import pandas as pd; from mlpkg.data.lake import Lake\n"
+        "def batches():\n"
+        "    yield pd.DataFrame({'row': range(100_000)})\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Lake(sys.argv[1] + '/lake', spill=sys.argv[1] + '/spill').write('raw/flights', batches())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)])  # noqa: S603
+    assert done.returncode == -9
+    assert list((tmp_path / "spill").iterdir()) == []
+
+
 copy_large = """
 import resource, sys
 import numpy as np, pyarrow as pa
@@ -131,11 +213,15 @@ elif mode == "copied":
     assert lake.count("big/copy") == rows * parts
 else:
     import pandera.pandas as schemas
-    from mlpkg.data.contracts import check_batches
+    from mlpkg.data.contracts import check
 
     share = schemas.Column(float, schemas.Check.in_range(0, 0.9999))
-    outcome = check_batches(lake.batches("big/source"), schemas.DataFrameSchema(dict.fromkeys(columns, share)))
-    assert (outcome.rows, outcome.bad_rows) == (rows * parts, 0)
+    contract, seen = schemas.DataFrameSchema(dict.fromkeys(columns, share)), 0
+    for batch in lake.batches("big/source"):
+        outcome = check(batch.to_pandas(), contract)
+        assert outcome.bad_rows == 0
+        seen += outcome.rows
+    assert seen == rows * parts
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print((after - before) / 1024, rows * parts * len(columns) * 8 / 2**20)
 """

@@ -1,4 +1,4 @@
-"""How often the alarm is false, and that it rings when it should, on the flights of 2013; and windows in any state.
+"""How often the alarm is false, and that it fires when it should, on the flights of 2013; and windows in any state.
 
 A page can show one false alarm or none, not how rare they are; and whether numbers stay the same with other threads
 needs another process.
@@ -31,8 +31,9 @@ from mlpkg.examples.flights import (
     split,
 )
 from mlpkg.models.training import fit, probability
+from mlpkg.monitoring.checks import Window
 from mlpkg.monitoring.drift import column_drift, joint_drift
-from mlpkg.monitoring.report import Report, Window, monitor, read_history, store, with_history
+from mlpkg.monitoring.report import Report, monitor, read_history, store, with_history
 from mlpkg.settings import MonitoringSettings
 
 RULES = MonitoringSettings()
@@ -70,13 +71,13 @@ def flights() -> Flights:
     return Flights()
 
 
-def test_december_against_october_rings(flights):
+def test_the_alarm_fires_in_december(flights):
     october, december = flights.month("2013-10"), flights.month("2013-12")
     for learned in (october, flights.learned):
         report = flights.judge(december, learned, slices=["origin"], window="2013-12")
         assert report.alarm
         assert report.get("performance", "calibration").level == "alarm"
-        assert "32.6% came true where" in report.verdict
+        assert "positive rate 32.6%, predicted" in report.verdict
         assert report.drifted[:2] == ["temp", "dewp"]
     for unknown in ({"y": None}, {"y": None, "p": None}):
         report = flights.judge(replace(december, **unknown), october, window="2013-12")
@@ -112,7 +113,7 @@ def test_bootstrap_samples_of_a_month_raise_few_alarms(flights, by, number):
     for window in draws(october, number, by):
         report = monitor(october, window, few, RULES, held, window="2013-10")
         alarms += report.alarm
-        signs += any(one.check in ("joint", "prediction") for one in report.at("warning"))  # they ring without truth
+        signs += any(one.check in ("joint", "prediction") for one in report.at("warning"))  # alarms without truth
     assert alarms <= 0.05 * number
     assert signs <= 0.05 * number
 
@@ -147,7 +148,7 @@ def test_too_few_rows_conclude_nothing(rows):
         assert "No alarm" not in report.verdict
 
 
-def test_an_absent_column_rings_and_the_others_are_checked():
+def test_an_absent_column_fires_the_alarm_and_the_others_are_checked():
     window = parcels()
     report = judge(replace(window, rows=window.rows.drop(columns="carrier")))
     assert report.alarm and "column carrier is absent" in report.verdict
@@ -156,15 +157,15 @@ def test_an_absent_column_rings_and_the_others_are_checked():
     assert len([one for one in nothing.at("alarm") if one.words.endswith("is absent")]) == 3
 
 
-def test_text_where_numbers_should_be_rings():
+def test_text_where_numbers_should_be_fires_the_alarm():
     window = parcels()
     report = judge(replace(window, rows=window.rows.assign(weight="heavy")))
-    assert "column weight: 100.0% of the values are no numbers" in report.verdict
+    assert "column weight: 100.0% of the values are not numbers" in report.verdict
 
 
 @pytest.mark.parametrize("empty", [np.nan, None])
 @pytest.mark.parametrize("column", ["weight", "carrier"])
-def test_a_column_without_values_rings(column, empty):
+def test_a_column_without_values_fires_the_alarm(column, empty):
     window = parcels()
     report = judge(replace(window, rows=window.rows.assign(**{column: empty})))
     assert report.get("missing", column).level == "alarm"
@@ -172,7 +173,7 @@ def test_a_column_without_values_rings(column, empty):
     assert f"{column} is missing in 100.0% of the rows" in report.verdict
 
 
-def test_a_column_that_was_always_empty_does_not_ring():
+def test_a_column_that_was_always_empty_is_fine():
     window, learned = (replace(w, rows=w.rows.assign(weight=np.nan)) for w in (parcels(), parcels(seed=1)))
     assert judge(window, learned).status == "quiet"
 
@@ -184,17 +185,17 @@ def test_constant_columns():
     assert other.get("drift", "weight").level == "warning"
 
 
-def test_new_values_are_named_and_many_of_them_ring():
+def test_new_values_are_named_and_many_of_them_fire_the_alarm():
     window = parcels()
     some = window.rows["carrier"].where(window.rows.index >= 15, "green")
     report = judge(replace(window, rows=window.rows.assign(carrier=some)))
     assert not report.alarm
-    assert report.get("new values", "carrier").words == "carrier: 1 new values in 1.00% of the rows: green"
+    assert report.get("new values", "carrier").words == "carrier: 1 new value in 1.00% of the rows: green"
     many = window.rows["carrier"].where(window.rows.index >= 500, "green")
     assert judge(replace(window, rows=window.rows.assign(carrier=many))).get("new values", "carrier").level == "alarm"
 
 
-def test_infinity_is_no_number_to_compare():
+def test_infinity_is_not_compared():
     window = parcels()
     odd = window.rows["weight"].where(window.rows.index >= 30, np.inf)
     report = judge(replace(window, rows=window.rows.assign(weight=odd)))
@@ -206,26 +207,26 @@ def test_infinity_is_no_number_to_compare():
 def test_one_class_of_truth(value):
     report = judge(replace(parcels(), y=np.full(1500, value)))
     assert report.get("performance", "roc_auc").level == "unknown"
-    assert "only one class came true" in " ".join(report.words)
+    assert "the truth has only one class" in " ".join(report.words)
     assert report.get("performance", "calibration").level == "alarm"
 
 
 @pytest.mark.parametrize("known", [0, 499])
-def test_truth_that_does_not_come(known):
+def test_truth_that_is_not_known_yet(known):
     truth = np.where(np.arange(1500) < known, parcels().y, np.nan)
     report = judge(replace(parcels(), y=truth))
     assert report.status == "quiet"
-    assert report.words[1] == f"Not checked: performance: truth is in for {known} of 1,500 predictions."
+    assert report.words[1] == f"Not checked: performance: truth is known for {known} of 1,500 predictions."
 
 
 def test_neither_predictions_nor_truth():
     report = judge(replace(parcels(), p=None, y=None))
-    assert "Not checked: predictions: there are 0 in the window." in report.words
+    assert "Not checked: predictions: the window has 0, 500 are needed." in report.words
     alone = monitor(parcels(seed=1), parcels(), INPUTS, RULES, None)
-    assert "Not checked: performance: no held-out rows to compare with." in alone.words
+    assert "Not checked: performance: too few held-out rows to compare with." in alone.words
 
 
-def test_truth_acquits_only_where_it_could_have_convicted():
+def test_truth_overrules_signs_only_where_it_could_have_shown_a_failure():
     moved = parcels(seed=3)
     moved = replace(moved, rows=moved.rows.assign(weight=moved.rows["weight"] + 40))
     assert not judge(moved).alarm
@@ -246,8 +247,8 @@ def test_a_report_is_stored_once_and_looks_back(tmp_path):
             report = replace(judge(window), window=month)
             store(lake, "monitoring/parcels", with_history(report, read_history(lake, "monitoring/parcels")))
     history = read_history(lake, "monitoring/parcels")
-    assert not history.duplicated(["month", "check", "column"]).any()
-    since = history[(history["check"] == "missing") & history["alarm"]].set_index("month")["since"]
+    assert not history.duplicated(["window", "check", "column"]).any()
+    since = history[(history["check"] == "missing") & history["alarm"]].set_index("window")["since"]
     assert since.to_dict() == {"2024-03": "2024-03", "2024-05": "2024-05", "2024-06": "2024-05"}
 
 
@@ -325,8 +326,8 @@ def test_the_step_judges_the_champion(monitored):
     assert scraps["alarm"] is True and scraps["month"] == "2013-04" and scraps["rows"] == len(april)
     assert scraps["verdict"].startswith("Alarm in 2013-04: ") and "temp" in scraps["drifted"]
     assert scraps["late_rate"] == pytest.approx(april["late"].mean(), abs=1e-6)
-    first = read_history(lake, "monitoring/flights")
+    first = read_history(lake, "monitoring/flights", "month")
     lake.write("predictions/flights", given.head(0), mode="overwrite")
     scraps = run_step(notebook, {"months": "2013-04"}, settings=project.settings).scraps  # scores them itself
     assert scraps["alarm"] is True
-    pd.testing.assert_frame_equal(read_history(lake, "monitoring/flights"), first, check_exact=True)
+    pd.testing.assert_frame_equal(read_history(lake, "monitoring/flights", "month"), first, check_exact=True)

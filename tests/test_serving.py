@@ -3,6 +3,7 @@
 import http.client
 import itertools
 import json
+import logging
 import os
 import shutil
 import signal
@@ -32,9 +33,10 @@ from mlpkg.data.inputs import inputs_from
 from mlpkg.data.lake import open_lake
 from mlpkg.models.registry import load_model, log_model, promote_by_hand, register, scratch_store
 from mlpkg.models.training import fit, probability
-from mlpkg.serving.app import check_host, create_app, new_key
-from mlpkg.serving.loader import last_good
-from mlpkg.serving.schemas import as_frame
+from mlpkg.serving.app import check_host, create_app
+from mlpkg.serving.http import new_key
+from mlpkg.serving.loader import last_good_copy
+from mlpkg.serving.schemas import records_frame
 from mlpkg.settings import Settings, load_settings
 
 COLUMNS = ["distance", "weight", "carrier", "zone"]
@@ -110,9 +112,18 @@ def serving(folder: Path, client: str = "127.0.0.1", **keys: object) -> Iterator
         yield api
 
 
-def look(api: TestClient) -> None:
-    "What the watch would do by itself a little later"
-    api.app.state.parts.live.look()
+def refresh(api: TestClient) -> None:
+    "Do at once what the loader would do by itself a little later"
+    api.app.state.parts.loader.refresh()
+
+
+def failing(error: Exception):
+    "A function that raises this error, whatever it is given"
+
+    def fail(*args: object) -> None:
+        raise error
+
+    return fail
 
 
 def ask(api: TestClient, *records: object, **more: object):
@@ -158,9 +169,9 @@ WRONG = {
     "too small": (body(record(distance="-0.5")), "records[0].distance", "greater than or equal to 0"),
     "too large": (body(record(distance="1000.5")), "records[0].distance", "less than or equal to 1000"),
     "not a number": (body(record(weight="NaN")), "records[0].weight", "use null"),
-    "infinite": (body(record(distance="-Infinity")), "records[0].distance", "no values"),
-    "beyond floats": (body(record(weight="1e999")), "records[0].weight", "no values"),
-    "beyond integers": (body(record(weight="1" + "0" * 400)), "records[0].weight", "no values"),
+    "infinite": (body(record(distance="-Infinity")), "records[0].distance", "not allowed"),
+    "beyond floats": (body(record(weight="1e999")), "records[0].weight", "not allowed"),
+    "beyond integers": (body(record(weight="1" + "0" * 400)), "records[0].weight", "not allowed"),
     "null where it must not be": (body(record(distance="null")), "records[0].distance", "valid number"),
     "unknown category": (body(record(zone='"N"')), "records[0].zone", "'E' or 'W'"),
     "empty list": (body(), "records", "at least 1"),
@@ -200,7 +211,7 @@ def test_malformed_json(shared, sent):
     assert "JSON" in problem(shared.post("/v1/predict", content=sent.encode("latin-1"), headers=JSON), 400)["detail"]
 
 
-def test_other_ways_to_ask_wrongly(shared):
+def test_wrong_content_types_paths_and_methods(shared):
     problem(shared.post("/v1/predict", content=body(record()), headers={"content-type": "text/plain"}), 415)
     problem(shared.post("/v1/predict", content=body(record())), 415)
     problem(shared.get("/v1/nothing"), 404)
@@ -240,10 +251,10 @@ def test_cors_is_off_unless_it_is_wanted(shared, store):
         assert "access-control-allow-origin" not in other.headers
 
 
-# Who may ask
+# Access
 
 
-def test_without_keys_only_this_machine_is_answered(store):
+def test_without_keys_the_server_answers_this_machine_only(store):
     with serving(store, client="192.0.2.7") as api:
         for path in ("/v1/model", "/docs", "/metrics", "/readyz"):
             assert "mlpkg key" in problem(api.get(path), 403)["detail"]
@@ -269,7 +280,7 @@ def test_keys(store):
     assert set(open_lake(settings(store)).read("served/parcels")["key"]) == {"shop"}
 
 
-def test_settings_that_cannot_be_served_with(store):
+def test_settings_that_a_server_cannot_work_with(store):
     for keys, words in [({"keys": "shop: secret"}, "mlpkg key shop"), ({"rate": "often"}, "100/second")]:
         with pytest.raises(ValueError, match=words):
             create_app(settings(store, **keys))
@@ -296,15 +307,15 @@ def test_no_trace_of_an_error_leaves_the_process(api, monkeypatch, caplog):
     def fail(records):
         raise RuntimeError("secret detail")
 
-    object.__setattr__(api.app.state.parts.live.pair.champion, "score", fail)
+    object.__setattr__(api.app.state.parts.loader.arms.champion, "score", fail)
     answer = ask(api, GOOD)
     found = problem(answer, 500)
     assert "secret" not in answer.text and found["request_id"] in caplog.text and "secret detail" in caplog.text
 
 
-def test_a_request_that_fails_does_not_harm_those_it_was_asked_with(api):
+def test_a_request_that_fails_does_not_harm_those_in_its_batch(api):
     parts = api.app.state.parts
-    champion = parts.live.pair.champion
+    champion = parts.loader.arms.champion
     score, entered, go_on = champion.score, threading.Event(), threading.Event()
 
     def slow(records):
@@ -325,7 +336,7 @@ def test_a_request_that_fails_does_not_harm_those_it_was_asked_with(api):
     assert entered.wait(10)
     for thread in threads[1:]:
         thread.start()
-    wait_for(lambda: len(parts.gather.waiting) == 3, 10, "the others wait")
+    wait_for(lambda: len(parts.batcher.waiting) == 3, 10, "the others wait")
     go_on.set()
     for thread in threads:
         thread.join()
@@ -335,7 +346,7 @@ def test_a_request_that_fails_does_not_harm_those_it_was_asked_with(api):
 def test_more_requests_than_may_wait(store):
     with serving(store, max_waiting=2) as api:
         parts = api.app.state.parts
-        champion, go_on, entered = parts.live.pair.champion, threading.Event(), threading.Event()
+        champion, go_on, entered = parts.loader.arms.champion, threading.Event(), threading.Event()
         score = champion.score
         object.__setattr__(champion, "score", lambda r: (entered.set(), go_on.wait(10), score(r))[2])
         codes: list[int] = []
@@ -344,7 +355,7 @@ def test_more_requests_than_may_wait(store):
         assert entered.wait(10)
         for thread in threads[1:]:
             thread.start()
-        wait_for(lambda: len(parts.gather.waiting) == 2, 10, "two wait")
+        wait_for(lambda: len(parts.batcher.waiting) == 2, 10, "two wait")
         answer = ask(api, GOOD)
         assert problem(answer, 503)["type"].endswith("overloaded") and answer.headers["retry-after"] == "1"
         go_on.set()
@@ -363,24 +374,24 @@ def some_records() -> list[dict]:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_api_and_notebook_agree(store, version):
+def test_the_api_predicts_what_a_notebook_predicts(store, version):
     if version == 2:
         promote_by_hand("parcels", 2, "to compare")
     records, loaded = some_records(), load_model("parcels")
     with serving(store) as api:
         answer = ask(api, *records).json()
         alone = [ask(api, one).json()["predictions"][0]["probability"] for one in records[:20]]
-        assert api.app.state.parts.live.pair.champion.short
+        assert api.app.state.parts.loader.arms.champion.short
     said = np.array([one["probability"] for one in answer["predictions"]])
     assert answer["model_version"] == version
-    frame = as_frame(records, loaded.inputs)
+    frame = records_frame(records, loaded.inputs)
     assert np.array_equal(said, probability(loaded.pipeline, frame))  # as in a notebook
     assert alone == [probability(loaded.pipeline, frame.iloc[[place]])[0] for place in range(20)]
     assert np.allclose(alone, said[:20], rtol=1e-12, atol=0)
     assert [one["prediction"] for one in answer["predictions"]] == (said >= 0.5).astype(int).tolist()
 
 
-def test_batch_gives_the_same(store):
+def test_the_api_predicts_what_a_batch_predicts(store):
     rows = pd.DataFrame(some_records()).assign(number=range(300), month="2026-01")
     lake = open_lake(settings(store))
     lake.write("clean/parcels", rows, partition_by=["month"])
@@ -410,32 +421,39 @@ def test_no_champion_yet(base, tmp_path):
         assert "Record" in api.get("/openapi.json").json()["components"]["schemas"]
 
 
-def test_champion_deleted_while_serving(api):
+def test_a_champion_alias_that_is_deleted_while_serving(api):
     mlflow.MlflowClient().delete_registered_model_alias("parcels", "champion")
-    look(api)
+    refresh(api)
     assert ask(api, GOOD).json()["model_version"] == 1
     ready = api.get("/readyz").json()
     assert ready["ready"] and "version 1 goes on answering" in ready["problems"][0]["words"]
     assert api.get("/v1/model").json()["alias"] is None
     assert 'mlpkg_problem{about="champion"} 1.0' in api.get("/metrics").text
     promote_by_hand("parcels", 2, "back")
-    look(api)
+    refresh(api)
     assert ask(api, GOOD).json()["model_version"] == 2 and not api.get("/readyz").json()["problems"]
+
+
+def test_a_model_that_answers_is_no_warning(store, caplog):
+    caplog.set_level(logging.INFO, "mlpkg.serving.loader")
+    with serving(store) as api:
+        promote_by_hand("parcels", 2, "the next")
+        refresh(api)
+    logged = [(one.levelname, one.message) for one in caplog.records if one.name == "mlpkg.serving.loader"]
+    assert logged == [("INFO", f"model 'parcels' version {number} answers") for number in (1, 2)]
 
 
 def test_mlflow_goes_away_and_comes_back(api, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "mlpkg.serving.loader.client", lambda settings: (_ for _ in ()).throw(ConnectionError("no route"))
-        )
-        look(api)
-        look(api)
+        patch.setattr("mlpkg.serving.loader.client", failing(ConnectionError("no route")))
+        refresh(api)
+        refresh(api)
         ready = api.get("/readyz").json()
         assert ready["ready"] and not ready["mlflow"] and "no route" in ready["problems"][0]["words"]
         assert ready["problems"][0]["since"] and ready["mlflow_seen"] < ready["problems"][0]["since"]
         assert "mlpkg_mlflow_up 0.0" in api.get("/metrics").text
         assert ask(api, GOOD).status_code == 200
-    look(api)
+    refresh(api)
     assert api.get("/readyz").json()["mlflow"] and "mlpkg_mlflow_up 1.0" in api.get("/metrics").text
 
 
@@ -443,22 +461,18 @@ def test_cold_start_without_mlflow(store, monkeypatch):
     with serving(store) as api:
         before = ask(api, GOOD).json()["predictions"]
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "mlpkg.serving.loader.client", lambda settings: (_ for _ in ()).throw(ConnectionError("no route"))
-        )
+        patch.setattr("mlpkg.serving.loader.client", failing(ConnectionError("no route")))
         with serving(store) as api:
             assert ask(api, GOOD).json()["predictions"] == before
             ready = api.get("/readyz").json()
             assert ready["source"] == "local copy" and not ready["mlflow"]
             patch.undo()
-            look(api)
+            refresh(api)
             assert api.get("/readyz").json()["source"] == "MLflow"
-        patch.setattr(
-            "mlpkg.serving.loader.client", lambda settings: (_ for _ in ()).throw(ConnectionError("no route"))
-        )
+        patch.setattr("mlpkg.serving.loader.client", failing(ConnectionError("no route")))
         marker = next((store / "serving").rglob("last-good.json"))
         (marker.parent / json.loads(marker.read_text())["folder"] / "model.skops").write_bytes(b"half a file")
-        with serving(store) as api:  # a copy that cannot be used: not served, and said
+        with serving(store) as api:  # a copy that cannot be used is not served, and reported
             words = {one["about"]: one["words"] for one in api.get("/readyz").json()["problems"]}
             assert "cannot be used" in words["champion"] and problem(ask(api, GOOD), 503)
 
@@ -470,24 +484,26 @@ def test_a_version_that_cannot_be_loaded(api):
     client = mlflow.MlflowClient()
     number = client.create_model_version("parcels", info.model_uri, model_id=info.model_id).version
     client.set_registered_model_alias("parcels", "champion", number)
-    look(api)
+    refresh(api)
     assert ask(api, GOOD).json()["model_version"] == 1
     words = api.get("/readyz").json()["problems"][0]["words"]
     assert f"version {number} cannot be used as champion" in words and "cloudpickle" in words
     assert 'mlpkg_reloads_total{result="failed"} 1.0' in api.get("/metrics").text
-    look(api)  # not tried again at once
+    refresh(api)  # not tried again at once
     assert 'mlpkg_reloads_total{result="failed"} 1.0' in api.get("/metrics").text
 
 
 def test_the_watch_goes_on_whatever_happens(store, monkeypatch):
     with serving(store, poll_seconds=0.1) as api:
         with monkeypatch.context() as patch:
-            patch.setattr("mlpkg.serving.loader.remember", lambda *args: (_ for _ in ()).throw(OSError("disk is full")))
+            patch.setattr(
+                "mlpkg.serving.loader.mark_good", lambda *args: (_ for _ in ()).throw(OSError("disk is full"))
+            )
             promote_by_hand("parcels", 2, "on a bad day")
-            problems = wait_for(lambda: api.get("/readyz").json()["problems"], 20, "it is said")
+            problems = wait_for(lambda: api.get("/readyz").json()["problems"], 20, "the problem is reported")
             assert "disk is full" in problems[0]["words"] and ask(api, GOOD).json()["model_version"] == 2
         wait_for(lambda: not api.get("/readyz").json()["problems"], 20, "all is well")
-        assert last_good("parcels", store / "serving").name.startswith("2-")
+        assert last_good_copy("parcels", store / "serving").name.startswith("2-")
         promote_by_hand("parcels", 1, "and on")
         wait_for(lambda: api.get("/v1/model").json()["version"] == 1, 20, "it follows")
 
@@ -525,16 +541,16 @@ def test_shadow(store):
     rows = open_lake(settings(store)).read("served/parcels").set_index(["arm", "request_id", "record"])
     both = rows.loc["champion"].join(rows.loc["shadow"].add_suffix("_shadow"))
     assert len(both) == 20 and both.notna().all().all() and (both["model_version_shadow"] == 2).all()
-    frame = as_frame([json.loads(one) for one in both["inputs"]], load_model("parcels", 2).inputs)
+    frame = records_frame([json.loads(one) for one in both["inputs"]], load_model("parcels", 2).inputs)
     assert np.allclose(both["probability_shadow"], probability(load_model("parcels", 2).pipeline, frame))
     said = {answer["request_id"]: [one["probability"] for one in answer["predictions"]] for answer in answers}
     assert all(said[name][place] == row.probability for (name, place), row in both.iterrows())
 
 
-def test_a_shadow_that_fails_is_not_noticed(store, caplog):
+def test_clients_do_not_notice_a_shadow_that_fails(store, caplog):
     mlflow.MlflowClient().set_registered_model_alias("parcels", "challenger", "2")
     with serving(store, strategy="shadow") as api:
-        object.__setattr__(api.app.state.parts.live.pair.challenger, "score", lambda records: 1 / 0)
+        object.__setattr__(api.app.state.parts.loader.arms.challenger, "score", lambda records: 1 / 0)
         assert ask(api, GOOD).status_code == 200
         wait_for(lambda: "mlpkg_shadow_lost_total 1.0" in api.get("/metrics").text, 10, "the loss is counted")
         assert "ZeroDivisionError" in caplog.text
@@ -574,7 +590,7 @@ def server(store) -> Iterator[tuple[Project, int, subprocess.Popen]]:
     "`serve` in a process of its own"
     port = free_port()
     lines = [
-        "[local]", "lake.root = lake", "tracking.uri = sqlite:///mlflow.db", "steps.spool = spool", "airflow.home = a",
+        "[local]", "lake.root = lake", "tracking.uri = sqlite:///mlflow.db", "steps.outbox = o", "airflow.home = a",
         "serving.folder = serving", "serving.model = parcels", "serving.poll_seconds = 0.3",
     ]  # fmt: skip
     (store / "settings.ini").write_text("\n".join(lines))
@@ -605,7 +621,7 @@ def test_a_promotion_under_load(server):
     expected = {}
     for number in (1, 2):
         loaded = load_model("parcels", number)
-        expected[number] = probability(loaded.pipeline, as_frame(records, loaded.inputs))
+        expected[number] = probability(loaded.pipeline, records_frame(records, loaded.inputs))
     found: list[tuple[int, dict]] = []
     over = threading.Event()
 

@@ -13,9 +13,10 @@ import pytest
 from conftest import processes_with, wait_for
 
 from mlpkg.steps.execution import StepError
+from mlpkg.steps.outbox import recover, waiting
 from mlpkg.steps.parameters import ParameterError
-from mlpkg.steps.run import recover, run_step, spooled
-from mlpkg.steps.tracking import TrackingError, client, open_run, step_runs
+from mlpkg.steps.run import run_step
+from mlpkg.steps.tracking import TrackingError, client, open_pipeline_run, step_runs
 
 RUN = "import sys; from mlpkg.steps.run import run_step; run_step(sys.argv[1])"
 SLOW = "import os, time\nprint('started')\nopen('{marker}', 'w').close()\ntime.sleep(120)"
@@ -35,7 +36,7 @@ def fails(project, notebook, contains: str, error=StepError, **kwargs):
     run = last_run(project)
     assert run.info.status == "FAILED"
     assert f"{run.data.tags['mlpkg.step']}.ipynb" in project.artifacts(run)
-    assert spooled(project.settings) == []
+    assert waiting(project.settings) == []
     return run
 
 
@@ -168,7 +169,7 @@ def test_a_step_that_is_terminated(project, number):
     assert statuses(nb) == ["completed", "killed", "pending"]
     assert nb.metadata.mlpkg["status"] == "KILLED"
     assert "This step was killed in cell 2" in nb.cells[0].source
-    assert spooled(project.settings) == []
+    assert waiting(project.settings) == []
 
 
 def test_a_step_whose_process_is_killed_outright(project):
@@ -271,7 +272,7 @@ def test_mlflow_that_is_lost_in_the_middle(project, server, monkeypatch):
     with pytest.raises(TrackingError, match=r"executed notebook is kept at .*lost\.ipynb; `mlpkg sync` uploads it"):
         run_step(notebook, settings=settings)
     server.process.communicate()
-    (kept,) = spooled(settings)
+    (kept,) = waiting(settings)
     assert "reached the end" in (kept / "lost.ipynb").read_text()
 
     server.start()
@@ -283,7 +284,7 @@ def test_mlflow_that_is_lost_in_the_middle(project, server, monkeypatch):
 
 
 def test_steps_with_the_same_parent_stay_apart(project):
-    parent = open_run(project.mlflow, project.settings, "demo", "manual__1")
+    parent = open_pipeline_run(project.mlflow, project.settings, "demo", "manual__1")
     for rows in (1, 2):
         run_step(
             project.notebook("count", "rows: int = 0"), {"rows": rows}, parent_run_id=parent, settings=project.settings

@@ -26,7 +26,7 @@ from filelock import FileLock
 
 from ..errors import MlpkgError
 from ..settings import Settings
-from ..steps.run import locked_entry
+from ..steps.outbox import locked_entry
 
 # %% ../../nbs/api/airflow/16_local.ipynb #322c93b8
 def airflow_env(

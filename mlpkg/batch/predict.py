@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['BatchError', 'match_inputs', 'Judged', 'model_contract', 'quick_look', 'judge', 'even', 'encoder', 'Part',
-           'predict_batches', 'stamp', 'as_json', 'Spool', 'again', 'Tally', 'Scored', 'score', 'plot_scored']
+           'predict_batches', 'stamp', 'as_json', 'Tally', 'Scored', 'score', 'plot_scored']
 
 # %% ../../nbs/api/batch/14_predict.ipynb #db4b5ffb
 import json
 import math
 import os
 import sys
-import tempfile
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -33,10 +32,12 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 from threadpoolctl import ThreadpoolController
 
+from ..data.arrow import fit_schema, plain_batch, plain_schema, plain_type
 from ..data.contracts import Outcome, check
 from ..data.inputs import Input, as_contract, map_unknown, shape
-from ..data.lake import Filters, Lake, check_name, fit_schema, plain_batch, plain_schema, plain_type
+from ..data.lake import Filters, Lake, check_name
 from ..data.sources import Source, open_source
+from ..data.spill import Spill, replayable
 from ..errors import MlpkgError
 from ..models.registry import Loaded
 
@@ -330,54 +331,6 @@ def as_json(
     pieces = [piece for name, values in pairs for piece in (f"{name}: ", values, ", ")]
     return pc.binary_join_element_wise("{", *pieces[:-1], "}", "")
 
-# %% ../../nbs/api/batch/14_predict.ipynb #6df8263c
-class Spool:
-    "Batches on disk"
-
-    def __init__(self, file: Path, schema: pa.Schema):
-        self.file, self.schema, self.rows = str(file), schema, 0
-        self.sink = pa.OSFile(self.file, "wb")
-        self.writer = pa.ipc.new_stream(self.sink, schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        "Write a batch"
-        self.writer.write_batch(batch)
-        self.rows += batch.num_rows
-
-    def close(self) -> None:
-        "No more batches; may be called again"
-        if not self.sink.closed:
-            self.writer.close()
-            self.sink.close()
-
-    def read(self) -> pa.RecordBatchReader:
-        "Stream what was written"
-        self.close()
-        return pa.ipc.open_stream(pa.OSFile(self.file))
-
-
-def again(
-    batches: Iterator[pa.RecordBatch],
-    spool: Spool,
-) -> Callable[[], Iterable[pa.RecordBatch]]:  # As `Lake.write` takes it
-    "A stream that is computed at the first reading and read from disk at every other"
-
-    def copied() -> Iterator[pa.RecordBatch]:
-        yield pa.RecordBatch.from_pylist([], spool.schema)  # there may be no others
-        for batch in batches:
-            spool.add(batch)
-            yield batch
-
-    live, readings = copied(), iter((True,))
-
-    def reopen() -> Iterable[pa.RecordBatch]:
-        if next(readings, False):
-            return live
-        deque(live, maxlen=0)  # what an attempt that was refused did not draw
-        return spool.read()
-
-    return reopen
-
 # %% ../../nbs/api/batch/14_predict.ipynb #a2599feb
 @dataclass
 class Tally:
@@ -531,8 +484,8 @@ class _Job:
             part.bad, self.kept, {"reasons": reasons, "inputs": as_json(part.bad.select(names))}, self.stamped
         )
 
-    def run(self, bad: Spool) -> Generator[pa.RecordBatch, None, None]:
-        "Predictions; bad rows go to the spool. BatchError where a value of the partition has no rows"
+    def run(self, bad: Spill) -> Generator[pa.RecordBatch, None, None]:
+        "Predictions; bad rows go to the spill. BatchError where a value of the partition has no rows"
         began = last = time.monotonic()
         batches = self.source.read(self.columns, self.filters)
         for part in predict_batches(self.loaded, batches, self.rows, self.threads):
@@ -582,12 +535,11 @@ def score(
     for (name, table), schema in zip(there.items(), job.schemas(), strict=True):
         fit_schema(name, plain_schema(schema), table)
     tables = {source: given.version} if given.version >= 0 else {}
-    with tempfile.TemporaryDirectory(prefix="predictions-") as folder:
-        good, bad = (Spool(Path(folder) / kind, schema) for kind, schema in zip("gb", job.schemas(), strict=True))
-        with closing(good), closing(bad), closing(job.run(bad)) as predictions:
-            tables[to] = lake.write(to, again(predictions, good), mode="replace", partition=partition)
-            if bad.rows or there[aside]:
-                tables[aside] = lake.write(aside, bad.read, mode="replace", partition=partition)
+    answers, refused = job.schemas()
+    with Spill(answers, lake.spill) as good, Spill(refused, lake.spill) as bad, closing(job.run(bad)) as predictions:
+        tables[to] = lake.write(to, replayable(predictions, good), mode="replace", partition=partition)
+        if bad.rows or there[aside]:
+            tables[aside] = lake.write(aside, bad.read, mode="replace", partition=partition)
     return _scored(tally, tables, absent, time.perf_counter() - began, tuple(partition)[0])
 
 

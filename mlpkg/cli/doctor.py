@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['doctor', 'checks', 'InstallationError', 'check_python', 'unlike_lock', 'check_packages', 'check_kernels',
-           'check_settings', 'check_lake', 'check_tracking', 'check_spool', 'check_dags', 'examine', 'doctor_command']
+           'check_settings', 'check_lake', 'check_tracking', 'check_outbox', 'check_dags', 'examine', 'doctor_command']
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #82ab73fa
 import sys
@@ -69,7 +69,7 @@ def check_packages() -> str:  # Names and versions; InstallationError where one 
 # %% ../../nbs/api/cli/16_doctor.ipynb #885ce889
 def check_kernels() -> str:  # Their names; InstallationError where the usual one is missing
     "Kernels that notebooks can use"
-    from mlpkg.steps.execution import installed_kernels
+    from mlpkg.steps.kernels import installed_kernels
 
     if "python3" not in (kernels := installed_kernels()):
         raise InstallationError("no kernel named python3: python -m ipykernel install --sys-prefix")
@@ -101,12 +101,12 @@ def check_tracking() -> str:  # TrackingError where it cannot be reached
     return f"{tracking_uri(settings)}: {len(client(settings).search_experiments())} experiments"
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #316553e7
-def check_spool() -> str:
+def check_outbox() -> str:
     "Notebooks that wait for MLflow"
     from mlpkg.settings import load_settings
-    from mlpkg.steps.run import spooled
+    from mlpkg.steps.outbox import waiting
 
-    count = len(spooled(load_settings()))
+    count = len(waiting(load_settings()))
     return f"{count} wait or are being executed: mlpkg sync" if count else "empty"
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #5f352109
@@ -124,7 +124,7 @@ def check_dags() -> str:  # Their ids; DagError where a file cannot be read
 # %% ../../nbs/api/cli/16_doctor.ipynb #14da2154
 checks: dict[str, Callable[[], str]] = {
     "python": check_python, "packages": check_packages, "settings": check_settings, "lake": check_lake,
-    "mlflow": check_tracking, "kernels": check_kernels, "airflow": check_dags, "spool": check_spool,
+    "mlflow": check_tracking, "kernels": check_kernels, "airflow": check_dags, "outbox": check_outbox,
 }  # fmt: skip
 
 

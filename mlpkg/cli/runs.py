@@ -348,9 +348,9 @@ def _latest_runs(mlflow: Any) -> dict[str, Any]:
 
 @runs.command("status", rich_help_panel="Looking back")
 def status_command():
-    """Show the latest run of each DAG, the models in charge, and what waits in the spool."""
+    """Show the latest run of each DAG, the models in charge, and what waits in the outbox."""
     from mlpkg.settings import load_settings
-    from mlpkg.steps.run import spooled
+    from mlpkg.steps.outbox import waiting
     from mlpkg.steps.tracking import client
 
     settings, console = load_settings(), Console()
@@ -363,9 +363,9 @@ def status_command():
     for model in mlflow.search_registered_models():
         aliases = ", ".join(f"{alias} version {version}" for alias, version in sorted(model.aliases.items()))
         console.print(f"Model [bold]{model.name}[/bold]: {aliases or 'no alias'}")
-    if waiting := spooled(settings):
+    if left := waiting(settings):
         console.print(
-            f"{len(waiting)} notebooks are being executed or wait in {settings.steps.spool}: mlpkg sync", soft_wrap=True
+            f"{len(left)} notebooks are being executed or wait in {settings.steps.outbox}: mlpkg sync", soft_wrap=True
         )
 
 # %% ../../nbs/api/cli/12_runs.ipynb #12975edd
@@ -373,9 +373,9 @@ def status_command():
 def sync_command():
     """Upload executed notebooks that MLflow could not take, and those of processes that were killed."""
     from mlpkg.settings import load_settings
-    from mlpkg.steps.run import recover, spooled
+    from mlpkg.steps.outbox import recover, waiting
 
     settings = load_settings()
     for run_id in recover(settings):
         typer.echo(f"uploaded to run {run_id}")
-    typer.echo(f"{len(spooled(settings))} left in {settings.steps.spool}")
+    typer.echo(f"{len(waiting(settings))} left in {settings.steps.outbox}")

@@ -2,7 +2,8 @@
 
 from airflow.sdk import DAG
 
-from mlpkg.airflow.dags import NotebookOperator, notebook_step, recorded_run
+from mlpkg.airflow.dags import notebook_step, recorded_run
+from mlpkg.airflow.operators import NotebookOperator
 
 with DAG("mapped", schedule=None, doc_md=__doc__):
     with recorded_run():
