@@ -30,7 +30,8 @@ from mlpkg.models.registry import (
     promote,
     register,
 )
-from mlpkg.models.training import importances, plot_trials, probability, search
+from mlpkg.models.scoring import probability
+from mlpkg.models.training import importances, plot_trials, search
 from mlpkg.settings import load_settings
 from mlpkg.steps.tracking import connect
 

@@ -12,11 +12,12 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from mlpkg.batch.predict import encoder, even, judge, model_contract, score
+from mlpkg.batch.predict import even, judge, model_contract, score
 from mlpkg.data.inputs import shape
 from mlpkg.data.lake import Lake, open_lake
 from mlpkg.data.sources import open_source
 from mlpkg.models.registry import load_model
+from mlpkg.models.scoring import Scorer
 from mlpkg.steps.tracking import connect
 
 QUIET = 0.15  # Cores that others may take during a turn
@@ -106,13 +107,13 @@ def parts(lake: Lake, table: str, loaded: Any, every: dict[str, Any]) -> dict[st
     judged = [judge(piece, loaded.inputs, contract).table for piece in pieces]
     written = lake.table("predictions/flights")
     with threadpool_limits(1):
-        encode = encoder(loaded.pipeline)
-        ready = [encode(table) for table in judged]
+        scorer = Scorer(loaded.pipeline, loaded.inputs)
+        ready = [scorer.encode(table) for table in judged]
         work = {
             "read": lambda: list(source.read(columns, where)),
             "judge": lambda: [judge(piece, loaded.inputs, contract) for piece in pieces],
-            "encode": lambda: [encode(table) for table in judged],
-            "model": lambda: [loaded.pipeline[-1].predict_proba(one) for one in ready],
+            "encode": lambda: [scorer.encode(table) for table in judged],
+            "model": lambda: [scorer.predict(one) for one in ready],
             "write": lambda: lake.write("predictions/flights", written, mode="replace", partition=every),
         }
         return {name: statistics.median(seconds(one) for _ in range(3)) for name, one in work.items()}

@@ -24,14 +24,15 @@ from pyarrow.csv import CSVWriter
 from threadpoolctl import threadpool_info
 
 from mlpkg.batch import predict as batch
-from mlpkg.batch.predict import BatchError, encoder, judge, model_contract, quick_look, score
+from mlpkg.batch.predict import BatchError, judge, model_contract, quick_look, score
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.contracts import check
 from mlpkg.data.inputs import Input, inputs_from, shape
 from mlpkg.data.lake import Lake
 from mlpkg.data.sources import SourceError
 from mlpkg.models.registry import Loaded, RegistryError, load_model, log_model, register, scratch_store
-from mlpkg.models.training import candidates, fit, probability
+from mlpkg.models.scoring import Scorer, probability
+from mlpkg.models.training import candidates, fit
 
 NUMERIC, CATEGORICAL = ["distance", "weight"], ["carrier", "depot"]
 FEATURES = NUMERIC + CATEGORICAL
@@ -215,27 +216,34 @@ def by_length(table: pd.DataFrame) -> np.ndarray:
 
 
 def by_rank(table: pd.DataFrame) -> np.ndarray:
-    return table.rank(method="first").to_numpy()
+    return pd.DataFrame(table).rank(method="first").to_numpy()
 
 
-@pytest.mark.parametrize("text, fast", [(by_length, True), (by_rank, False)])
-def test_texts_are_encoded_once_for_each_combination_where_that_gives_the_same(text, fast, loaded, parcels):
+def by_depot(table: pd.DataFrame) -> np.ndarray:
+    return (table[["depot"]] == "EU").to_numpy(float)
+
+
+@pytest.mark.parametrize("texts, way", [(by_length, "frames"), (by_depot, "frames"), (by_rank, "plain")])
+def test_texts_are_encoded_once_for_each_combination_where_that_gives_the_same(texts, way, loaded, parcels):
     from sklearn.compose import ColumnTransformer
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import FunctionTransformer
 
     called = []
-    count = FunctionTransformer(lambda table: called.append(len(table)) or text(table))
+    count = FunctionTransformer(lambda table: called.append(len(table)) or texts(table))
     blocks = [("w", "drop", ["weight"]), ("n", "passthrough", ["distance"]), ("t", count, CATEGORICAL)]
     pipeline = Pipeline([("c", ColumnTransformer(blocks)), ("m", HistGradientBoostingClassifier(max_iter=5))])
     table = shape(parcels[FEATURES], loaded.inputs)
     pipeline.fit(table, parcels["parcel"] % 2)
-    encode = encoder(pipeline)
+    scorer = Scorer(pipeline, loaded.inputs)
+    assert (scorer.way, scorer.fast) == (way, False)
     for part in (table[:500], table[500:]):
-        np.testing.assert_array_equal(encode(part), pipeline[:-1].transform(part))
+        np.testing.assert_array_equal(scorer.encode(part), pipeline[:-1].transform(part))
+        np.testing.assert_array_equal(scorer.frame(part), probability(pipeline, part))
     seen = len(table[500:][CATEGORICAL].drop_duplicates())
-    assert called[-2:] == [seen if fast else 1500, 1500]
+    fast = 1500 if way == "plain" else seen
+    assert called[-4:] == [fast, 1500, fast, 1500]
 
 
 def test_a_column_that_may_be_missing_may_be_absent(loaded, lake, parcels, tmp_path):

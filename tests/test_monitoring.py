@@ -30,7 +30,8 @@ from mlpkg.examples.flights import (
     seed_lake,
     split,
 )
-from mlpkg.models.training import fit, probability
+from mlpkg.models.scoring import probability
+from mlpkg.models.training import fit
 from mlpkg.monitoring.checks import Window
 from mlpkg.monitoring.drift import column_drift, joint_drift
 from mlpkg.monitoring.report import Report, monitor, read_history, store, with_history

@@ -35,7 +35,8 @@ from mlpkg.models.registry import (
     trusted_types,
     versions,
 )
-from mlpkg.models.training import candidates, fit, probability
+from mlpkg.models.scoring import probability
+from mlpkg.models.training import candidates, fit
 from mlpkg.settings import PromotionSettings
 
 NUMERIC, CATEGORICAL = ["distance", "weight"], ["carrier"]

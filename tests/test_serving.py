@@ -31,13 +31,14 @@ from schemathesis.engine import events
 from mlpkg.batch.predict import score
 from mlpkg.data.inputs import inputs_from
 from mlpkg.data.lake import open_lake
-from mlpkg.models.registry import load_model, log_model, promote_by_hand, register, scratch_store
-from mlpkg.models.training import fit, probability
+from mlpkg.models.registry import load_model, log_model, promote_by_hand, register
+from mlpkg.models.scoring import probability, records_frame
+from mlpkg.models.training import fit
 from mlpkg.serving.app import check_host, create_app
 from mlpkg.serving.http import new_key
 from mlpkg.serving.loader import last_good_copy
-from mlpkg.serving.schemas import records_frame
 from mlpkg.settings import Settings, load_settings
+from mlpkg.testing import temporary_store
 
 COLUMNS = ["distance", "weight", "carrier", "zone"]
 CONTRACT = pa.DataFrameSchema(
@@ -71,12 +72,11 @@ def add(kind: str, columns: list[str] = COLUMNS) -> None:
 @pytest.fixture(scope="module")
 def base() -> Iterator[Path]:
     "A store with two versions and no champion: each test works on a copy of its database"
-    folder = scratch_store()
-    add("hist_gradient_boosting")
-    add("logistic_regression")
-    mlflow.end_run()
-    yield folder
-    shutil.rmtree(folder)
+    with temporary_store() as store:
+        add("hist_gradient_boosting")
+        add("logistic_regression")
+        mlflow.end_run()
+        yield store.folder
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def ask(api: TestClient, *records: object, **more: object):
 
 
 def problem(answer, status: int) -> dict:
-    "An error, which has the form that every error has"
+    "Check that an error has the form that every error has; its content"
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     found = answer.json()
@@ -163,7 +163,7 @@ WRONG = {
     "extra": (body(record(colour='"red"')), "records[0].colour", "no such field (known: distance"),
     "misspelt": (body(record(distanse="1")), "records[0].distanse", "did you mean 'distance'?"),
     "text for a number": (body(record(), record(distance='"12"')), "records[1].distance", "valid number"),
-    "truth for a number": (body(record(distance="true")), "records[0].distance", "valid number"),
+    "a boolean for a number": (body(record(distance="true")), "records[0].distance", "valid number"),
     "number for a text": (body(record(carrier="5")), "records[0].carrier", "valid string"),
     "list for a number": (body(record(distance="[1]")), "records[0].distance", "valid number"),
     "too small": (body(record(distance="-0.5")), "records[0].distance", "greater than or equal to 0"),
@@ -176,12 +176,12 @@ WRONG = {
     "unknown category": (body(record(zone='"N"')), "records[0].zone", "'E' or 'W'"),
     "empty list": (body(), "records", "at least 1"),
     "too many": (body(*[record()] * 6), "records", "at most 5"),
-    "no list": ('{"records": {}}', "records", "valid array"),
+    "not a list": ('{"records": {}}', "records", "valid array"),
     "no records": ("{}", "records", "missing"),
-    "no object": ("[]", "", "an object"),
-    "record is no object": (body("1"), "records[0]", "an object"),
+    "not an object": ("[]", "", "an object"),
+    "a record that is not an object": (body("1"), "records[0]", "an object"),
     "unknown beside records": ('{"records": [], "recrods": []}', "recrods", "no such field"),
-    "key is no text": (f'{{"records": [{record()}], "key": 5}}', "key", "valid string"),
+    "a key that is not text": (f'{{"records": [{record()}], "key": 5}}', "key", "valid string"),
 }
 
 
@@ -381,7 +381,7 @@ def test_the_api_predicts_what_a_notebook_predicts(store, version):
     with serving(store) as api:
         answer = ask(api, *records).json()
         alone = [ask(api, one).json()["predictions"][0]["probability"] for one in records[:20]]
-        assert api.app.state.parts.loader.arms.champion.short
+        assert api.app.state.parts.loader.arms.champion.scorer.fast
     said = np.array([one["probability"] for one in answer["predictions"]])
     assert answer["model_version"] == version
     frame = records_frame(records, loaded.inputs)
@@ -579,7 +579,7 @@ def free_port() -> int:
 
 
 def stop(process: subprocess.Popen) -> None:
-    "As an operator would"
+    "Stop a server as an operator would"
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)
     assert process.returncode in (0, -signal.SIGTERM) and "Traceback" not in output, output
@@ -671,7 +671,7 @@ def listening(settings: Settings) -> Iterator[int]:
 
 @pytest.mark.parametrize("length", ["Transfer-Encoding: chunked", "Content-Length: 100000000"])
 def test_a_body_of_100_mb(store, length):
-    "Refused as soon as it is known to be too long, and not read"
+    "It is refused as soon as it is known to be too long, and not read"
     chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
     with (
         listening(settings(store)) as port,

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlpkg.models.training import Candidate, candidates, fit, probability, search
+from mlpkg.models.scoring import probability
+from mlpkg.models.training import Candidate, candidates, fit, search
 
 NUMERIC, CATEGORICAL = ["weight", "distance", "express"], ["carrier", "city"]
 

@@ -24,7 +24,8 @@ from ..data.lake import Lake
 from ..data.sources import read_frame
 from ..errors import MlpkgError
 from ..models.registry import Loaded
-from ..models.training import probability, search
+from ..models.scoring import probability
+from ..models.training import search
 from ..monitoring.checks import Window, readable
 from ..monitoring.report import Report
 from ..settings import Settings

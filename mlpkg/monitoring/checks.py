@@ -59,18 +59,18 @@ def take(
     rows = self.rows[places] if places.dtype == bool else self.rows.iloc[places]
     return Window(rows, self.p[places], self.y[places], blocks)
 
-# %% ../../nbs/api/monitoring/12_checks.ipynb #df4d3530
+# %% ../../nbs/api/monitoring/12_checks.ipynb #adb9f137
 @patch
 def at_most(
     self: Window,
-    rows: int,
+    rows: int,  # So many at most
     seed: int = 0,  # Decides which
 ) -> Window:  # All rows where there are no more
     "Some of the rows, drawn at random and left in their order"
     places = pd.Series(np.arange(len(self.rows))).sample(min(rows, len(self.rows)), random_state=seed)
     return self.take(np.sort(places.to_numpy()))
 
-
+# %% ../../nbs/api/monitoring/12_checks.ipynb #df4d3530
 @patch(as_prop=True)
 def judged(self: Window) -> Window:
     "The rows with both a prediction and a truth"
@@ -108,14 +108,14 @@ def _level(
         return "unknown"
     return raised if large and p_value < alpha else "ok"
 
-# %% ../../nbs/api/monitoring/12_checks.ipynb #bf4c69ee
+# %% ../../nbs/api/monitoring/12_checks.ipynb #b32a8b1d
 def _absent(rows: pd.DataFrame, one: Input) -> tuple[pd.Series, list[Finding]]:
     "An empty column, and the alarm"
     words = f"column {one.name} is absent"
     empty = pd.Series(np.nan, index=rows.index, dtype="float64" if one.kind == "number" else "str")
     return empty, [Finding("contract", one.name, "alarm", words, 1.0, threshold=0.0)]
 
-
+# %% ../../nbs/api/monitoring/12_checks.ipynb #bf4c69ee
 def _as_numbers(given: pd.Series, name: str) -> tuple[pd.Series, list[Finding]]:
     "Numbers, and an alarm where some were not"
     made = pd.to_numeric(given, errors="coerce").astype("float64")
@@ -156,7 +156,7 @@ def check_contract(
     level = "alarm" if outcome.rate > max_rate else "warning" if outcome.bad_rows else "ok"
     return Finding("contract", "rows", level, words, outcome.rate, threshold=max_rate)
 
-# %% ../../nbs/api/monitoring/12_checks.ipynb #cde6ca7e
+# %% ../../nbs/api/monitoring/12_checks.ipynb #a25149f1
 def _moved(before: pd.Series, now: pd.Series) -> str:
     "From where to where"
     if pd.api.types.is_numeric_dtype(before):
@@ -165,14 +165,14 @@ def _moved(before: pd.Series, now: pd.Series) -> str:
     most = change.abs().sort_index().idxmax()
     return f", {most} {(before == most).mean():.1%} -> {(now == most).mean():.1%}"
 
-
+# %% ../../nbs/api/monitoring/12_checks.ipynb #cde6ca7e
 def _drift(row: Mapping[Any, Any], moved: str, rules: MonitoringSettings) -> Finding:
     "Drift of a column"
     name, psi, p = row["column"], row["psi"], row["p_value"]
     words = f"{name}: PSI {psi:.2f}{moved}" if moved else f"{name}: no values to compare"
     return Finding("drift", name, _level(psi >= rules.psi, p, rules.alpha), words, psi, threshold=rules.psi, p_value=p)
 
-# %% ../../nbs/api/monitoring/12_checks.ipynb #6743b862
+# %% ../../nbs/api/monitoring/12_checks.ipynb #d4605b6b
 def _missing(row: Mapping[Any, Any], rules: MonitoringSettings) -> Finding:
     "Missing values of a column"
     name, before, now, p = row["column"], row["missing_before"], row["missing_now"], row["missing_p"]
@@ -180,7 +180,7 @@ def _missing(row: Mapping[Any, Any], rules: MonitoringSettings) -> Finding:
     words = f"{name} is missing in {now:.1%} of the rows (before: {before:.1%})"
     return Finding("missing", name, level, words, now, reference=before, threshold=rules.missing, p_value=p)
 
-
+# %% ../../nbs/api/monitoring/12_checks.ipynb #6743b862
 def _new(learned: Window, current: Window, one: Input, rules: MonitoringSettings) -> Finding:
     "Values of a text that the model has never seen"
     known = {*one.categories, *learned.rows[one.name].dropna().unique()}
@@ -196,7 +196,7 @@ def check_columns(
     learned: Window,  # In the shape of `readable`
     current: Window,  # The same
     inputs: Sequence[Input],  # Those that both windows have
-    rules: MonitoringSettings,
+    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
 ) -> list[Finding]:  # drift and missing for each column, new values for each text
     "Drift and missing values of every column, and values that are new"
     found = []
@@ -208,10 +208,10 @@ def check_columns(
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #db937081
 def check_joint(
-    learned: Window,
-    current: Window,
-    inputs: Sequence[Input],
-    rules: MonitoringSettings,
+    learned: Window,  # Rows the model has learned from
+    current: Window,  # The window to judge
+    inputs: Sequence[Input],  # What the model takes
+    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
     truth_known: bool,  # See `truth_is_known`: is this only a warning?
     seed: int = 0,  # Decides which rows are drawn
 ) -> Finding:  # "unknown" where blocks are too few for an interval
@@ -231,7 +231,7 @@ def check_joint(
 def check_predictions(
     held: Window,  # With predictions
     current: Window,  # With predictions
-    rules: MonitoringSettings,
+    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
     truth_known: bool,  # See `truth_is_known`: is this only a warning?
 ) -> list[Finding]:  # Two: prediction psi, and prediction mean, which raises nothing
     "Drift of what the model says"
@@ -247,8 +247,8 @@ def check_predictions(
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #b7f7e57b
 def truth_is_known(
-    current: Window,
-    rules: MonitoringSettings,
+    current: Window,  # The window to judge
+    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
 ) -> bool:  # Enough rows, at least half of those with a prediction, and an error small enough
     "Is truth known, and could it have shown that the model fails?"
     judged = current.judged
@@ -259,7 +259,7 @@ def truth_is_known(
 # %% ../../nbs/api/monitoring/12_checks.ipynb #83d64d07
 def _performance(
     name: str,  # Of the figure
-    now: Estimate,
+    now: Estimate,  # In the window
     before: Estimate,  # On held-out rows
     words: str,
     level: str,
@@ -274,7 +274,7 @@ def _performance(
 def check_ranking(
     now: Estimate,  # ROC AUC of the window; NaN with one class
     before: Estimate,  # The same for the held-out rows
-    rules: MonitoringSettings,
+    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
 ) -> Finding:  # "unknown" with one class, or where an error is unknown
     "Does the model still rank?"
     if np.isnan(now.value):
@@ -297,7 +297,7 @@ def excess_miscalibration(
 def check_calibration(
     now: Estimate,  # Predicted less observed rate
     before: Estimate,  # The same for the held-out rows
-    rules: MonitoringSettings,
+    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
     positive_rate: float,  # Observed in the window
 ) -> Finding:  # "unknown" where the error is unknown
     "Is the positive rate the predicted one?"
@@ -312,7 +312,7 @@ def check_calibration(
 def check_brier(
     now: Estimate,  # Brier score of the window
     before: Estimate,  # The same for the held-out rows
-    rules: MonitoringSettings,
+    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
 ) -> Finding:  # Never an alarm
     "The Brier score, for the record"
     p = float(stats.norm.sf(z_score(now, before)))
@@ -323,8 +323,8 @@ def check_brier(
 def _slice(
     name: str,  # Such as "carrier=red"
     held: Window,
-    current: Window,
-    rules: MonitoringSettings,
+    current: Window,  # The window to judge
+    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
 ) -> Finding:
     "Calibration of one slice, and its ranking in words"
     before, now = (estimates(window.y, window.p, window.blocks) for window in (held, current))
@@ -337,7 +337,7 @@ def check_slices(
     held: Window,  # Rows with prediction and truth
     current: Window,  # The same
     slices: Sequence[str],  # Columns to cut by; those that a window lacks are skipped
-    rules: MonitoringSettings,
+    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
 ) -> list[Finding]:  # One for each value with enough rows
     "Calibration of each part"
     found = []
@@ -359,7 +359,7 @@ def check_slices(
 def check_positive_rate(
     learned: Window,  # With truth, if it has any
     current: Window,  # With some truth
-    rules: MonitoringSettings,
+    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
 ) -> Finding:
     "Has the positive rate changed?"
     then, now = learned.take(np.isfinite(learned.y)), current.take(np.isfinite(current.y))

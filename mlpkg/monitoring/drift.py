@@ -197,7 +197,7 @@ def sample_positions(
         return np.arange(len(table))
     return np.sort(np.random.default_rng(seed).choice(len(table), rows, replace=False))
 
-# %% ../../nbs/api/monitoring/10_drift.ipynb #bc72b7f9
+# %% ../../nbs/api/monitoring/10_drift.ipynb #42bd8d19
 def _codes(
     values: pd.Series,  # Numbers or text
     top: int = 60,  # Categories told apart, the most frequent
@@ -209,7 +209,7 @@ def _codes(
     ranks = {v: i for i, v in enumerate(sorted(counts.index, key=lambda v: (-counts[v], str(v)))[:top])}
     return values.map(ranks).to_numpy(dtype="float64", na_value=np.nan)
 
-
+# %% ../../nbs/api/monitoring/10_drift.ipynb #bc72b7f9
 def _numbers(
     table: pd.DataFrame,
 ) -> pd.DataFrame:  # float64; NaN also for infinity

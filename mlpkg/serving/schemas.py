@@ -4,21 +4,19 @@
 
 # %% auto #0
 __all__ = ['field_type', 'strict_type', 'record_type', 'request_type', 'field_path', 'field_errors', 'Prediction', 'Predictions',
-           'whole_number', 'feedback_type', 'FeedbackAnswer', 'records_frame', 'synthetic_records']
+           'whole_number', 'feedback_type', 'FeedbackAnswer']
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #5dfcf3f3
 import difflib
 import re
-from collections.abc import Iterator, Sequence
-from itertools import cycle, islice
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NotRequired
 
-import pandas as pd
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from ..data.inputs import Input, map_unknown, shape
+from ..data.inputs import Input
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #ae7a9359
 def field_type(
@@ -182,31 +180,3 @@ class FeedbackAnswer(BaseModel):
     repeated: list[str] = Field(description="Known already, and the same")
     conflicting: list[str] = Field(description="Another truth is stored, and stays")
     unknown: list[str] = Field(description="There was no such answer")
-
-# %% ../../nbs/api/serving/12_schemas.ipynb #050911f3
-def records_frame(
-    records: Sequence[dict[str, Any]],  # Checked
-    inputs: Sequence[Input],  # Of the model
-) -> pd.DataFrame:  # Columns float64 and str in the order of the inputs, NaN for what is missing or unknown
-    "Records as a table"
-    table = pd.DataFrame({one.name: [record.get(one.name) for record in records] for one in inputs})
-    return map_unknown(shape(table, inputs), inputs)
-
-# %% ../../nbs/api/serving/12_schemas.ipynb #8da4e545
-def _values(one: Input) -> list[Any]:
-    "Values that a field may have"
-    if one.kind == "number":
-        low, high = one.low if one.low is not None else 0.0, one.high if one.high is not None else 1.0
-        found = [one.example, low, high, (low + high) / 2]
-    else:
-        found = [one.example, *one.categories[:50], None if one.closed or one.pattern else "no such value"]
-    return [value for value in found if value is not None] + [None] * one.nullable or ["x"]
-
-# %% ../../nbs/api/serving/12_schemas.ipynb #e2317279
-def synthetic_records(
-    inputs: Sequence[Input],  # Of the model
-    rows: int = 64,  # Records to make
-) -> list[dict[str, Any]]:  # Valid for the model, the same at every call; the first is the example
-    "Records to try a model with"
-    columns: dict[str, Iterator[Any]] = {one.name: cycle(_values(one)) for one in inputs}
-    return [dict(zip(columns, values, strict=True)) for values in islice(zip(*columns.values(), strict=True), rows)]
