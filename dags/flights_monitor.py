@@ -3,6 +3,7 @@
 
 Looks at a month that was predicted: quality of the data, drift of columns and of predictions, and, where the truth is
 known, how well the champion did. Only an alarm updates the asset `flights/drift`, which starts `flights_train`.
+Without a champion there is nothing to judge, and the step is skipped.
 
 Steps: **monitor** -> **alarm** (skipped when all is well). Table: `monitoring/flights`.
 Runs whenever `flights_predict` has scored months.
@@ -10,7 +11,15 @@ Runs whenever `flights_predict` has scored months.
 
 from airflow.sdk import DAG, Asset
 
-from mlpkg.airflow.dags import Notify, batches_param, dag_defaults, emit_if, notebook_step, recorded_run
+from mlpkg.airflow.dags import (
+    Notify,
+    batches_param,
+    dag_defaults,
+    emit_if,
+    notebook_step,
+    recorded_run,
+    require_champion,
+)
 
 with DAG(
     "flights_monitor",
@@ -22,4 +31,5 @@ with DAG(
 ):
     with recorded_run():
         monitor = notebook_step("nbs/pipelines/flights", "34_monitor")
+        require_champion("flights") >> monitor
         emit_if(monitor, "alarm", Asset("flights/drift"), on_success_callback=Notify("raised"))

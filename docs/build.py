@@ -23,7 +23,7 @@ DOCS = Path(__file__).absolute().parent
 PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")  # pages that stand at the root of the project
 SECTIONS = {  # folder in nbs/ -> title and first line of its page, in the order of the navigation
     "tutorials": ("Tutorials", "Ways through the project, from start to end."),
-    "explanations": ("Explanations", "Why things are the way they are."),
+    "how-to": ("How-to", "Single tasks, step by step."),
     "pipelines": ("Pipeline", "The steps in the order in which they run. Each page is the notebook that runs."),
     "api": ("Library", "The notebooks that `mlpkg` is exported from: documentation, source and tests in one."),
 }

@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 import urllib.request
+from pathlib import Path
 
 import pytest
 from conftest import processes_with, wait_for
@@ -19,6 +21,16 @@ from mlpkg.steps.run import run_step
 from mlpkg.steps.tracking import TrackingError, client, open_pipeline_run, step_runs
 
 RUN = "import sys; from mlpkg.steps.run import run_step; run_step(sys.argv[1])"
+RUN_ALL = """
+import sys
+from mlpkg.steps.run import run_step
+for notebook in sys.argv[1:]:
+    try:
+        run_step(notebook)
+        print("ran to its end")
+    except RuntimeError as error:
+        print(error)
+"""
 SLOW = "import os, time\nprint('started')\nopen('{marker}', 'w').close()\ntime.sleep(120)"
 
 
@@ -89,7 +101,25 @@ def test_a_cell_that_prints_50_mb(project):
     assert "more characters were dropped here: steps.output_limit in settings.ini" in text
 
 
-def test_bytes_that_are_no_text(project):
+PLOT = """
+import base64
+from IPython.display import Image, display
+png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
+display(Image(base64.b64decode(png)), metadata={"image/png": {}})
+"""
+
+
+def test_a_plot_has_an_alternative_text(project, caplog):
+    titled = f"class ax:\n    set_title = print\nax.set_title('Late by month'){PLOT}"
+    notebook = project.notebook("plots", "x: int = 1", PLOT, titled)
+    result = run_step(notebook, settings=project.settings)
+    page = project.mlflow.download_artifacts(result.run_id, "notebook/plots.html", str(project.root))
+    html = Path(page).read_text()
+    assert 'alt="Plot of cell 2"' in html and 'alt="Late by month"' in html
+    assert "Alternative text" not in caplog.text
+
+
+def test_bytes_that_are_not_text(project):
     cell = "import os\nos.write(1, b'\\xff\\xfe caf\\xe9\\n')\nprint('\\ud800')"
     result = run_step(project.notebook("bytes", "x: int = 1", cell), settings=project.settings)
     run = project.mlflow.get_run(result.run_id)
@@ -103,6 +133,30 @@ def test_an_unknown_kernel(project):
     kernel = {"name": "julia-1.9", "display_name": "Julia", "language": "julia"}
     notebook = project.notebook("julia", "x: int = 1", kernel=kernel)
     fails(project, notebook, "unknown kernel 'julia-1.9' (installed: python3)")
+
+
+def kernel_made_of(project, code: str) -> dict:
+    "A kernel that runs this code instead of listening to anybody, found below the project"
+    spec = project.root / "kernels" / "odd" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    command = [sys.executable, "-c", code, "{connection_file}"]
+    spec.write_text(json.dumps({"argv": command, "display_name": "Odd", "language": "python"}))
+    return {"name": "odd", "display_name": "Odd", "language": "python"}
+
+
+def test_a_kernel_that_does_not_start(project, monkeypatch):
+    monkeypatch.setenv("JUPYTER_PATH", str(project.root))
+    kernel = kernel_made_of(project, "print('looking for it')\nimport package_of_old")
+    why = "the kernel 'odd' did not start: ModuleNotFoundError: No module named 'package_of_old'"
+    run = fails(project, project.notebook("old", "x: int = 1", kernel=kernel), why)
+    assert "Traceback (most recent call last)" in run.data.tags["mlpkg.failure.traceback"]
+
+
+def test_a_kernel_that_starts_too_slowly(project, monkeypatch):
+    monkeypatch.setenv("JUPYTER_PATH", str(project.root))
+    notebook = project.notebook("waits", "x: int = 1", kernel=kernel_made_of(project, "import time; time.sleep(60)"))
+    why = "the kernel 'odd' did not start: it did not answer within 2 s (steps.start_timeout in settings.ini)"
+    fails(project, notebook, why, settings=with_limits(project, start_timeout=2))
 
 
 def test_notebooks_without_and_with_two_parameters_cells(project):
@@ -137,11 +191,11 @@ def test_secrets_stay_out_of_what_is_stored_and_logged(project, monkeypatch, cap
     assert "ValueError: ***" in run.data.tags["mlpkg.failure.error"] and "ValueError: ***" in logged
 
 
-def start_slow_step(project):
+def start_slow_step(project, **env: str):
     "A step in a process of its own, in the middle of its second cell"
     marker = project.root / "started"
     notebook = project.notebook("slow", "x: int = 1", SLOW.format(marker=marker), "x")
-    process = project.start(sys.executable, "-c", RUN, str(notebook))
+    process = project.start(sys.executable, "-c", RUN, str(notebook), **env)
     wait_for(marker.exists, what="the second cell")
     return process
 
@@ -153,6 +207,43 @@ def kernels(project) -> list[int]:
 
 def command_line(pid: int) -> str:
     return subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def temporary():
+    "A temporary folder for the processes of a test; its path is short enough for a kernel's sockets"
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_a_step_leaves_nothing_behind_and_its_kernel_dies_silently(project, temporary):
+    sources = {"ends": "x", "fails": "x / 0", "sleeps": "import time; time.sleep(60)", "dies": "import os; os.abort()"}
+    notebooks = [str(project.notebook(name, "x: int = 1", cell)) for name, cell in sources.items()]
+    env = {"TMPDIR": str(temporary), "MLPKG_STEPS__CELL_TIMEOUT": "8"}
+    process = project.start(sys.executable, "-c", RUN_ALL, *notebooks, **env)
+    output, _ = process.communicate(timeout=180)
+    for said in ("ran to its end", "division by zero", "ran longer than 8 s", "killed by SIGABRT"):
+        assert said in output
+    assert "IPKernelApp" not in output and "KeyboardInterrupt" not in output
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_step_that_is_terminated_leaves_nothing_behind(project, temporary):
+    process = start_slow_step(project, TMPDIR=str(temporary))
+    assert [path.name.split("-")[0] for path in temporary.iterdir()] == ["mlpkg"]
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_a_step_that_is_killed_outright_leaves_behind_is_removed_by_the_next(project, temporary):
+    process = start_slow_step(project, TMPDIR=str(temporary))
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    wait_for(lambda: not kernels(project), 15, "the end of the kernel")
+    assert list(temporary.glob("mlpkg-*/k-*"))
+    run_step(project.notebook("next", "x: int = 1"), settings=project.settings)
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

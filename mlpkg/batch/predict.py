@@ -26,7 +26,8 @@ from .screening import BatchError, Screened, match_inputs, model_contract, rows_
 from .summary import BatchResult, ScoredBatch, SummaryBuilder
 from ..data.arrow import fit_schema, plain_batch, plain_schema, plain_type
 from ..data.inputs import Input
-from ..data.lake import Filters, Lake, check_name
+from ..data.arrow import Filters
+from ..data.lake import Lake, check_name
 from ..data.sources import Source, open_source
 from ..data.spill import Spill, replayable
 from ..models.registry import Loaded

@@ -203,7 +203,7 @@ def simulate_months(
 ) -> "DagResult | None":  # The DAG run that failed, after which nothing more was run
     "Run what each month starts, until a DAG fails"
     from mlpkg.airflow.local import load_dags, run_dag
-    from mlpkg.airflow.simulation import Month, live_month
+    from mlpkg.airflow.simulation import Month, simulate_month
 
     def run(dag, conf, listen):
         return run_dag(settings, dag, conf, shown.watch(dag, listen))
@@ -213,7 +213,7 @@ def simulate_months(
         for name in months:
             month = Month(name)
             shown.months.append(month)
-            live_month(settings, known, month, given, run)
+            simulate_month(settings, known, month, given, run)
             shown.ended()
             if month.failed:
                 return month.failed

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pandera.pandas as pa
 
-# %% ../../nbs/api/data/20_inputs.ipynb #521c2f18
+# %% ../../nbs/api/data/20_inputs.ipynb #582939a1
 class InputsError(MlpkgError, ValueError):
     "Inputs that cannot be described, or a table that does not fit them"
 
@@ -59,7 +59,7 @@ def _bounds(column: "pa.Column") -> dict[str, Any]:
             found |= {"categories": tuple(sorted(map(str, known["allowed_values"]))), "unknown": "refuse"}
     return found
 
-# %% ../../nbs/api/data/20_inputs.ipynb #9c3bba8f
+# %% ../../nbs/api/data/20_inputs.ipynb #0418908f
 def _numeric(
     values: "pd.Series",
 ) -> bool:  # True for booleans too
@@ -68,7 +68,7 @@ def _numeric(
 
     return bool(is_numeric_dtype(values))
 
-# %% ../../nbs/api/data/20_inputs.ipynb #ee2302f4
+# %% ../../nbs/api/data/20_inputs.ipynb #d8eb6ef2
 def _input(name: str, column: "pa.Column", values: "pd.Series") -> Input:
     "Describe one column from its contract and the values that were seen, without missing ones"
     number = _numeric(values)
@@ -79,7 +79,7 @@ def _input(name: str, column: "pa.Column", values: "pd.Series") -> Input:
         fields.setdefault("categories", tuple(sorted(values.astype(str).unique())))
     return Input(name, "number" if number else "text", **fields)
 
-# %% ../../nbs/api/data/20_inputs.ipynb #e19a2427
+# %% ../../nbs/api/data/20_inputs.ipynb #fb3c1b3f
 def inputs_from(
     contract: "pa.DataFrameSchema",  # Of the feature columns; others in it are ignored
     table: "pd.DataFrame",  # Rows the model was trained on
@@ -102,7 +102,7 @@ def to_json(
     bare = {**asdict(plain), "categories": []}
     return [{k: v for k, v in one.items() if k in ("name", "kind") or v != bare[k]} for one in fields]
 
-# %% ../../nbs/api/data/20_inputs.ipynb #bd3d3b04
+# %% ../../nbs/api/data/20_inputs.ipynb #f22591af
 def from_json(
     columns: Mapping[str, str],  # Columns of the model's signature -> "double" or "string"
     stored: Iterable[Mapping[str, Any]] = (),  # From `to_json`
@@ -132,7 +132,7 @@ def _column(one: Input) -> "pa.Column":
         checks.append(pa.Check.isin(list(one.categories), error=f"one of {', '.join(one.categories)}"))
     return pa.Column("float64" if one.kind == "number" else "str", checks, nullable=one.nullable)
 
-# %% ../../nbs/api/data/20_inputs.ipynb #c1ba85f1
+# %% ../../nbs/api/data/20_inputs.ipynb #7f26ef6c
 def as_contract(
     inputs: Iterable[Input],
 ) -> "pa.DataFrameSchema":  # Columns that no input names are let through
@@ -141,7 +141,7 @@ def as_contract(
 
     return pa.DataFrameSchema({one.name: _column(one) for one in inputs})
 
-# %% ../../nbs/api/data/20_inputs.ipynb #c28dae49
+# %% ../../nbs/api/data/20_inputs.ipynb #d37c49cc
 def shape(
     table: "pd.DataFrame",  # Any columns, in any order
     inputs: Iterable[Input],
@@ -153,9 +153,7 @@ def shape(
     for one in inputs:
         if one.name not in table and not one.nullable:
             there = ", ".join(map(str, table.columns))
-            raise InputsError(
-                f"column {one.name!r} is missing, and the model cannot do without it (there are: {there})"
-            )
+            raise InputsError(f"column {one.name!r} is missing, and the model cannot do without it (it has: {there})")
         given = table[one.name] if one.name in table else pd.Series(None, index=table.index, dtype="object")
         try:
             made[one.name] = given.astype("float64") if one.kind == "number" else given.astype("str")
@@ -163,7 +161,7 @@ def shape(
             raise InputsError(f"column {one.name!r} should hold numbers: {error}") from error
     return pd.DataFrame(made, index=table.index)
 
-# %% ../../nbs/api/data/20_inputs.ipynb #5d71c5fe
+# %% ../../nbs/api/data/20_inputs.ipynb #b92bfe10
 def map_unknown(
     table: "pd.DataFrame",  # From `shape`
     inputs: Iterable[Input],

@@ -17,11 +17,11 @@ from fastcore.basics import patch
 
 from ..errors import MlpkgError
 
-# %% ../../nbs/api/models/16_intervals.ipynb #4465a13a
+# %% ../../nbs/api/models/16_intervals.ipynb #47e73f66
 class ScoreError(MlpkgError, ValueError):
     "Labels or probabilities that cannot be judged"
 
-
+# %% ../../nbs/api/models/16_intervals.ipynb #4465a13a
 def _refuse_missing(
     what: str,  # For the message
     values: pd.Series,
@@ -78,7 +78,7 @@ def percentile_interval(
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
-# %% ../../nbs/api/models/16_intervals.ipynb #45a1f2af
+# %% ../../nbs/api/models/16_intervals.ipynb #e7a181e6
 def _draw_counts(
     rng: np.random.Generator,
     places: np.ndarray,  # Place of each row of one class among the distinct scores
@@ -87,7 +87,7 @@ def _draw_counts(
     "One bootstrap draw as counts"
     return np.bincount(places[rng.integers(0, len(places), len(places))], minlength=size)
 
-
+# %% ../../nbs/api/models/16_intervals.ipynb #45a1f2af
 def _row_draws(
     y: np.ndarray,  # Labels, both classes
     p: np.ndarray,  # Scores

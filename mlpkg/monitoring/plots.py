@@ -23,7 +23,7 @@ _before, _now, _unremarkable = "#0072B2", "#D55E00", "#999999"
 
 # %% ../../nbs/api/monitoring/16_plots.ipynb #24b46b67
 def plot_drift(
-    report: Report,
+    report: Report,  # From `mlpkg.monitoring.report.monitor`
     top: int = 20,  # Number of columns shown, those that moved most
 ) -> "Figure":
     "Population stability index by column, with the threshold"
@@ -68,8 +68,8 @@ def _plot_texts(
 
 # %% ../../nbs/api/monitoring/16_plots.ipynb #57114622
 def plot_columns(
-    learned: Window,
-    current: Window,
+    learned: Window,  # In the shape of `mlpkg.monitoring.checks.coerce_inputs`
+    current: Window,  # The same
     columns: Sequence[str],  # Those to show, in both windows; columns without any value are left out
 ) -> "Figure | None":  # None where there is nothing to show
     "Values before and now"
@@ -101,13 +101,17 @@ def _series(
     style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1, "capsize": 2}
     ax.errorbar(x, table["value"], np.nan_to_num(np.vstack([low, high])), **style, label=label)
 
-# %% ../../nbs/api/monitoring/16_plots.ipynb #8eb019a4
-def _rows_of(history: pd.DataFrame, check: str, column: str) -> pd.DataFrame:
+# %% ../../nbs/api/monitoring/16_plots.ipynb #d7dd1a10
+def _rows_of(
+    history: pd.DataFrame,
+    check: str,  # Such as "performance"
+    column: str,  # Such as "roc_auc"
+) -> pd.DataFrame:
     "One check in every window, where it has a value"
     chosen = (history["check"] == check) & (history["column"] == column)
     return history[chosen].dropna(subset="value")
 
-
+# %% ../../nbs/api/monitoring/16_plots.ipynb #8eb019a4
 def _plot_panels(
     auc: "Axes",
     rate: "Axes",

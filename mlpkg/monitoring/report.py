@@ -30,7 +30,7 @@ from mlpkg.monitoring.checks import (
     check_predictions,
     check_ranking,
     check_slices,
-    readable,
+    coerce_inputs,
     truth_is_known,
 )
 from ..settings import MonitoringSettings
@@ -46,7 +46,7 @@ class Report:
     model: str = ""
     model_version: int = 0
 
-# %% ../../nbs/api/monitoring/14_report.ipynb #4a76d9e0
+# %% ../../nbs/api/monitoring/14_report.ipynb #c2e33fe1
 @patch
 def at(
     self: Report,
@@ -55,7 +55,7 @@ def at(
     "Findings of a level, in the order of the checks"
     return [one for one in self.findings if one.level == level]
 
-
+# %% ../../nbs/api/monitoring/14_report.ipynb #4a76d9e0
 @patch
 def get(
     self: Report,
@@ -65,25 +65,25 @@ def get(
     "One finding"
     return next((one for one in self.findings if (one.check, one.column) == (check, column)), None)
 
-# %% ../../nbs/api/monitoring/14_report.ipynb #14583dbd
+# %% ../../nbs/api/monitoring/14_report.ipynb #36ca7be0
 @patch(as_prop=True)
 def alarm(self: Report) -> bool:
     "Does the alarm fire?"
     return any(one.level == "alarm" for one in self.findings)
 
-
+# %% ../../nbs/api/monitoring/14_report.ipynb #14583dbd
 @patch(as_prop=True)
 def status(self: Report) -> str:  # "alarm", "quiet", or "unknown" where nothing could be concluded
     "The verdict in one word"
     return "alarm" if self.alarm else "unknown" if {f.level for f in self.findings} <= {"unknown"} else "quiet"
 
-# %% ../../nbs/api/monitoring/14_report.ipynb #321cf188
+# %% ../../nbs/api/monitoring/14_report.ipynb #86e39fa9
 @patch(as_prop=True)
 def drifted(self: Report) -> list[str]:
     "Columns whose values have moved, those that moved most first"
     return [one.column for one in self.at("warning") if one.check == "drift"]
 
-
+# %% ../../nbs/api/monitoring/14_report.ipynb #321cf188
 @patch(as_prop=True)
 def figures(self: Report) -> dict[str, float]:
     "Values by check and column, as MLflow takes them; NaN left out"
@@ -98,7 +98,7 @@ def checks(self: Report) -> pd.DataFrame:
     table = pd.DataFrame(self.findings, columns=[*columns, "words"])
     return table.assign(alarm=table["level"] == "alarm")
 
-# %% ../../nbs/api/monitoring/14_report.ipynb #89808ce3
+# %% ../../nbs/api/monitoring/14_report.ipynb #20995679
 def _since(
     finding: Finding,
     window: str,  # The window of the report
@@ -106,7 +106,7 @@ def _since(
     "Since when, where that is not now"
     return f", since {finding.since}" if finding.since and finding.since != window else ""
 
-
+# %% ../../nbs/api/monitoring/14_report.ipynb #89808ce3
 def _first_sentence(report: Report) -> str:
     "The verdict"
     here, ranking = report.window, report.get("performance", "roc_auc")
@@ -117,7 +117,7 @@ def _first_sentence(report: Report) -> str:
     fine = ranking.words if ranking and ranking.level == "ok" else "every check that could be made is within bounds"
     return f"No alarm in {here}: {fine}."
 
-# %% ../../nbs/api/monitoring/14_report.ipynb #437a55ef
+# %% ../../nbs/api/monitoring/14_report.ipynb #0a27e27b
 @patch(as_prop=True)
 def words(self: Report) -> list[str]:
     "The verdict, then what else there is to say"
@@ -134,7 +134,7 @@ def words(self: Report) -> list[str]:
         *([f"Drifted columns: {', '.join(names)}."] if names else []),
     ]
 
-
+# %% ../../nbs/api/monitoring/14_report.ipynb #437a55ef
 @patch(as_prop=True)
 def verdict(self: Report) -> str:
     "The first sentence of `words`"
@@ -161,21 +161,21 @@ def _number_blocks(*windows: Window) -> list[Window]:
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #7b7ac559
 def _check_data(
-    learned: Window,
+    learned: Window,  # Rows the model has learned from
     current: Window,  # In any state
-    inputs: Sequence[Input],
-    rules: MonitoringSettings,
+    inputs: Sequence[Input],  # What the model takes
+    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
     max_rate: float,  # Share of rows that may break the contract
     truth_known: bool,
     seed: int,
 ) -> list[Finding]:
     "What the rows alone say"
-    rows, found = readable(current.rows, inputs)
+    rows, found = coerce_inputs(current.rows, inputs)
     absent = {one.name for one in inputs} - set(current.rows)
     there = [one for one in inputs if one.name not in absent and one.name in learned.rows]
     if not there:
         return found
-    before = replace(learned, rows=readable(learned.rows, inputs)[0])
+    before = replace(learned, rows=coerce_inputs(learned.rows, inputs)[0])
     now = replace(current, rows=rows)
     return [
         *found,
@@ -189,7 +189,7 @@ def _check_performance(
     held: Window,  # With prediction and truth
     current: Window,  # The same
     slices: Sequence[str],
-    rules: MonitoringSettings,
+    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
 ) -> list[Finding]:
     "How well the model does, compared with the held-out rows"
     now, before = (estimates(window.y, window.p, window.blocks) for window in (current, held))
@@ -200,12 +200,12 @@ def _check_performance(
         *check_slices(held, current, slices, rules),
     ]
 
-# %% ../../nbs/api/monitoring/14_report.ipynb #ea9ca414
+# %% ../../nbs/api/monitoring/14_report.ipynb #5ed3b9b1
 def _unknown(check: str, column: str, words: str) -> Finding:
     "Something that could not be checked"
     return Finding(check, column, "unknown", words)
 
-
+# %% ../../nbs/api/monitoring/14_report.ipynb #ea9ca414
 def _check_model(
     learned: Window, current: Window, held: Window | None, slices: Sequence[str], rules: MonitoringSettings
 ) -> list[Finding]:
@@ -231,7 +231,7 @@ def monitor(
     learned: Window,  # What the model has learned from; predictions are not needed
     current: Window,  # The window to judge, in any state
     inputs: Sequence[Input],  # What the model takes
-    rules: MonitoringSettings,
+    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
     held: Window | None = None,  # Rows held back from the training, with predictions and truth
     slices: Sequence[str] = (),  # Columns to cut the performance by
     max_violation_rate: float = 0.05,  # Share of rows that may break the contract
@@ -253,12 +253,12 @@ def monitor(
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #12719024
 def stored_predictions(
-    lake: Lake,
+    lake: Lake,  # Where the table is
     name: str,  # Table with the window's column, the keys, probability, model and model_version
     window: str,  # Which window, such as "2013-12"
     rows: pd.DataFrame,  # Rows of the window
     keys: Sequence[str],  # Columns that identify a row, on both sides
-    model: str,
+    model: str,  # Registered name
     version: int,  # Predictions of other versions are ignored
     window_column: str = "window",  # Column of the table that names the window
 ) -> np.ndarray:  # Probabilities in the order of the rows, NaN where there is none
@@ -269,11 +269,11 @@ def stored_predictions(
     given = lake.read(name, [*keys, "probability"], filters).drop_duplicates(list(keys), keep="last")
     return rows[list(keys)].merge(given, on=list(keys), how="left")["probability"].to_numpy()
 
-# %% ../../nbs/api/monitoring/14_report.ipynb #36c61919
+# %% ../../nbs/api/monitoring/14_report.ipynb #d1cf8766
 class HistoryError(MlpkgError, ValueError):
     "Stored reports that do not have the window's column"
 
-
+# %% ../../nbs/api/monitoring/14_report.ipynb #36c61919
 def window_names(
     table: pd.DataFrame,  # Rows of stored reports
     window_column: str,  # Column that names the window
@@ -286,7 +286,7 @@ def window_names(
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #2a019589
 def as_rows(
-    report: Report,
+    report: Report,  # From `monitor`
     window_column: str = "window",  # What the column that names the window is called
 ) -> pd.DataFrame:  # window_column, rows, model, model_version, then the columns of `Report.checks`
     "A report as rows of a table"
@@ -299,9 +299,9 @@ def as_rows(
         table.insert(place, column, pd.Series(value, index=table.index, dtype=kind))
     return table
 
-# %% ../../nbs/api/monitoring/14_report.ipynb #e153e3b0
+# %% ../../nbs/api/monitoring/14_report.ipynb #d746eda7
 def store(
-    lake: Lake,
+    lake: Lake,  # Where the table is
     name: str,  # Of the table, such as "monitoring/flights"
     report: Report,  # Replaces what is there for its window
     window_column: str = "window",  # Column that names the window, and partitions the table
@@ -309,9 +309,9 @@ def store(
     "Keep a report"
     return lake.write(name, as_rows(report, window_column), mode="replace", partition={window_column: report.window})
 
-
+# %% ../../nbs/api/monitoring/14_report.ipynb #e153e3b0
 def read_history(
-    lake: Lake,
+    lake: Lake,  # Where the table is
     name: str,  # Of the table
     window_column: str = "window",  # Column that names the window
 ) -> pd.DataFrame:  # The columns of `as_rows`, sorted by window; no rows where nothing was stored yet
@@ -339,7 +339,7 @@ def _first_of_series(
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #1d2e62e7
 def with_history(
-    report: Report,
+    report: Report,  # From `monitor`
     past: pd.DataFrame,  # From `read_history`; windows from this one on are ignored
     window_column: str = "window",  # Column of `past` that names the window
 ) -> Report:  # Its warnings and alarms say since when
