@@ -17,10 +17,10 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.inspection import permutation_importance
-from threadpoolctl import threadpool_limits
 
 from ..errors import MlpkgError
 from ..models.intervals import auc_interval, bin_codes, bin_edges, inflation, roc_auc
+from ..models.scoring import native_threads
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #67b0378d
 class DriftError(MlpkgError, ValueError):
@@ -282,7 +282,7 @@ def joint_drift(
     known = [label[i] for label, i in zip(blocks, places, strict=True) if label is not None]
     labels = np.concatenate(known) if len(known) == 2 else None
     X = _numbers(table)
-    with threadpool_limits(1):
+    with native_threads():
         score, last = _cross_scores(X, side, _folds(table, side, labels, folds), seed)
         low, high = auc_interval(side, score, labels, seed=seed)
         told = _losses(seed, *last) if last and low > 0.5 else pd.Series(dtype="float64")
