@@ -63,10 +63,10 @@ def limits(parts: dict[str, float]) -> str:
     "What takes the time"
     listed = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items())
     total, cores = sum(parts.values()), os.cpu_count() or 1
-    alone = parts["read"] + parts["judge"] + parts["encode"]
+    alone = parts["read"] + parts["screen"] + parts["encode"]
     return (
         f"Alone on one core: {listed}; {total:.2f} s in all. On {cores} cores no less than "
-        f"{max(total / cores, alone):.2f} s: all of it; reading, judging, encoding ({alone:.2f} s) on one thread"
+        f"{max(total / cores, alone):.2f} s: all of it; reading, screening, encoding ({alone:.2f} s) on one thread"
     )
 
 

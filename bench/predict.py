@@ -12,7 +12,8 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from mlpkg.batch.predict import even, judge, model_contract, score
+from mlpkg.batch.predict import rebatch, score
+from mlpkg.batch.screening import model_contract, screen
 from mlpkg.data.inputs import shape
 from mlpkg.data.lake import Lake, open_lake
 from mlpkg.data.sources import open_source
@@ -105,16 +106,16 @@ def parts(lake: Lake, table: str, loaded: Any, every: dict[str, Any]) -> dict[st
     contract, inputs = model_contract(loaded.inputs), [one.name for one in loaded.inputs]
     columns = list(dict.fromkeys(["month", *KEEP, *BY, *inputs]))
     source, where = open_source(lake, table), [("month", "in", every["month"])]
-    pieces: list[pa.RecordBatch] = list(even(source.read(columns, where), 49_152))
-    judged = [judge(piece, loaded.inputs, contract).table for piece in pieces]
+    pieces: list[pa.RecordBatch] = list(rebatch(source.read(columns, where), 49_152))
+    screened = [screen(piece, loaded.inputs, contract).table for piece in pieces]
     written = lake.table("predictions/flights")
     with threadpool_limits(1):
         scorer = Scorer(loaded.pipeline, loaded.inputs)
-        ready = [scorer.encode(table) for table in judged]
+        ready = [scorer.encode(table) for table in screened]
         work = {
             "read": lambda: list(source.read(columns, where)),
-            "judge": lambda: [judge(piece, loaded.inputs, contract) for piece in pieces],
-            "encode": lambda: [scorer.encode(table) for table in judged],
+            "screen": lambda: [screen(piece, loaded.inputs, contract) for piece in pieces],
+            "encode": lambda: [scorer.encode(table) for table in screened],
             "model": lambda: [scorer.predict(one) for one in ready],
             "write": lambda: lake.write("predictions/flights", written, mode="replace", partition=every),
         }

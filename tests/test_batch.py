@@ -21,8 +21,9 @@ from deltalake.exceptions import CommitFailedError
 from pyarrow.csv import CSVWriter
 from threadpoolctl import threadpool_info
 
-from mlpkg.batch import predict as batch
-from mlpkg.batch.predict import BatchError, judge, model_contract, quick_look, score
+from mlpkg.batch.predict import score
+from mlpkg.batch.screening import BatchError, fast_check, model_contract, rows_as_json, screen
+from mlpkg.batch.summary import plot_result
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.contracts import check
 from mlpkg.data.inputs import Input, inputs_from, shape
@@ -117,6 +118,44 @@ def test_probabilities_are_those_of_training_to_the_last_digit(name, models, lak
     assert done.mean_probability == pytest.approx(expected.mean(), rel=1e-12)
 
 
+@pytest.mark.parametrize("name", sorted(candidates))
+def test_batch_records_and_notebook_give_the_same_bits(name, models, lake, parcels):
+    odd = parcels.assign(carrier=parcels["carrier"].where(parcels.index % 7 > 0, "never seen"))
+    lake.write(TABLE, odd, mode="replace", partition={"month": MONTHS})
+    score(lake, models[name], TABLE, TO, {"month": MONTHS}, ["parcel"], rows=20_000)  # all rows at once
+    scorer = Scorer(models[name].pipeline, models[name].inputs)
+    records = [{key: None if pd.isna(value) else value for key, value in row.items()} for row in odd.to_dict("records")]
+    expected = probability(models[name].pipeline, odd[FEATURES])
+    assert scorer.fast
+    np.testing.assert_array_equal(scorer.records(records), expected)
+    np.testing.assert_array_equal(predictions(lake)["probability"], expected)
+    for one in range(0, 2000, 97):
+        alone = odd[FEATURES].iloc[[one]]
+        np.testing.assert_array_equal(scorer.records([records[one]]), probability(models[name].pipeline, alone))
+
+
+def by_batch(table) -> np.ndarray:
+    "Each number less the mean of the batch"
+    return (table - np.nanmean(np.asarray(table), axis=0)).astype(float)
+
+
+@pytest.mark.parametrize("numbers", [by_batch, lambda table: table.rank().to_numpy()])
+def test_a_scorer_leaves_to_scikit_learn_what_depends_on_the_batch(numbers, loaded, parcels, caplog):
+    from sklearn.compose import ColumnTransformer
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    columns = ColumnTransformer([("numbers", FunctionTransformer(numbers), NUMERIC)])
+    pipeline = Pipeline([("columns", columns), ("model", HistGradientBoostingClassifier(max_iter=5))])
+    pipeline.fit(parcels[NUMERIC], parcels["parcel"] % 2)
+    scorer = Scorer(pipeline, loaded.inputs)
+    assert scorer.way == "plain" and "does not encode as scikit-learn does" in caplog.text
+    records = parcels[FEATURES].head(5).to_dict("records")
+    np.testing.assert_array_equal(scorer.records(records), probability(pipeline, parcels.head(5)))
+    np.testing.assert_array_equal(scorer.frame(parcels[FEATURES]), probability(pipeline, parcels))
+
+
 def test_files_and_tables_give_the_same(loaded, lake, parcels, tmp_path):
     score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
     expected = predictions(lake)
@@ -181,8 +220,8 @@ def test_a_month_without_a_single_good_row(loaded, lake, parcels):
     lake.write(TABLE, parcels.assign(distance=-1.0), mode="replace", partition={"month": MONTHS})
     done = score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"], by=["depot"], rows=300)
     assert (done.predicted, done.quarantined, lake.count(TO), lake.count(ASIDE)) == (0, 2000, 0, 2000)
-    assert np.isnan(done.share) and done.groups["rows"].sum() == 0 and done.groups["quarantined"].sum() == 4000
-    batch.plot_scored(done)
+    assert np.isnan(done.positive_rate) and done.groups["rows"].sum() == 0 and done.groups["quarantined"].sum() == 4000
+    plot_result(done)
     assert len(done.outcome.bad) == 20
 
 
@@ -394,7 +433,7 @@ def test_a_refused_commit_is_tried_again_without_scoring_again(loaded, lake, mon
     np.testing.assert_array_equal(predictions(lake)["probability"], expected)
 
 
-def test_the_short_look_lets_nothing_pass_that_the_contract_refuses():
+def test_the_fast_check_lets_nothing_pass_that_the_contract_refuses():
     rng = np.random.default_rng(0)
     inputs = [
         Input("a", "number", nullable=False, low=0, high=10),
@@ -417,9 +456,9 @@ def test_the_short_look_lets_nothing_pass_that_the_contract_refuses():
             values["g"] = [None] * 4
         table = shape(pd.DataFrame(values), inputs)
         bad = check(table, contract).bad_rows
-        judged = judge(pa.RecordBatch.from_pandas(pd.DataFrame(values)), inputs, contract)
-        assert (judged.outcome.bad_rows, judged.bad.num_rows, len(judged.table)) == (bad, bad, 4 - bad)
-        if quick_look(table, inputs) is not None:
+        found = screen(pa.RecordBatch.from_pandas(pd.DataFrame(values)), inputs, contract)
+        assert (found.outcome.bad_rows, found.bad.num_rows, len(found.table)) == (bad, bad, 4 - bad)
+        if fast_check(table, inputs) is not None:
             assert bad == 0
             passed += 1
         refused += bad > 0
@@ -454,7 +493,7 @@ def test_inputs_as_json():
         "none": pa.nulls(5),
         'q"': [0.1] * 5,
     }
-    found = [json.loads(row) for row in batch.as_json(pa.record_batch(rows)).to_pylist()]
+    found = [json.loads(row) for row in rows_as_json(pa.record_batch(rows)).to_pylist()]
     assert found[0] == {"f": 1.5, "i": 1, "b": True, "d": "x", "none": None, 'q"': 0.1}
     assert [row["f"] for row in found] == [1.5, None, "inf", None, 1e-30]
     assert [row["i"] for row in found] == [1, None, -3, 4, 2**60]

@@ -12,13 +12,14 @@ from sklearn.metrics import roc_auc_score
 from mlpkg.data.contracts import check, gate
 from mlpkg.data.lake import Lake
 from mlpkg.examples import flights
+from mlpkg.examples.flights_data import read_planes, read_source, read_weather
 
 year = [f"2013-{month:02d}" for month in range(1, 13)]
 
 
 @pytest.fixture(scope="module")
 def raw():
-    return flights.read_source("package", year), flights.read_weather(year), flights.read_planes()
+    return read_source("package", year), read_weather(year), read_planes()
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +32,19 @@ def test_features_do_not_depend_on_what_happens_after_departure(raw, table):
     rng = np.random.default_rng(0)
     for change in (rng.permutation, lambda values: np.full(len(values), np.nan)):
         later = source.assign(**{name: change(source[name].to_numpy()) for name in flights.leaks})
-        pd.testing.assert_frame_equal(flights.clean(later, weather, planes)[flights.features], table[flights.features])
+        pd.testing.assert_frame_equal(
+            flights.clean(later, weather, planes)[flights.flight_features], table[flights.flight_features]
+        )
 
 
 def test_features_and_label_follow_from_nothing_else(table):
-    assert not set(flights.features) & {*flights.leaks, "late", "status", "day", "month", "tailnum"}
-    assert set(table) == {"month", "day", "flight", "tailnum", "status", "late", *flights.features}
+    assert not set(flights.flight_features) & {*flights.leaks, "late", "status", "day", "month", "tailnum"}
+    assert set(table) == {"month", "day", "flight", "tailnum", "status", "late", *flights.flight_features}
 
 
 def test_weather_is_that_of_the_scheduled_hour_not_of_the_departure(raw, table):
     source, weather, _ = raw
-    joined = source.sort_values(flights.key, ignore_index=True).merge(
+    joined = source.sort_values(flights.flight_key, ignore_index=True).merge(
         weather[["origin", "month", "day", "hour", "temp"]], on=["origin", "month", "day", "hour"], how="left"
     )
     known = joined["temp"].notna() & table["temp"].notna()
@@ -53,9 +56,11 @@ def scores(table, until, on):
     data = table[table["late"].notna()].astype(dict.fromkeys(flights.categorical, "category"))
     train = data[data["month"] <= until].sample(80_000, random_state=0)
     model = HistGradientBoostingClassifier(categorical_features="from_dtype", random_state=0)
-    model.fit(train[flights.features], train["late"])
+    model.fit(train[flights.flight_features], train["late"])
     parts = {month: data[data["month"] == month] for month in on}
-    return {m: roc_auc_score(p["late"], model.predict_proba(p[flights.features])[:, 1]) for m, p in parts.items()}
+    return {
+        m: roc_auc_score(p["late"], model.predict_proba(p[flights.flight_features])[:, 1]) for m, p in parts.items()
+    }
 
 
 def test_a_plain_model_is_neither_blind_nor_clairvoyant(table):

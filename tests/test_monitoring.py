@@ -17,19 +17,8 @@ from conftest import ROOT
 
 from mlpkg.data.inputs import Input, inputs_from
 from mlpkg.data.lake import Lake
-from mlpkg.examples.flights import (
-    categorical,
-    clean,
-    features,
-    features_contract,
-    months,
-    numeric,
-    read_planes,
-    read_source,
-    read_weather,
-    seed_lake,
-    split,
-)
+from mlpkg.examples.flights import categorical, clean, features_contract, flight_features, numeric, seed_lake, split
+from mlpkg.examples.flights_data import months, read_planes, read_source, read_weather
 from mlpkg.models.scoring import probability
 from mlpkg.models.training import fit
 from mlpkg.monitoring.checks import Window
@@ -53,7 +42,7 @@ class Flights:
         parts = split(self.table, "2013-10")
         train, held = parts[parts["part"] != "holdout"], parts[parts["part"] == "holdout"]
         self.pipeline = fit("hist_gradient_boosting", train, "late", numeric, categorical)
-        self.inputs = inputs_from(features_contract(), train, features)
+        self.inputs = inputs_from(features_contract(), train, flight_features)
         self.learned = Window(parts, y=parts["late"], blocks=day(parts))
         self.held = self.predicted(held)
 
@@ -307,8 +296,8 @@ def monitored(project):
     pipeline = fit("logistic_regression", train, "late", numeric, categorical)
     connect(project.settings)
     with mlflow.start_run():
-        inputs = inputs_from(features_contract(), train, features)
-        uri = log_model(pipeline, train[features], inputs=inputs)
+        inputs = inputs_from(features_contract(), train, flight_features)
+        uri = log_model(pipeline, train[flight_features], inputs=inputs)
         promote("flights", register(uri, "flights", {"split/flights": version}), Decision(True, ["first"]))
     yield project, lake, pipeline
     mlflow.set_tracking_uri(before[0])

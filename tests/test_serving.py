@@ -12,9 +12,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -38,7 +39,7 @@ from mlpkg.models.storage import log_model
 from mlpkg.models.training import fit
 from mlpkg.serving.app import check_host, create_app
 from mlpkg.serving.http import new_key
-from mlpkg.serving.loader import last_good_copy
+from mlpkg.serving.loader import ServedModel, last_good_copy
 from mlpkg.settings import Settings, load_settings
 from mlpkg.testing import temporary_store
 
@@ -126,6 +127,11 @@ def failing(error: Exception):
         raise error
 
     return fail
+
+
+def score_with(model: ServedModel, score: Callable) -> None:
+    "Let a model predict with another function"
+    object.__setattr__(model, "scorer", SimpleNamespace(records=score))
 
 
 def ask(api: TestClient, *records: object, **more: object):
@@ -309,7 +315,7 @@ def test_no_trace_of_an_error_leaves_the_process(api, monkeypatch, caplog):
     def fail(records):
         raise RuntimeError("secret detail")
 
-    object.__setattr__(api.app.state.parts.loader.arms.champion, "score", fail)
+    score_with(api.app.state.parts.loader.arms.champion, fail)
     answer = ask(api, GOOD)
     found = problem(answer, 500)
     assert "secret" not in answer.text and found["request_id"] in caplog.text and "secret detail" in caplog.text
@@ -318,7 +324,7 @@ def test_no_trace_of_an_error_leaves_the_process(api, monkeypatch, caplog):
 def test_a_request_that_fails_does_not_harm_those_in_its_batch(api):
     parts = api.app.state.parts
     champion = parts.loader.arms.champion
-    score, entered, go_on = champion.score, threading.Event(), threading.Event()
+    score, entered, go_on = champion.scorer.records, threading.Event(), threading.Event()
 
     def slow(records):
         entered.set()
@@ -327,7 +333,7 @@ def test_a_request_that_fails_does_not_harm_those_in_its_batch(api):
             raise RuntimeError("thirteen")
         return score(records)
 
-    object.__setattr__(champion, "score", slow)
+    score_with(champion, slow)
     asked, codes = [1, 2, 13, 4], {}
 
     def one(distance):
@@ -349,8 +355,8 @@ def test_more_requests_than_may_wait(store):
     with serving(store, max_waiting=2) as api:
         parts = api.app.state.parts
         champion, go_on, entered = parts.loader.arms.champion, threading.Event(), threading.Event()
-        score = champion.score
-        object.__setattr__(champion, "score", lambda r: (entered.set(), go_on.wait(10), score(r))[2])
+        score = champion.scorer.records
+        score_with(champion, lambda records: (entered.set(), go_on.wait(10), score(records))[2])
         codes: list[int] = []
         threads = [threading.Thread(target=lambda: codes.append(ask(api, GOOD).status_code)) for _ in range(3)]
         threads[0].start()
@@ -552,7 +558,7 @@ def test_shadow(store):
 def test_clients_do_not_notice_a_shadow_that_fails(store, caplog):
     mlflow.MlflowClient().set_registered_model_alias("parcels", "challenger", "2")
     with serving(store, strategy="shadow") as api:
-        object.__setattr__(api.app.state.parts.loader.arms.challenger, "score", lambda records: 1 / 0)
+        score_with(api.app.state.parts.loader.arms.challenger, lambda records: 1 / 0)
         assert ask(api, GOOD).status_code == 200
         wait_for(lambda: "mlpkg_shadow_lost_total 1.0" in api.get("/metrics").text, 10, "the loss is counted")
         assert "ZeroDivisionError" in caplog.text

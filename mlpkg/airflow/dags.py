@@ -23,8 +23,7 @@ from .operators import NotebookOperator, run_params, run_url
 from ..settings import load_settings
 from ..steps.outbox import recover
 from ..steps.run import announce
-from ..steps.tracking import client, end_orphans, end_run, find_run, step_runs
-from ..steps.tracking import open_pipeline_run as open_pipeline_run
+from ..steps.tracking import client, end_orphans, end_run, find_run, open_pipeline_run, step_runs
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #59404284
 def step_name(

@@ -110,14 +110,11 @@ def serve_command(
     Example: [bold]mlpkg serve --port 8001 --workers 2[/bold]
     """
     from mlpkg.serving.app import check_host, check_serving, serve
-    from mlpkg.settings import SettingsError, load_settings
+    from mlpkg.settings import load_settings
 
     settings = load_settings()
-    try:
-        check_serving(settings)
-        check_host(settings, host)
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
+    check_serving(settings)
+    check_host(settings, host)
     Console().print(f"http://{host}:{port}/docs describes the API; Ctrl-C ends it", soft_wrap=True)
     serve(settings, host, port, workers)
 

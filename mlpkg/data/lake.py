@@ -179,12 +179,8 @@ def _scan(
 # %% ../../nbs/api/data/14_lake.ipynb #aa37c7fa
 @patch
 def batches(
-    self: Lake,
-    name: str,
-    columns: list[str] | None = None,  # Those to read; all unless given
-    filters: Filters | None = None,  # Rows to read; all unless given
-    version: int | None = None,  # Version to read; the newest unless given
-) -> pa.RecordBatchReader:  # To be read once; LakeError where table, version or column does not exist
+    self: Lake, name: str, columns: list[str] | None = None, filters: Filters | None = None, version: int | None = None
+) -> pa.RecordBatchReader:  # To be read once; LakeError where table, version or column does not exist; see `read`
     "Stream a table that may be larger than memory"
     table, reader = self._scan(name, columns, filters, version)
     self._note("read", name, table, table.version(), None)
@@ -193,12 +189,8 @@ def batches(
 # %% ../../nbs/api/data/14_lake.ipynb #20c1e2de
 @patch
 def table(
-    self: Lake,
-    name: str,
-    columns: list[str] | None = None,  # Those to read; all unless given
-    filters: Filters | None = None,  # Rows to read; all unless given
-    version: int | None = None,  # Version to read; the newest unless given
-) -> pa.Table:  # LakeError where table, version or column does not exist
+    self: Lake, name: str, columns: list[str] | None = None, filters: Filters | None = None, version: int | None = None
+) -> pa.Table:  # LakeError where table, version or column does not exist; see `read` for what to give
     "Read as an Arrow table"
     table, reader = self._scan(name, columns, filters, version)
     data = reader.read_all()

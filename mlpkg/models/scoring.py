@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'ScoringError', 'features', 'native_threads', 'probability', 'records_frame', 'synthetic_records',
-           'ColumnBlock', 'column_blocks', 'Scorer', 'identical', 'proof_rows']
+           'ColumnBlock', 'column_blocks', 'identical', 'proof_rows', 'Scorer']
 
 # %% ../../nbs/api/models/10_scoring.ipynb #df8b7ca3
 import copy
@@ -206,6 +206,32 @@ def _join(parts: list[Any], columns: ColumnTransformer) -> Any:
         return sparse.hstack(parts).tocsr()
     return np.hstack([part.toarray() if sparse.issparse(part) else part for part in parts])
 
+# %% ../../nbs/api/models/10_scoring.ipynb #8e81078d
+def identical(
+    a: Any,  # Dense or sparse
+    b: Any,  # The same
+) -> bool:  # NaN equals NaN
+    "Would a model be unable to tell these apart?"
+    if type(a) is not type(b) or a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if sparse.issparse(a):
+        pairs = [(getattr(a, name), getattr(b, name)) for name in ("data", "indices", "indptr")]
+        return all(np.array_equal(one, other, equal_nan=True) for one, other in pairs)
+    return np.array_equal(a, b, equal_nan=True) and (min(a.shape) < 2 or _order(a) == _order(b))
+
+
+def _order(a: Any) -> Literal["C", "F"]:
+    "Is a matrix stored row by row (C) or column by column (F)?"
+    return "F" if isinstance(a, np.ndarray) and a.strides[0] < a.strides[1] else "C"
+
+# %% ../../nbs/api/models/10_scoring.ipynb #912b7513
+def proof_rows(
+    inputs: Sequence[Input],  # Of the model
+) -> pd.DataFrame:  # 2080 rows, enough for texts to be merged; the first 64 are `synthetic_records`
+    "A table to try a scorer with"
+    records = records_frame(synthetic_records(inputs), inputs)
+    return records.iloc[[i for turn in range(len(records)) for i in range(turn, len(records))]].reset_index(drop=True)
+
 # %% ../../nbs/api/models/10_scoring.ipynb #7543ca1e
 class Scorer:
     "Gives the probabilities of `probability`, bit by bit, as fast as the model allows"
@@ -245,83 +271,6 @@ def _joined(self: Scorer, parts: list[Any]) -> Any:
     "What the model takes, from what each block's transformer gave"
     encoded = _later_steps(self.pipeline, _join(parts, self.pipeline[0]))
     return np.asarray(encoded, order=self.order) if isinstance(encoded, np.ndarray) else encoded
-
-# %% ../../nbs/api/models/10_scoring.ipynb #b9d97019
-@patch
-def encode(
-    self: Scorer,
-    table: pd.DataFrame,  # From `mlpkg.data.inputs.shape`, unknown categories mapped; at least one row
-) -> Any:  # What the model takes: usually float64, shape (n, m), dense or sparse
-    "All steps but the last"
-    if not self.blocks:
-        return _plain_steps(self.pipeline, table)
-    return self._joined([_transformed(block, table) for block in self.blocks])
-
-# %% ../../nbs/api/models/10_scoring.ipynb #25313b5d
-@patch
-def encode_records(
-    self: Scorer,
-    records: Sequence[Mapping[str, Any]],  # Checked; at least one
-) -> Any:  # As `encode` gives it
-    "All steps but the last, for records"
-    if self.way != "arrays":
-        return self.encode(records_frame(records, self.inputs))
-    return self._joined([block.transform(_from_records(block, records)) for block in self.blocks])
-
-# %% ../../nbs/api/models/10_scoring.ipynb #cabcb90a
-@patch
-def predict(
-    self: Scorer,
-    encoded: Any,  # From `encode` or `encode_records`
-) -> np.ndarray:  # Probability of 1, float64, shape (n,)
-    "The last step; native threads are the caller's to limit"
-    return self.model.predict_proba(encoded)[:, 1]
-
-# %% ../../nbs/api/models/10_scoring.ipynb #84267ae8
-@patch
-def frame(
-    self: Scorer,
-    table: pd.DataFrame,  # From `mlpkg.data.inputs.shape`, unknown categories mapped; at least one row
-) -> np.ndarray:  # Probability of 1, float64, shape (n,)
-    "How likely each row of a table is a 1"
-    with native_threads():
-        return self.predict(self.encode(table))
-
-
-@patch
-def records(
-    self: Scorer,
-    records: Sequence[Mapping[str, Any]],  # Checked, for instance by `mlpkg.serving.schemas`; at least one
-) -> np.ndarray:  # Probability of 1, float64, shape (n,)
-    "How likely each record is a 1"
-    with native_threads():
-        return self.predict(self.encode_records(records))
-
-# %% ../../nbs/api/models/10_scoring.ipynb #8e81078d
-def identical(
-    a: Any,  # Dense or sparse
-    b: Any,  # The same
-) -> bool:  # NaN equals NaN
-    "Would a model be unable to tell these apart?"
-    if type(a) is not type(b) or a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    if sparse.issparse(a):
-        pairs = [(getattr(a, name), getattr(b, name)) for name in ("data", "indices", "indptr")]
-        return all(np.array_equal(one, other, equal_nan=True) for one, other in pairs)
-    return np.array_equal(a, b, equal_nan=True) and (min(a.shape) < 2 or _order(a) == _order(b))
-
-
-def _order(a: Any) -> Literal["C", "F"]:
-    "Is a matrix stored row by row (C) or column by column (F)?"
-    return "F" if isinstance(a, np.ndarray) and a.strides[0] < a.strides[1] else "C"
-
-# %% ../../nbs/api/models/10_scoring.ipynb #912b7513
-def proof_rows(
-    inputs: Sequence[Input],
-) -> pd.DataFrame:  # 2080 rows, enough for texts to be merged; the first 64 are `synthetic_records`
-    "A table to try a scorer with"
-    records = records_frame(synthetic_records(inputs), inputs)
-    return records.iloc[[i for turn in range(len(records)) for i in range(turn, len(records))]].reset_index(drop=True)
 
 # %% ../../nbs/api/models/10_scoring.ipynb #452555d1
 @patch
@@ -371,3 +320,54 @@ def _choose(self: Scorer, sample: pd.DataFrame | None) -> None:
 def fast(self: Scorer) -> bool:
     "Are records and tables encoded as arrays? If not, a slower way was taken, and that was logged"
     return self.way == "arrays"
+
+# %% ../../nbs/api/models/10_scoring.ipynb #b9d97019
+@patch
+def encode(
+    self: Scorer,
+    table: pd.DataFrame,  # From `mlpkg.data.inputs.shape`, unknown categories mapped; at least one row
+) -> Any:  # What the model takes: usually float64, shape (n, m), dense or sparse
+    "All steps but the last"
+    if not self.blocks:
+        return _plain_steps(self.pipeline, table)
+    return self._joined([_transformed(block, table) for block in self.blocks])
+
+# %% ../../nbs/api/models/10_scoring.ipynb #25313b5d
+@patch
+def encode_records(
+    self: Scorer,
+    records: Sequence[Mapping[str, Any]],  # Checked; at least one
+) -> Any:  # As `encode` gives it
+    "All steps but the last, for records"
+    if self.way != "arrays":
+        return self.encode(records_frame(records, self.inputs))
+    return self._joined([block.transform(_from_records(block, records)) for block in self.blocks])
+
+# %% ../../nbs/api/models/10_scoring.ipynb #cabcb90a
+@patch
+def predict(
+    self: Scorer,
+    encoded: Any,  # From `encode` or `encode_records`
+) -> np.ndarray:  # Probability of 1, float64, shape (n,)
+    "The last step; native threads are the caller's to limit"
+    return self.model.predict_proba(encoded)[:, 1]
+
+# %% ../../nbs/api/models/10_scoring.ipynb #84267ae8
+@patch
+def frame(
+    self: Scorer,
+    table: pd.DataFrame,  # From `mlpkg.data.inputs.shape`, unknown categories mapped; at least one row
+) -> np.ndarray:  # Probability of 1, float64, shape (n,)
+    "How likely each row of a table is a 1"
+    with native_threads():
+        return self.predict(self.encode(table))
+
+# %% ../../nbs/api/models/10_scoring.ipynb #2eca2eba
+@patch
+def records(
+    self: Scorer,
+    records: Sequence[Mapping[str, Any]],  # Checked, for instance by `mlpkg.serving.schemas`; at least one
+) -> np.ndarray:  # Probability of 1, float64, shape (n,)
+    "How likely each record is a 1"
+    with native_threads():
+        return self.predict(self.encode_records(records))

@@ -68,7 +68,7 @@ def _plot_texts(
 
 # %% ../../nbs/api/monitoring/16_plots.ipynb #57114622
 def plot_columns(
-    learned: Window,  # In the shape of `mlpkg.monitoring.checks.readable`
+    learned: Window,  # In the shape of `mlpkg.monitoring.checks.coerce_inputs`
     current: Window,  # The same
     columns: Sequence[str],  # Those to show, in both windows; columns without any value are left out
 ) -> "Figure | None":  # None where there is nothing to show

@@ -30,7 +30,7 @@ from mlpkg.monitoring.checks import (
     check_predictions,
     check_ranking,
     check_slices,
-    readable,
+    coerce_inputs,
     truth_is_known,
 )
 from ..settings import MonitoringSettings
@@ -170,12 +170,12 @@ def _check_data(
     seed: int,
 ) -> list[Finding]:
     "What the rows alone say"
-    rows, found = readable(current.rows, inputs)
+    rows, found = coerce_inputs(current.rows, inputs)
     absent = {one.name for one in inputs} - set(current.rows)
     there = [one for one in inputs if one.name not in absent and one.name in learned.rows]
     if not there:
         return found
-    before = replace(learned, rows=readable(learned.rows, inputs)[0])
+    before = replace(learned, rows=coerce_inputs(learned.rows, inputs)[0])
     now = replace(current, rows=rows)
     return [
         *found,
