@@ -210,7 +210,7 @@ def parcels_contract() -> Any:  # pandera.pandas.DataFrameSchema
 
 # %% ../nbs/api/90_testing.ipynb #f88c254f
 def add_version(
-    candidate: str = "logistic_regression",  # Kind of model, a key of `mlpkg.models.training.candidates`
+    candidate: str = "logistic_regression",  # Kind of model, a key of `mlpkg.models.candidates.candidates`
     table: "pd.DataFrame | None" = None,  # Rows to learn from; `parcels()` unless given
     columns: Sequence[str] = (*parcel_numeric, *parcel_categorical),  # Features, some of the parcels' columns
     promoted: bool = False,  # Does it become champion?

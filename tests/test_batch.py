@@ -29,10 +29,11 @@ from mlpkg.data.contracts import check
 from mlpkg.data.inputs import Input, inputs_from, shape
 from mlpkg.data.lake import Lake
 from mlpkg.data.sources import SourceError
+from mlpkg.models.candidates import candidates
 from mlpkg.models.registry import Loaded, RegistryError, load_model, register
 from mlpkg.models.scoring import Scorer, probability
 from mlpkg.models.storage import log_model
-from mlpkg.models.training import candidates, fit
+from mlpkg.models.training import fit
 from mlpkg.testing import temporary_store
 
 NUMERIC, CATEGORICAL = ["distance", "weight"], ["carrier", "depot"]

@@ -320,7 +320,7 @@ def seed_lake(
 # %% ../../nbs/api/examples/12_flights.ipynb #f3f7e941
 def seed_version(
     lake: Lake,  # With a split
-    candidate: str,  # Kind of model, a key of `mlpkg.models.training.candidates`
+    candidate: str,  # Kind of model, a key of `mlpkg.models.candidates.candidates`
 ) -> int:  # Version of the model `flights`; it is challenger
     "Train, evaluate and register a model with the settings that need no search"
     import mlflow
