@@ -197,26 +197,26 @@ def watch(
 # %% ../../nbs/api/cli/12_runs.ipynb #94ef619f
 def simulate_months(
     settings: "Settings",
+    known: dict[str, Any],  # From `load_dags`
     months: list[str],  # In order
     given: dict[str, str],  # Parameters for every DAG that declares them
     shown: SimulationProgress,  # Gets the months, and shows them
+    run: Callable[..., "DagResult"],  # Runs a DAG, as `run_dag` does
 ) -> "DagResult | None":  # The DAG run that failed, after which nothing more was run
     "Run what each month starts, until a DAG fails"
-    from mlpkg.airflow.local import load_dags, run_dag
     from mlpkg.airflow.simulation import Month, simulate_month
 
-    def run(dag, conf, listen):
-        return run_dag(settings, dag, conf, shown.watch(dag, listen))
+    def watched(dag, conf, listen):
+        return run(settings, dag, conf, shown.watch(dag, listen))
 
-    known = load_dags(settings)
     with redrawn(shown, shown.console):
         for name in months:
-            month = Month(name)
+            month = Month(name, settings.simulation.columns)
             shown.months.append(month)
-            simulate_month(settings, known, month, given, run)
+            simulate_month(settings, known, month, given, watched)
             shown.ended()
-            if month.failed:
-                return month.failed
+            if month.first_failure:
+                return month.first_failure
     return None
 
 # %% ../../nbs/api/cli/12_runs.ipynb #f4a5ab3d
@@ -234,7 +234,7 @@ def simulate_command(
     """
     import pandas as pd
 
-    from mlpkg.airflow.local import output_to, prepare_database, read_params, use_airflow
+    from mlpkg.airflow.local import load_dags, output_to, prepare_database, read_params, run_dag, use_airflow
     from mlpkg.airflow.simulation import months_between, record
     from mlpkg.settings import load_settings
     from mlpkg.steps.tracking import client
@@ -246,7 +246,7 @@ def simulate_command(
     with output_to(log) as screen:
         shown = SimulationProgress(Console(file=screen))
         prepare_database(settings)
-        failed = simulate_months(settings, months, given, shown)
+        failed = simulate_months(settings, load_dags(settings), months, given, shown, run_dag)
         run_id = record(settings, pd.DataFrame([month.row() for month in shown.months]))
         profile = "" if settings.profile == "local" else f"MLPKG_PROFILE={settings.profile} "
         where = f"`{profile}mlpkg ui mlflow`, experiment simulation, run {run_id}"
