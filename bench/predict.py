@@ -13,8 +13,8 @@ import psutil
 import pyarrow as pa
 
 from mlpkg.batch.predict import rebatch, score
-from mlpkg.batch.screening import model_contract, screen
-from mlpkg.data.inputs import shape
+from mlpkg.batch.screening import screen
+from mlpkg.data.inputs import as_contract, shape
 from mlpkg.data.lake import Lake, open_lake
 from mlpkg.data.sources import open_source
 from mlpkg.models.registry import load_model
@@ -101,7 +101,7 @@ def speed(lake: Lake, table: str, repeat: int) -> dict[str, Any]:
 
 def parts(lake: Lake, table: str, loaded: Any, every: dict[str, Any]) -> dict[str, float]:
     "What each part takes alone, on one core"
-    contract, inputs = model_contract(loaded.inputs), [one.name for one in loaded.inputs]
+    contract, inputs = as_contract(loaded.inputs), [one.name for one in loaded.inputs]
     columns = list(dict.fromkeys(["month", *KEEP, *BY, *inputs]))
     source, where = open_source(lake, table), [("month", "in", every["month"])]
     pieces: list[pa.RecordBatch] = list(rebatch(source.read(columns, where), 49_152))

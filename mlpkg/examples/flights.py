@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..data.inputs import inputs_from, map_unknown
+from ..data.inputs import inputs_from, prepare
 from ..data.lake import Lake
 from .flights_data import FlightsError, months, read_planes, read_source, read_weather, write_raw
 from ..models.registry import Loaded
@@ -274,7 +274,7 @@ def month_window(
     "Flights with what the model says about them, what happened, and their days"
     p = np.full(len(flights), np.nan) if p is None else np.asarray(p)
     if len(flights) and not np.isfinite(p).any():
-        p = probability(loaded.pipeline, map_unknown(coerce_inputs(flights, loaded.inputs)[0], loaded.inputs))
+        p = probability(loaded.pipeline, prepare(coerce_inputs(flights, loaded.inputs)[0], loaded.inputs))
     return Window(flights, p, flights["late"], day_of(flights))
 
 # %% ../../nbs/api/examples/12_flights.ipynb #d711716a
