@@ -56,7 +56,6 @@ def check_packages() -> str:  # Names and versions; InstallationError where one 
     "Installed versions against the lock file"
     from importlib.metadata import version
 
-
     lock = current_settings().file.parent / "requirements.lock"
     if not lock.is_file():
         return "no requirements.lock beside settings.ini, nothing to compare with"
