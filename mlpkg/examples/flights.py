@@ -48,7 +48,7 @@ def _speed(d: pd.DataFrame) -> pd.Series:
 # %% ../../nbs/api/examples/12_flights.ipynb #d5e791f1
 flight_rules = {
     "a delay at departure exactly if departed": lambda d: d["dep_time"].isna() == d["dep_delay"].isna(),
-    "who arrives has departed": lambda d: d["dep_time"].notna() | d["arr_time"].isna(),
+    "arrived flights have departed": lambda d: d["dep_time"].notna() | d["arr_time"].isna(),
     "a delay at arrival exactly if arrived": lambda d: d["arr_time"].isna() == d["arr_delay"].isna(),
     "arrival, schedule and delay add up": _adds_up,
     "who departs has a tail number": lambda d: d["tailnum"].notna() | d["dep_time"].isna(),
