@@ -24,9 +24,8 @@ from joblib import cpu_count
 
 from .screening import BatchError, Screened, match_inputs, model_contract, rows_as_json, screen
 from .summary import BatchResult, ScoredBatch, SummaryBuilder
-from ..data.arrow import fit_schema, plain_batch, plain_schema, plain_type
+from ..data.arrow import Filters, fit_schema, plain_batch, plain_schema, plain_type
 from ..data.inputs import Input
-from ..data.arrow import Filters
 from ..data.lake import Lake, check_name
 from ..data.sources import Source, open_source
 from ..data.spill import Spill, replayable

@@ -159,10 +159,10 @@ def column_blocks(
 # %% ../../nbs/api/models/10_scoring.ipynb #d38a31df
 def _from_records(block: ColumnBlock, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
     "A block's columns of checked records: float64, or objects with NaN for what is missing or unknown"
+    names, known = block.names, block.known
     if not block.texts:
-        return np.array([[record.get(name) for record in records] for name in block.names], dtype=float).T
-    pairs = list(zip(block.names, block.known, strict=True))
-    return np.array([[_text(record.get(name), known) for name, known in pairs] for record in records], dtype=object)
+        return np.array([list(map(record.get, names)) for record in records], dtype=float)
+    return np.array([list(map(_text, map(record.get, names), known)) for record in records], dtype=object)
 
 
 def _text(value: str | None, known: frozenset[str] | None) -> Any:
