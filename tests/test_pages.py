@@ -307,3 +307,15 @@ def test_every_page_of_this_project_can_be_measured():
     found = json.loads(done.stdout)
     assert found["pages"]
     assert done.returncode == bool(found["exceeded"])
+
+
+NOTEBOOKS = sorted((ROOT / "nbs").rglob("[!._]*.ipynb"))
+NOISE = r"\x1b\[|site-packages|/tmp/|/home/|/root/|[a-z]Warning: "
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT / "nbs").as_posix())
+def test_stored_outputs_hold_nothing_of_the_machine_that_made_them(notebook):
+    "No escape codes, no paths, no warnings of libraries: a page looks the same whoever runs it"
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    texts = [json.dumps(output, ensure_ascii=False) for cell in cells for output in cell.get("outputs", [])]
+    assert [text[:200] for text in texts if re.search(NOISE, text.replace("\\u001b", "\x1b"))] == []

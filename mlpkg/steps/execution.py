@@ -116,7 +116,13 @@ class BoundedClient(PapermillNotebookClient):
         super().__init__(record, **kwargs)
         self.limit, self.printed, self.dropped = limit, 0, 0
 
-    def output(self, outs, msg, display_id, cell_index):
+    def output(
+        self,
+        outs,  # Outputs of the cell so far; changed in place
+        msg,  # The kernel's message
+        display_id,  # Of a display that may be updated later
+        cell_index,  # Position of the cell, from 0
+    ):  # The new output; None where it is dropped
         "Keep an output within the limit"
         content, room, size = msg["content"], max(self.limit - self.printed, 0), text_size(msg["content"])
         self.printed += size
@@ -131,7 +137,10 @@ class BoundedClient(PapermillNotebookClient):
             outs[-2]["text"] += outs.pop()["text"]
         return out
 
-    def log_output_message(self, output):
+    def log_output_message(
+        self,
+        output,  # As it was kept
+    ):
         "Send what a cell prints to the log while it runs"
         if output.output_type == "stream":
             for line in output.text.splitlines():
@@ -187,14 +196,16 @@ class StepClient(BoundedClient):
             late = f"it did not answer within {self.execution.start_timeout} s (steps.start_timeout in settings.ini)"
             raise self.kernel.start_failure("" if "died" in str(error) else late) from error
 
-    def papermill_execute_cells(self) -> None:
-        "Execute the cells until one fails; papermill raises its error after it has saved the notebook"
-        cells = self.nb.cells
-        for index in range(len(cells)):
-            if self.execution.progress:
-                self.execution.progress(index + 1, len(cells))
-            if not self.execute_one(index):
-                break
+# %% ../../nbs/api/steps/18_execution.ipynb #1f462715
+@patch
+def papermill_execute_cells(self: StepClient) -> None:
+    "Execute the cells until one fails; papermill raises its error after it has saved the notebook"
+    cells = self.nb.cells
+    for index in range(len(cells)):
+        if self.execution.progress:
+            self.execution.progress(index + 1, len(cells))
+        if not self.execute_one(index):
+            break
 
 # %% ../../nbs/api/steps/18_execution.ipynb #37fc8bf1
 @patch
@@ -226,9 +237,9 @@ class StepEngine(NBClientEngine):
         cls,
         nb,  # With its parameters in place
         kernel_name,  # From papermill: the notebook's own, or the one asked for
-        output_path=None,
+        output_path=None,  # Where papermill saves the notebook
         execution=None,  # The `Execution`, always given
-        **kwargs,
+        **kwargs,  # What papermill gives to every engine
     ):
         "Execute a notebook and keep its record"
         record = Record(nb, output_path=output_path, log_output=False, progress_bar=False)
@@ -294,7 +305,7 @@ def execute(
         raise StepError("sys.exit was called, the cells below it did not run", describe_cell(nb, index))
     return nb
 
-
+# %% ../../nbs/api/steps/18_execution.ipynb #eee862fb
 def _stopped_at(path: Path) -> str:
     "The cell where the execution of the notebook at `path` stopped"
     if not path.is_file():

@@ -39,7 +39,7 @@ def socket_folder() -> Path:  # Does not exist yet
     "The name of a new temporary folder for a kernel's sockets"
     return Path(tempfile.gettempdir()) / f"mlpkg-{secrets.token_hex(6)}"
 
-
+# %% ../../nbs/api/steps/16_kernels.ipynb #42b1edba
 def remove_sockets(
     folder: str | Path,  # From `socket_folder`; one that does not exist is fine
 ) -> None:
@@ -157,7 +157,7 @@ def failure(
     process = getattr(self.provisioner, "process", None)
     return KernelError(describe_exit(process.poll() if process else None), self.last_words())
 
-
+# %% ../../nbs/api/steps/16_kernels.ipynb #3cc268e6
 @patch
 def start_failure(
     self: StepKernel,

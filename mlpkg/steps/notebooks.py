@@ -83,7 +83,7 @@ def mark(
         record.update(status=status.lower(), exception=True, end_time=record.get("end_time") or now)
     _put_banner(nb, index, f"This step was {status.lower()}", message)
 
-
+# %% ../../nbs/api/steps/14_notebooks.ipynb #af4c7365
 def _put_banner(nb: "NotebookNode", index: int | None, title: str, message: str) -> None:
     "A red cell on top, unless papermill has put one there"
     from nbformat.v4 import new_markdown_cell
@@ -215,7 +215,7 @@ def store_notebook(
 class NotebookPathError(MlpkgError, ValueError):
     "A path that does not name a stored notebook"
 
-
+# %% ../../nbs/api/steps/14_notebooks.ipynb #e0e2a01a
 def split_path(
     path: str,  # mlflow://<run id>/<artifact>
 ) -> tuple[str, str]:  # Run id, artifact path; NotebookPathError where it has neither
@@ -241,7 +241,7 @@ class MlflowHandler:
         self._lock = threading.Lock()
         self._mlflow: MlflowClient | None = None
 
-
+# %% ../../nbs/api/steps/14_notebooks.ipynb #d847e6e3
 @patch(as_prop=True)
 def mlflow(self: MlflowHandler) -> "MlflowClient":
     "A client, made at the first use"
@@ -259,7 +259,7 @@ def read(
     with tempfile.TemporaryDirectory() as scratch:
         return Path(self.mlflow.download_artifacts(run_id, artifact, scratch)).read_text(encoding="utf-8")
 
-
+# %% ../../nbs/api/steps/14_notebooks.ipynb #bcca9215
 @patch
 def listdir(
     self: MlflowHandler,
@@ -269,7 +269,7 @@ def listdir(
     run_id, artifact = split_path(path)
     return [f"mlflow://{run_id}/{file.path}" for file in self.mlflow.list_artifacts(run_id, artifact or None)]
 
-
+# %% ../../nbs/api/steps/14_notebooks.ipynb #1738d4b3
 @patch
 def pretty_path(
     self: MlflowHandler,

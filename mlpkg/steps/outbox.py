@@ -51,7 +51,7 @@ def notebook(self: Entry) -> Path:
     "The executed notebook; it has not been redacted yet"
     return self.folder / f"{self.step}.ipynb"
 
-
+# %% ../../nbs/api/steps/20_outbox.ipynb #12046bd0
 @patch(as_prop=True)
 def tables(self: Entry) -> Path:
     "Where the lake notes the tables that the step uses"
@@ -66,7 +66,7 @@ def save(self: Entry) -> None:
     draft.write_text(json.dumps(fields), encoding="utf-8")
     draft.replace(self.folder / "entry.json")
 
-
+# %% ../../nbs/api/steps/20_outbox.ipynb #2f685dd8
 def load_entry(
     folder: Path,  # Of an entry
 ) -> Entry:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class ParameterError(MlpkgError, ValueError):
     "Parameters that do not fit their declaration; the message says what was given, what is allowed, what to do"
 
-
+# %% ../../nbs/api/steps/10_parameters.ipynb #4f656299
 @dataclass(frozen=True)
 class Parameter:
     "A parameter as its notebook declares it"
@@ -73,7 +73,7 @@ def _comments(source: str) -> dict[int, str]:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {t.start[0]: t.string.lstrip("# ").rstrip() for t in tokens if t.type == tokenize.COMMENT}
 
-
+# %% ../../nbs/api/steps/10_parameters.ipynb #1d6aa345
 def _literal(node: ast.expr | None) -> tuple[Any, Any]:
     "A default's value and the type it suggests; an expression that is not a literal suggests nothing"
     try:
@@ -118,7 +118,7 @@ def _cell_source(nb: "NotebookNode", notebook: str | Path) -> str:
 class MissingNotebook(MlpkgError, FileNotFoundError):
     "A step names a notebook that is not there"
 
-
+# %% ../../nbs/api/steps/10_parameters.ipynb #98b9844a
 def read_parameters(
     notebook: str | Path,  # Path of a step notebook
 ) -> list[Parameter]:  # In their order; MissingNotebook or ParameterError where they cannot be read

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class TrackingError(MlpkgError, RuntimeError):
     "MLflow cannot be used; the message says which one and what to do"
 
-
+# %% ../../nbs/api/steps/12_tracking.ipynb #54d70484
 def tracking_uri(
     settings: Settings,  # Used unless MLFLOW_TRACKING_URI is set
 ) -> str:  # sqlite:///path or http(s)://host
@@ -75,7 +75,7 @@ def client(
             made.search_experiments(max_results=1)
     return made
 
-
+# %% ../../nbs/api/steps/12_tracking.ipynb #cbaade7e
 def _set_mlflow_defaults() -> None:
     "Variables that MLflow reads when it is imported; what the operator has set stays"
     # Losing MLflow in the middle of a run is retried for about a minute.
@@ -149,7 +149,7 @@ def _file_digest(path: Path, changed: int, size: int) -> str:
     "Digest of a module's code; the arguments make sure that it is of the file as it is now"
     return hashlib.sha256(strip_comments(path.read_text(encoding="utf-8")).encode()).hexdigest()
 
-
+# %% ../../nbs/api/steps/12_tracking.ipynb #850059df
 def package_digest(
     folder: Path | None = None,  # Of a package; this one unless given
 ) -> str:  # 12 hexadecimal digits
