@@ -88,7 +88,7 @@ def predict_batches(
             for piece in rebatch(batches, rows, max(rows // 4, 1)):
                 screened = screen(piece, loaded.inputs, contract)
                 if len(screened.table):
-                    scorer = scorer or Scorer(loaded.pipeline, loaded.inputs, screened.table.head(1000))
+                    scorer = scorer or Scorer(loaded.pipeline, loaded.inputs, screened.table.head(500))
                     waiting.append((screened, pool.submit(scorer.predict, scorer.encode(screened.table))))
                 else:
                     waiting.append((screened, pool.submit(np.empty, 0)))

@@ -171,10 +171,10 @@ def column_blocks(
 # %% ../../nbs/api/models/10_scoring.ipynb #d38a31df
 def _from_records(block: ColumnBlock, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
     "A block's columns of checked records: float64, or objects with NaN for what is missing or unknown"
+    names, known = block.names, block.known
     if not block.texts:
-        return np.array([[record.get(name) for record in records] for name in block.names], dtype=float).T
-    pairs = list(zip(block.names, block.known, strict=True))
-    return np.array([[_text(record.get(name), known) for name, known in pairs] for record in records], dtype=object)
+        return np.array([list(map(record.get, names)) for record in records], dtype=float)
+    return np.array([list(map(_text, map(record.get, names), known)) for record in records], dtype=object)
 
 
 def _text(value: str | None, known: frozenset[str] | None) -> Any:
@@ -200,13 +200,14 @@ def _combinations(
     return which, np.flatnonzero(np.diff(np.maximum.accumulate(which), prepend=-1))
 
 # %% ../../nbs/api/models/10_scoring.ipynb #c29004b0
-_MANY = 2000  # Rows from which on it pays to look for combinations
-
-
-def _transformed(block: ColumnBlock, table: pd.DataFrame) -> Any:
-    "What a block's transformer gives for a shaped table"
+def _transformed(
+    block: ColumnBlock,
+    table: pd.DataFrame,  # From `mlpkg.data.inputs.shape`
+    many: int,  # Rows from which on it pays to look for combinations
+) -> Any:  # Dense or sparse
+    "What a block's transformer gives for a table"
     part = table[block.names]
-    if not block.texts or (block.arrays and len(part) < _MANY):
+    if not block.texts or (block.arrays and len(part) < many):
         return block.transform(_from_table(block, part))
     which, first = _combinations(part)
     return block.transform(_from_table(block, part.iloc[first]))[which]
@@ -239,10 +240,10 @@ def _order(a: Any) -> Literal["C", "F"]:
 # %% ../../nbs/api/models/10_scoring.ipynb #912b7513
 def proof_rows(
     inputs: Sequence[Input],  # Of the model
-) -> pd.DataFrame:  # 2080 rows, enough for texts to be merged; the first 64 are `synthetic_records`
+) -> pd.DataFrame:  # 144 rows; the first 64 are `synthetic_records`
     "A table to try a scorer with"
     records = records_frame(synthetic_records(inputs), inputs)
-    return records.iloc[[i for turn in range(len(records)) for i in range(turn, len(records))]].reset_index(drop=True)
+    return pd.concat([records, records[16:], records[32:]], ignore_index=True)
 
 # %% ../../nbs/api/models/10_scoring.ipynb #7543ca1e
 class Scorer:
@@ -258,8 +259,10 @@ class Scorer:
         self.model = pipeline[-1] if isinstance(pipeline, Pipeline) else pipeline  # What takes encoded rows
         self.way, self.blocks = "plain", list[ColumnBlock]()
         self.order: Literal["C", "F"] = "C"  # Are encoded rows stored row by row, or column by column?
+        self.many = 0  # Rows from which on texts are encoded once; 0 while it is tried
         _pools.cache_clear()  # the model may have come with a library that has threads of its own
         self._choose(sample)
+        self.many = 2000
 
     def __repr__(self) -> str:
         return f"Scorer({type(self.model).__name__}, {self.way})"
@@ -342,7 +345,7 @@ def encode(
     "All steps but the last"
     if not self.blocks:
         return _plain_steps(self.pipeline, table)
-    return self._joined([_transformed(block, table) for block in self.blocks])
+    return self._joined([_transformed(block, table, self.many) for block in self.blocks])
 
 # %% ../../nbs/api/models/10_scoring.ipynb #25313b5d
 @patch
