@@ -296,10 +296,10 @@ def _reads_any_order(
     encoded: np.ndarray,  # Rows that the model may get
 ) -> bool:  # False as well where the model does not take these rows
     "Is it the same to the model whether encoded rows are stored row by row or column by column?"
-    layouts = np.ascontiguousarray(encoded), np.asfortranarray(encoded)
     try:
         with native_threads():
-            return np.array_equal(*map(self.predict, layouts))
+            rows, columns = self.predict(np.ascontiguousarray(encoded)), self.predict(np.asfortranarray(encoded))
+            return np.array_equal(rows, columns)
     except Exception:  # whatever a model raises that checks its input
         log.info("%r refuses synthetic records", self, exc_info=True)
         return False
