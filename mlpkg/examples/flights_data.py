@@ -132,7 +132,9 @@ def take_months(
     table = table.assign(month=table["year"].astype(str) + "-" + table["month"].astype(str).str.zfill(2))
     there = sorted(table["month"].unique())
     if absent := [month for month in wanted if month not in there]:
-        raise FlightsError(f"source {public_name(source)!r} has no rows for {', '.join(absent)} (it has: {', '.join(there)})")
+        raise FlightsError(
+            f"source {public_name(source)!r} has no rows for {', '.join(absent)} (it has: {', '.join(there)})"
+        )
     return table[table["month"].isin(wanted)].reset_index(drop=True)
 
 # %% ../../nbs/api/examples/10_flights_data.ipynb #d7db4609
