@@ -3,6 +3,7 @@
 That probabilities are the same wherever rows come from is shown on every kind of model and of file.
 """
 
+import gc
 import gzip
 import json
 import os
@@ -19,16 +20,17 @@ import pyarrow as pa
 import pytest
 from deltalake.exceptions import CommitFailedError
 from pyarrow.csv import CSVWriter
-from threadpoolctl import threadpool_info
+from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
-from mlpkg.batch.predict import score
-from mlpkg.batch.screening import BatchError, fast_check, rows_as_json, screen
+from mlpkg.batch.predict import predict_batches, score
+from mlpkg.batch.screening import BatchError, Screened, fast_check, rows_as_json, screen
 from mlpkg.batch.summary import plot_result
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.contracts import check
 from mlpkg.data.inputs import Input, as_contract, inputs_from, shape
 from mlpkg.data.lake import Lake
 from mlpkg.data.sources import SourceError
+from mlpkg.models import scoring
 from mlpkg.models.candidates import candidates
 from mlpkg.models.registry import Loaded, RegistryError, load_model, register
 from mlpkg.models.scoring import Scorer, probability
@@ -398,6 +400,33 @@ def test_a_failure_half_way_writes_nothing_and_leaves_the_process_as_it_was(load
     assert process() == as_it_was
     score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
     assert process() == as_it_was
+
+
+def test_native_threads_are_limited_and_put_back_although_a_library_came_with_the_model(loaded, lake, monkeypatch):
+    with monkeypatch.context() as patch:  # looked for before the library was there
+        patch.setattr(scoring, "ThreadpoolController", lambda: ThreadpoolController().select(user_api="openmp"))
+        scoring._pools.cache_clear()
+        scoring._pools()
+    during, model = [], loaded.pipeline[-1]
+
+    class Watched:
+        def predict_proba(self, X):
+            during.extend(pool["num_threads"] for pool in threadpool_info())
+            return model.predict_proba(X)
+
+    with threadpool_limits(2):
+        before = [pool["num_threads"] for pool in threadpool_info()]
+        list(predict_batches(with_model(loaded, Watched()), lake.batches(TABLE), rows=300, threads=2))
+        assert [pool["num_threads"] for pool in threadpool_info()] == before
+    assert set(during) == {1}
+
+
+def test_memory_is_given_back_batch_by_batch_at_the_end_too(loaded, lake):
+    left = [
+        sum(isinstance(one, Screened) for one in gc.get_objects())
+        for _ in predict_batches(loaded, lake.batches(TABLE), rows=300, threads=4)
+    ]
+    assert max(left) > 4 and left[-1] == 1
 
 
 def test_a_quarantine_that_does_not_fit_is_found_before_anything_is_written(loaded, lake, parcels):

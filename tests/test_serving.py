@@ -39,7 +39,7 @@ from mlpkg.models.storage import log_model
 from mlpkg.models.training import fit
 from mlpkg.serving.app import check_host, create_app
 from mlpkg.serving.http import new_key
-from mlpkg.serving.loader import ServedModel, last_good_copy
+from mlpkg.serving.loader import ServedModel, ServingError, last_good_copy, prepare_model
 from mlpkg.settings import Settings, load_settings
 from mlpkg.testing import temporary_store
 
@@ -499,6 +499,12 @@ def test_a_version_that_cannot_be_loaded(api):
     assert 'mlpkg_reloads_total{result="failed"} 1.0' in api.get("/metrics").text
     refresh(api)  # not tried again at once
     assert 'mlpkg_reloads_total{result="failed"} 1.0' in api.get("/metrics").text
+
+
+def test_a_model_for_which_no_scorer_can_be_made_is_a_serving_error(store, monkeypatch):
+    monkeypatch.setattr("mlpkg.serving.loader.Scorer", failing(ValueError("Negative values in data")))
+    with pytest.raises(ServingError, match="model 'parcels' version 1 fails on synthetic records: .*Negative values"):
+        prepare_model(load_model("parcels"), most=100)
 
 
 def test_the_watch_goes_on_whatever_happens(store, monkeypatch):

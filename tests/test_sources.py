@@ -6,7 +6,11 @@ The S3 test runs where AWS_ENDPOINT_URL (and credentials) point to a server; it 
 import io
 import os
 import threading
+import time
+import traceback
 import uuid
+import zipfile
+from base64 import b64decode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -33,12 +37,16 @@ class Server(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     served: list[str]
+    authorization: str | None
 
     def do_GET(self):
         Server.served.append(self.path)
+        Server.authorization = self.headers["Authorization"]
         how = self.path.split("/")[1]
         body = as_parquet() if ".parquet" in self.path else CSV
-        self.send_response({"gone": 410, "broken": 500}.get(how, 200))
+        self.send_response({"gone": 410, "broken": 500, "moved": 302}.get(how, 200), "because of 5ec2e7")
+        if how == "moved":
+            self.send_header("Location", "ftp://me:5ec2e7@127.0.0.1/p.csv")
         if how == "chunked":
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
@@ -47,6 +55,10 @@ class Server(BaseHTTPRequestHandler):
             return
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if how == "slow":
+            for i in range(100):
+                time.sleep(0.05)
+                self.wfile.write(body[i : i + 1])
         self.wfile.write(body[:-500] if how == "torn" else body)
         self.close_connection = how == "torn"
 
@@ -105,6 +117,60 @@ def test_a_server_that_is_not_there_is_a_source_error(lake):
         for url in ("http://127.0.0.1:9/p.csv", "http://no such host/p.csv", "https://[::1/p.csv"):
             with pytest.raises(SourceError, match="cannot be read"):
                 read(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:5ec2e7@127.0.0.1:9/x.csv",
+        "http://user:5ec2e7@127.0.0.1:port/x.csv",
+        "http://us/er:5ec2e7@127.0.0.1/x.csv",
+        "http://user:5ec2e7/more@127.0.0.1/x.csv",
+        "http://user:5ec2e7@[::1/x.csv",
+        "http://5ec2e7@/x.csv",
+        "HTTPS://u:5ec2e7@127.0.0.1:9/x.csv?sig=5ec2e7",
+        " http://u:5ec2e7@127.0.0.1:9/x.csv?sig=5ec2e7",
+        "http:/u:5ec2e7@127.0.0.1:9/x.csv",
+        "ftp://u:5ec2e7@127.0.0.1:9/x.csv",
+        "{site}/gone/x.csv?sig=5ec2e7&a=b c",
+        "{site}/gone/x.csv?sig=5ec2e7",
+        "{site}/moved/x.csv",
+        "{site}/gone/x.csv#5ec2e7",
+    ],
+)
+def test_nothing_that_is_raised_or_logged_shows_a_secret(url, site, lake):
+    for read in (lambda url: open_source(lake, url), read_frame):
+        with pytest.raises(SourceError, match="cannot be read") as error:
+            read(url.format(site=site))
+        assert "5ec2e7" not in "".join(traceback.format_exception(error.value))
+        assert error.value.__context__ is None
+
+
+def test_user_and_password_are_sent_as_a_header(site, lake):
+    url = site.replace("http://", "HTTP://me%40home:w%3Aord@") + "/whole/p.csv?signature=5ec2e7"
+    assert open_source(lake, url).name == f"{site}/whole/p.csv"
+    assert b64decode(Server.authorization.removeprefix("Basic ")) == b"me@home:w:ord"
+    assert Server.served == ["/whole/p.csv?signature=5ec2e7"]
+
+
+def test_a_download_ends_however_slow_the_server_is(site, monkeypatch):
+    monkeypatch.setattr("mlpkg.data.sources._longest", 0.5)
+    with pytest.raises(SourceError, match="took longer than 0.5 seconds"):
+        read_frame(f"{site}/slow/p.csv")
+
+
+def test_a_zip_with_one_file_is_read_whatever_it_is_called(tmp_path):
+    for names, count in (
+        {("p.txt",): 1, ("d/", "d/p.csv", "note.txt"): 1, ("p.txt", "q.txt"): 0, ("p.csv", "q.csv"): 2}
+    ).items():
+        with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, "" if name.endswith("/") else CSV)
+        if count == 1:
+            pd.testing.assert_frame_equal(read_frame(f"{tmp_path}/p.zip"), PARCELS)
+        else:
+            with pytest.raises(SourceError, match=f"holds {count} CSV files"):
+                read_frame(f"{tmp_path}/p.zip")
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks for open files in /proc")

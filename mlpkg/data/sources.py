@@ -8,9 +8,11 @@ __all__ = ['SourceError', 'Source', 'table_source', 'file_kind', 'public_name', 
 
 # %% ../../nbs/api/data/16_sources.ipynb #cc4705dc
 import http.client
+import time
 import urllib.request
 import zipfile
 import zlib
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
+from urllib.error import HTTPError, URLError
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import pandas as pd
 import pyarrow as pa
@@ -54,30 +58,53 @@ def table_source(
     version = lake.version(name)
     return Source(name, version, lake.schema(name, version), lambda c, f: lake.batches(name, c, f, version))
 
+# %% ../../nbs/api/data/16_sources.ipynb #36cca51f
+def _web_address(
+    source: str,  # Path or URL
+) -> SplitResult | None:  # None for anything but http(s); without host name where the address is not valid
+    "The parts of a web address"
+    scheme = source.partition(":")[0].strip().lower()
+    if scheme not in ("http", "https"):
+        return None
+    try:
+        parts = urlsplit(source.strip())
+        before, at, _ = parts.path.partition("@")
+        torn = at and (":" in before or (parts.port and not parts.username))  # a password with a "/" in it
+        if parts.hostname and parts.port != 0 and not torn:
+            return parts
+    except ValueError:  # its message would repeat the address
+        pass
+    return SplitResult(scheme, "", "", "", "")
+
 # %% ../../nbs/api/data/16_sources.ipynb #84981b5f
 _suffixes = (".csv", ".zip", ".gz", ".parquet")
+_invalid = "the address is not valid; a space is written %20, and a ':', '/' or '@' in a password %3A, %2F or %40"
 _kinds = "that ends in .csv, .csv.zip, .csv.gz or .parquet"
 
 
 def file_kind(
     source: str,  # Path, or http(s) or s3 URL
-) -> str:  # ".csv", ".zip", ".gz" or ".parquet"; "" for anything else
+) -> str:  # ".csv", ".zip", ".gz" or ".parquet"; "" for anything else; SourceError where an address is not valid
     "What kind of file this is, by its name"
     scheme = source.partition("://")[0].lower() if "://" in source else ""
-    path = source.partition("?")[0] if scheme in ("http", "https") else source
-    suffix = Path(path).suffix.lower()
+    web = _web_address(source)
+    if web and not web.hostname:
+        raise SourceError(f"source '{web.scheme}://...' cannot be read: {_invalid}")
+    suffix = Path(web.path if web else source).suffix.lower()
     return suffix if suffix in _suffixes and scheme in ("", "http", "https", "s3") else ""
 
 # %% ../../nbs/api/data/16_sources.ipynb #a420a33a
 def public_name(
     source: str,  # Path or URL
-) -> str:  # A URL without user, password, query and fragment
+) -> str:  # A URL without user, password, query and fragment; "http://..." if it is not valid
     "What a source is called in tables and messages"
-    if not source.startswith(("http://", "https://")):
+    if web := _web_address(source):
+        return f"{web.scheme}://{web.netloc.rpartition('@')[2] or '...'}{web.path}"
+    scheme, colon, rest = source.partition("://")
+    if not colon:
         return source
-    scheme, _, rest = source.partition("?")[0].partition("#")[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    host, slash, path = (rest if scheme.lower() == "s3" else rest.partition("?")[0]).partition("/")
+    return f"{scheme}{colon}{host.rpartition('@')[2]}{slash}{path}"
 
 # %% ../../nbs/api/data/16_sources.ipynb #2e7a46c5
 _errors = (
@@ -112,20 +139,70 @@ def locate(
         return PyFileSystem(DeltaStorageHandler(folder, storage_options(folder))), name
     return LocalFileSystem(), str(Path(path).absolute())
 
+# %% ../../nbs/api/data/16_sources.ipynb #5cbed59a
+_web_errors = (OSError, ValueError, http.client.HTTPException)
+
+
+def _web_reason(
+    error: Exception,  # One of `_web_errors`
+) -> str:  # Without any part of the address
+    "Why a web address cannot be read"
+    if isinstance(error, HTTPError):
+        return f"HTTP Error {error.code}: {http.client.responses.get(error.code, 'unknown')}"
+    if isinstance(error, http.client.InvalidURL | ValueError):
+        return _invalid
+    if isinstance(error, URLError) and not isinstance(error.reason, OSError):
+        return "the address cannot be opened"
+    return str(error).partition("\n")[0] or type(error).__name__
+
+# %% ../../nbs/api/data/16_sources.ipynb #41887670
+def _request(
+    url: str,  # http(s)
+) -> urllib.request.Request:  # InvalidURL where it is not valid
+    "What is asked of a server, user and password in a header"
+    parts = _web_address(url)
+    if parts is None or not parts.hostname:
+        raise http.client.InvalidURL(_invalid)
+    host = parts.netloc.rpartition("@")[2]
+    request = urllib.request.Request(parts._replace(netloc=host, fragment="").geturl())  # noqa: S310
+    if parts.username is not None:
+        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        request.add_unredirected_header("Authorization", f"Basic {b64encode(user.encode()).decode()}")
+    return request
+
 # %% ../../nbs/api/data/16_sources.ipynb #4b34b393
+_longest = 3600.0  # Seconds that a download may take in all
+
+
+def _copy(
+    url: str,
+    copy: IO[bytes],
+) -> str:  # Why it is not all there; empty if it is
+    "Write the content of a web address to a file"
+    until = time.monotonic() + _longest
+    with urllib.request.urlopen(_request(url), timeout=60) as answer:  # noqa: S310
+        while part := answer.read1(2**20):  # what is there: a slow server does not delay the look at the clock
+            copy.write(part)
+            if time.monotonic() > until:
+                return f"took longer than {_longest:g} seconds to download: give a copy on disk or in an S3 store"
+        copy.flush()
+        return f"broke off: {answer.length} bytes are missing. Try again" if answer.length else ""
+
+# %% ../../nbs/api/data/16_sources.ipynb #01bb79c7
 def _download(
     url: str,
     folder: str | Path | None,  # Where the copy is kept
-) -> IO[bytes]:  # SourceError where it is not all there
+) -> IO[bytes]:  # SourceError where it is not all there, or where it takes longer than an hour
     "The content of a web address, in a temporary file"
     copy = TemporaryFile(dir=spill_folder(folder), prefix="spill-")  # noqa: SIM115
-    with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310
-        while part := answer.read(2**20):
-            copy.write(part)
-        if answer.length:
-            raise SourceError(f"source {public_name(url)!r} broke off: {answer.length} bytes are missing. Try again")
-    copy.flush()
-    return copy
+    try:
+        problem = _copy(url, copy)
+    except _web_errors as error:
+        problem = f"cannot be read: {_web_reason(error)}"
+    if not problem:
+        return copy
+    copy.close()
+    raise SourceError(f"source {public_name(url)!r} {problem}")  # outside of `except`: the cause may show the address
 
 # %% ../../nbs/api/data/16_sources.ipynb #677d05b9
 def opener(
@@ -133,7 +210,7 @@ def opener(
     folder: str | Path | None = None,  # Where a copy of a file on the web is kept; the temporary folder unless given
 ) -> Callable[[], pa.NativeFile]:  # Opens it from the start, as often as it is called
     "A way to open a file, wherever it is"
-    if source.startswith(("http://", "https://")):
+    if _web_address(source):
         copy = _download(source, folder)
         return lambda: pa.PythonFile(FileView(copy), mode="r")
     files, name = locate(source)
@@ -144,11 +221,13 @@ def opener(
 def open_csv(
     name: str,  # Of the source; ends in .csv, .zip or .gz
     file: pa.NativeFile,  # As `opener` opens it
-) -> Iterator[IO[bytes]]:  # SourceError for a zip that does not hold exactly one CSV
+) -> Iterator[IO[bytes]]:  # SourceError for a zip with several files, unless exactly one of them ends in .csv
     "The text of a CSV, decompressed as it is read"
     if file_kind(name) == ".zip":
         with zipfile.ZipFile(file) as archive:
-            inside = [entry for entry in archive.namelist() if entry.lower().endswith(".csv")]
+            inside = [entry for entry in archive.namelist() if not entry.endswith("/")]
+            if len(inside) != 1:
+                inside = [entry for entry in inside if entry.lower().endswith(".csv")]
             if len(inside) != 1:
                 raise SourceError(f"source {name!r} holds {len(inside)} CSV files: give a zip with one")
             with archive.open(inside[0]) as stream:

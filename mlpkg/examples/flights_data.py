@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from ..data.lake import Lake
-from ..data.sources import read_frame
+from ..data.sources import public_name, read_frame
 from ..errors import MlpkgError
 
 # %% ../../nbs/api/examples/10_flights_data.ipynb #6ae27c26
@@ -116,11 +116,11 @@ def cast_columns(
     "Bring a table that was read to its columns and types"
     if missing := [name for name in types if name not in table]:
         there = ", ".join(map(str, table))
-        raise FlightsError(f"source {source!r} lacks columns: {', '.join(missing)} (it has: {there})")
+        raise FlightsError(f"source {public_name(source)!r} lacks columns: {', '.join(missing)} (it has: {there})")
     try:
         return pd.DataFrame({name: _as_type(table[name], kind) for name, kind in types.items()})
     except FlightsError as error:
-        raise FlightsError(f"source {source!r}: {error}") from error
+        raise FlightsError(f"source {public_name(source)!r}: {error}") from error
 
 # %% ../../nbs/api/examples/10_flights_data.ipynb #12c21e69
 def take_months(
@@ -132,7 +132,9 @@ def take_months(
     table = table.assign(month=table["year"].astype(str) + "-" + table["month"].astype(str).str.zfill(2))
     there = sorted(table["month"].unique())
     if absent := [month for month in wanted if month not in there]:
-        raise FlightsError(f"source {source!r} has no rows for {', '.join(absent)} (it has: {', '.join(there)})")
+        raise FlightsError(
+            f"source {public_name(source)!r} has no rows for {', '.join(absent)} (it has: {', '.join(there)})"
+        )
     return table[table["month"].isin(wanted)].reset_index(drop=True)
 
 # %% ../../nbs/api/examples/10_flights_data.ipynb #d7db4609

@@ -82,8 +82,8 @@ def prepare_model(
     if loaded.version is None or not loaded.inputs:
         raise ServingError("the model says nothing about its columns. Log it with mlpkg.models.storage.log_model")
     records, what = synthetic_records(loaded.inputs), f"model {loaded.version.name!r} version {loaded.version.version}"
-    scorer = Scorer(loaded.pipeline, loaded.inputs)
     try:
+        scorer = Scorer(loaded.pipeline, loaded.inputs)
         found = [scorer.records(some) for some in (records, records[:1])]
     except Exception as error:
         raise ServingError(f"{what} fails on synthetic records: {error!r}") from error
