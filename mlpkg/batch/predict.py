@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -82,20 +83,28 @@ def predict_batches(
 ) -> Iterator[ScoredBatch]:  # In the order of the rows
     "Screen and score a stream"
     contract, waiting = as_contract(loaded.inputs), deque[tuple[Screened, Future[np.ndarray]]]()
-    threads, scorer = _threads(loaded.pipeline[-1], threads), None
+    threads = _threads(loaded.pipeline[-1], threads)
+    pieces = (screen(piece, loaded.inputs, contract) for piece in rebatch(batches, rows, max(rows // 4, 1)))
+    for screened in pieces:
+        if len(screened.table):
+            break
+        yield _scored(screened, np.empty(0))
+    else:
+        return
+    scorer = Scorer(loaded.pipeline, loaded.inputs, screened.table.head(500))
+    all_pieces = chain([screened], pieces)
     with _short_turns(), native_threads(), ThreadPoolExecutor(threads, "predict", native_threads) as pool:
         try:
-            for piece in rebatch(batches, rows, max(rows // 4, 1)):
-                screened = screen(piece, loaded.inputs, contract)
+            for screened in all_pieces:
                 if len(screened.table):
-                    scorer = scorer or Scorer(loaded.pipeline, loaded.inputs, screened.table.head(500))
                     waiting.append((screened, pool.submit(scorer.predict, scorer.encode(screened.table))))
                 else:
                     waiting.append((screened, pool.submit(np.empty, 0)))
                 if len(waiting) > threads:
                     screened, answer = waiting.popleft()
                     yield _scored(screened, answer.result())
-            for screened, answer in waiting:
+            while waiting:
+                screened, answer = waiting.popleft()
                 yield _scored(screened, answer.result())
         finally:
             pool.shutdown(cancel_futures=True)
