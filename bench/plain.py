@@ -20,7 +20,7 @@ from mlpkg.data.lake import open_lake
 from mlpkg.examples.flights import categorical, features_contract, numeric
 from mlpkg.models.evaluation import compare_models, evaluate, plot_evaluations, plot_slices
 from mlpkg.models.promotion import decide, history, promote
-from mlpkg.models.registry import champion, get_version, load_logged, load_model, register
+from mlpkg.models.registry import champion, load_logged, load_model, register
 from mlpkg.models.scoring import probability
 from mlpkg.models.storage import log_model
 from mlpkg.models.training import importances, plot_trials, search
@@ -90,7 +90,7 @@ def register_step(winner: dict[str, Any]) -> None:
     "What 24_register does"
     rules, tags = load_settings().promotion, {"candidate": winner["candidate"]}
     version = register(winner["model_uri"], MODEL, winner["tables"], winner["metrics"], tags)
-    decision = decide(get_version(MODEL, version).metrics, None, rules)
+    decision = decide(winner["metrics"], None, rules)
     promote(MODEL, version, decision)
     print(history(MODEL).drop(columns="created").head(5).round(4))
 

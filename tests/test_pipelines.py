@@ -73,6 +73,25 @@ def test_the_same_data_and_seed_give_the_same_numbers(flights):
     assert {name: first[name] for name in metrics} == {name: second[name] for name in metrics}
 
 
+def test_a_candidate_whose_model_carries_no_score_is_judged_by_what_its_step_glued(flights):
+    import mlflow
+
+    from mlpkg.models.registry import load_model
+    from mlpkg.models.storage import log_model
+    from mlpkg.steps.run import run_step
+    from mlpkg.steps.tracking import connect
+
+    connect(flights.settings)
+    loaded = load_model("flights")
+    example = lake(flights).read("split/flights", columns=list(loaded.columns))[:50]
+    with mlflow.start_run():
+        uri = log_model(loaded.pipeline, example, inputs=loaded.inputs)
+    glued = {"candidate": "older", "model_uri": uri, "valid_roc_auc": 0.61, "tables": {"split/flights": 0}}
+    notebook = flights.root / "nbs/pipelines/flights/22_evaluate.ipynb"
+    scraps = run_step(notebook, {"candidates": [glued]}, settings=flights.settings).scraps
+    assert (scraps["candidate"], scraps["tables"]) == ("older", {"split/flights": 0})
+
+
 def test_a_broken_step_keeps_the_champion_and_says_where(flights):
     import nbformat
 
@@ -126,3 +145,54 @@ def test_bad_input_stops_the_step_and_writes_nothing(flights, name, content, say
     with pytest.raises(StepError, match=says):
         run_step(notebook, {"source": str(source), "months": "2013-02"}, settings=flights.settings)
     assert lake(flights).version("raw/flights") == before
+
+
+@pytest.fixture
+def contest(project):
+    "A project whose model `flights` has a champion and a challenger, registered with figures of the same table"
+    import mlflow
+
+    from mlpkg.models.promotion import promote_by_hand
+    from mlpkg.models.registry import register
+    from mlpkg.models.storage import log_model
+    from mlpkg.models.training import fit
+    from mlpkg.steps.tracking import connect
+    from mlpkg.testing import parcels
+
+    connect(project.settings)
+    table = parcels(300)
+    pipeline = fit("logistic_regression", table, "late", ["distance"], [])
+    with mlflow.start_run():
+        project.uris = [log_model(pipeline, table[["distance"]]) for _ in range(2)]
+    for uri, roc_auc in zip(project.uris, (0.70, 0.75), strict=True):
+        version = register(uri, "flights", {"split/flights": 1}, {"roc_auc": roc_auc})
+        if version == 1:
+            promote_by_hand("flights", 1, "the first")
+    return project
+
+
+def register_alone(project, **parameters) -> dict:
+    "Run the register step; what it glued"
+    from conftest import ROOT
+
+    from mlpkg.steps.run import run_step
+
+    notebook = ROOT / "nbs/pipelines/flights/24_register.ipynb"
+    return run_step(notebook, parameters, settings=project.settings).scraps
+
+
+def test_the_register_step_changes_nothing_unless_told_and_decides_on_the_figures_of_this_run(contest):
+    def registry():
+        model = contest.mlflow.get_registered_model("flights")
+        return dict(model.aliases), [contest.mlflow.get_model_version("flights", str(n)).tags for n in (1, 2)]
+
+    before = registry()
+    scraps = register_alone(contest)
+    assert registry() == before
+    assert scraps["promoted"] is False and "0.7500 against the champion's 0.7000" in scraps["reason"]
+
+    fresh = {"model_uri": contest.uris[1], "metrics": {"roc_auc": 0.66}, "champion_version": 1}
+    scraps = register_alone(contest, **fresh, champion_metrics={"roc_auc": 0.68})
+    assert "0.6600 against the champion's 0.6800" in scraps["reason"] and scraps["metrics"] == {"roc_auc": 0.66}
+    scraps = register_alone(contest, **{**fresh, "metrics": {}}, champion_metrics={"roc_auc": 0.60})
+    assert scraps["promoted"] is False and "of the challenger is not known" in scraps["reason"]

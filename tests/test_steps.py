@@ -1,5 +1,6 @@
 """Steps that end badly: real kernels, real signals, a real MLflow server that goes away. A page cannot kill itself."""
 
+import errno
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 from conftest import processes_with, wait_for
 
 from mlpkg.steps.execution import StepError
-from mlpkg.steps.outbox import recover, waiting
+from mlpkg.steps.outbox import Entry, recover, waiting
 from mlpkg.steps.parameters import ParameterError
 from mlpkg.steps.run import run_step
 from mlpkg.steps.tracking import TrackingError, client, open_pipeline_run, step_runs
@@ -381,3 +382,22 @@ def test_steps_with_the_same_parent_stay_apart(project):
             project.notebook("count", "rows: int = 0"), {"rows": rows}, parent_run_id=parent, settings=project.settings
         )
     assert [run.data.params["rows"] for run in step_runs(project.mlflow, parent)] == ["1", "2"]
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_disk_that_is_full_when_a_step_starts(project, monkeypatch, writes):
+    notebook, done, save = project.notebook("10_count", "rows: int = 3"), [], Entry.save
+
+    def save_while_there_is_room(entry):
+        if len(done) == writes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(entry)
+        done.append(entry)
+
+    monkeypatch.setattr(Entry, "save", save_while_there_is_room)
+    with pytest.raises(OSError, match="No space left on device"):
+        run_step(notebook, settings=project.settings)
+    run = last_run(project)
+    assert run.info.status == "FAILED"
+    assert "No space left on device" in run.data.tags["mlpkg.failure.error"]
+    assert waiting(project.settings) == []

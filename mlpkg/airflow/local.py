@@ -26,7 +26,8 @@ from filelock import FileLock
 
 from ..errors import MlpkgError
 from ..settings import Settings
-from ..steps.outbox import locked_entry
+from ..steps.outbox import locked_entry, recover_entry
+from ..steps.tracking import TrackingError
 
 # %% ../../nbs/api/airflow/16_local.ipynb #322c93b8
 def airflow_env(
@@ -216,17 +217,22 @@ def held_run(
 ) -> Iterator[None]:
     "Hold an entry of the outbox for the pipeline run that is opened in this block"
     with contextlib.ExitStack() as held:
-        folders = []
+        entries = []
 
         def hold(event: dict) -> None:
             if event["event"] == "pipeline":
-                entry = held.enter_context(locked_entry(settings, event["name"], event["run_id"]))
-                folders.append(entry.folder)
+                entries.append(held.enter_context(locked_entry(settings, event["name"], event["run_id"])))
 
-        with listening(hold):
-            yield
-        for folder in folders:
-            shutil.rmtree(folder)
+        try:
+            with listening(hold):
+                yield
+        except BaseException:
+            with contextlib.suppress(TrackingError):  # what went wrong first matters more
+                for entry in entries:
+                    recover_entry(settings, entry)
+            raise
+        for entry in entries:
+            shutil.rmtree(entry.folder)
 
 # %% ../../nbs/api/airflow/16_local.ipynb #1eb16579
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from .kernels import installed_kernels
 from .notebooks import code_digest, read_scraps, step_name
 from .outbox import Entry, conclude, locked_entry, recover, upload_or_keep
 from .parameters import check_parameters, read_parameters
-from .tracking import client, log_params, start_step
+from .tracking import client, end_run, log_params, start_step
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -146,6 +146,24 @@ def _conclude_failed(
     announce("end", entry.run_id, name, f"{fault.status}: {fault}", status=fault.status, error=str(fault))
     upload_or_keep(mlflow, entry, error)
 
+# %% ../../nbs/api/steps/22_run.ipynb #fd870db7
+@contextlib.contextmanager
+def _entry(
+    mlflow: "MlflowClient",  # Of the store that has the run
+    settings: Settings,  # Name the outbox
+    step: str,  # Name of the step
+    run_id: str,  # MLflow run
+) -> Iterator[Entry]:  # OSError where it cannot be made
+    "The outbox entry of a step that begins"
+    with contextlib.ExitStack() as held:
+        try:
+            entry = held.enter_context(locked_entry(settings, step, run_id))
+        except OSError as error:
+            shutil.rmtree(Path(settings.steps.outbox) / run_id, ignore_errors=True)
+            end_run(mlflow, run_id, "FAILED", {"error": str(error)})
+            raise
+        yield entry
+
 # %% ../../nbs/api/steps/22_run.ipynb #4b1efd75
 def run_step(
     notebook: str | Path,  # Step notebook
@@ -168,11 +186,11 @@ def run_step(
     name = name or step
     run_id = start_step(mlflow, settings, step, parent_run_id, tags, name)
     announce("start", run_id, name, f"started as MLflow run {run_id}")
-    with locked_entry(settings, step, run_id) as entry:
-        execution = prepare_execution(settings, entry, notebook, parameters or {})
-        execution.kernel_name, execution.language = kernel_name, language
-        execution.progress = lambda at, of: announce("cell", run_id, name, f"cell {at} of {of}", cell=at, cells=of)
+    with _entry(mlflow, settings, step, run_id) as entry:
         try:
+            execution = prepare_execution(settings, entry, notebook, parameters or {})
+            execution.kernel_name, execution.language = kernel_name, language
+            execution.progress = lambda at, of: announce("cell", run_id, name, f"cell {at} of {of}", cell=at, cells=of)
             if on_start:
                 on_start(execution)
             check_step(mlflow, entry, execution)

@@ -8,6 +8,7 @@ __all__ = ['TrackingError', 'tracking_uri', 'client', 'experiment_id', 'connect'
            'log_tables', 'end_run', 'end_orphans', 'pipeline_runs']
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #0bb0b8aa
+import contextlib
 import functools
 import hashlib
 import io
@@ -19,7 +20,7 @@ import re
 import subprocess
 import tokenize
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +150,15 @@ def _file_digest(path: Path, changed: int, size: int) -> str:
     "Digest of a module's code; the arguments make sure that it is of the file as it is now"
     return hashlib.sha256(strip_comments(path.read_text(encoding="utf-8")).encode()).hexdigest()
 
+# %% ../../nbs/api/steps/12_tracking.ipynb #346509b5
+def _modules(
+    root: Path,  # Folder of a package
+) -> Iterator[Path]:
+    "Python files of a package and its sub-packages, without what editors keep beside them"
+    for folder, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+        yield from (Path(folder, name) for name in files if name.endswith(".py") and not name.startswith("."))
+
 # %% ../../nbs/api/steps/12_tracking.ipynb #850059df
 def package_digest(
     folder: Path | None = None,  # Of a package; this one unless given
@@ -158,9 +168,10 @@ def package_digest(
 
     root = folder or Path(str(mlpkg.__file__)).parent
     parts = []
-    for path in root.rglob("*.py"):
-        state = path.stat()
-        parts.append(f"{path.relative_to(root).as_posix()} {_file_digest(path, state.st_mtime_ns, state.st_size)}")
+    for path in _modules(root):
+        with contextlib.suppress(FileNotFoundError):  # it has vanished meanwhile
+            state = path.stat()
+            parts.append(f"{path.relative_to(root).as_posix()} {_file_digest(path, state.st_mtime_ns, state.st_size)}")
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #0f19ea6c
