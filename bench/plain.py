@@ -19,18 +19,10 @@ from mlpkg.data.inputs import inputs_from
 from mlpkg.data.lake import open_lake
 from mlpkg.examples.flights import categorical, features_contract, numeric
 from mlpkg.models.evaluation import compare_models, evaluate, plot_evaluations, plot_slices
-from mlpkg.models.registry import (
-    champion,
-    decide,
-    get_version,
-    history,
-    load_logged,
-    load_model,
-    log_model,
-    promote,
-    register,
-)
+from mlpkg.models.promotion import decide, history, promote
+from mlpkg.models.registry import champion, get_version, load_logged, load_model, register
 from mlpkg.models.scoring import probability
+from mlpkg.models.storage import log_model
 from mlpkg.models.training import importances, plot_trials, search
 from mlpkg.settings import load_settings
 from mlpkg.steps.tracking import connect

@@ -36,7 +36,9 @@ def prepare(lake: Lake, wanted: str, times: int) -> dict[str, Any]:
 
     from mlpkg.data.inputs import inputs_from
     from mlpkg.examples.flights import categorical, features_contract, numeric, seed_lake
-    from mlpkg.models.registry import Decision, log_model, promote, register
+    from mlpkg.models.promotion import Decision, promote
+    from mlpkg.models.registry import register
+    from mlpkg.models.storage import log_model
     from mlpkg.models.training import fit
 
     seed_lake(lake, wanted, rows=sys.maxsize)

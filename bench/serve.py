@@ -62,7 +62,9 @@ def prepare(project: Path, months: str) -> tuple[dict[str, str], list[dict[str, 
     from mlpkg.data.inputs import inputs_from
     from mlpkg.data.lake import open_lake
     from mlpkg.examples.flights import categorical, features_contract, numeric, seed_lake
-    from mlpkg.models.registry import log_model, promote_by_hand, register
+    from mlpkg.models.promotion import promote_by_hand
+    from mlpkg.models.registry import register
+    from mlpkg.models.storage import log_model
     from mlpkg.models.training import fit
     from mlpkg.settings import load_settings
     from mlpkg.steps.tracking import connect

@@ -214,7 +214,9 @@ def add_version(
 ) -> int:  # Its version
     "Fit a model for parcels and register it, as challenger or champion"
     from mlpkg.data.inputs import inputs_from
-    from mlpkg.models.registry import log_model, promote_by_hand, register
+    from mlpkg.models.promotion import promote_by_hand
+    from mlpkg.models.registry import register
+    from mlpkg.models.storage import log_model
     from mlpkg.models.training import fit
 
     table = parcels() if table is None else table

@@ -8,12 +8,10 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import warnings
 import zipfile
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pandera.pandas as schemas
@@ -31,9 +29,11 @@ from mlpkg.data.contracts import check
 from mlpkg.data.inputs import Input, inputs_from, shape
 from mlpkg.data.lake import Lake
 from mlpkg.data.sources import SourceError
-from mlpkg.models.registry import Loaded, RegistryError, load_model, log_model, register, scratch_store
+from mlpkg.models.registry import Loaded, RegistryError, load_model, register
 from mlpkg.models.scoring import Scorer, probability
+from mlpkg.models.storage import log_model
 from mlpkg.models.training import candidates, fit
+from mlpkg.testing import temporary_store
 
 NUMERIC, CATEGORICAL = ["distance", "weight"], ["carrier", "depot"]
 FEATURES = NUMERIC + CATEGORICAL
@@ -464,13 +464,8 @@ def test_the_fast_check_lets_nothing_pass_that_the_contract_refuses():
     assert passed > 5 and refused > 5
 
 
-def test_the_registry_names_what_predicted_and_says_so_where_there_is_none(
-    loaded, lake, parcels, monkeypatch, tmp_path
-):
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    try:
-        scratch_store()
+def test_the_registry_names_what_predicted_and_says_so_where_there_is_none(loaded, lake, parcels, monkeypatch):
+    with temporary_store():
         with pytest.raises(RegistryError, match="no model 'parcels' in the registry. Train and register one first"):
             load_model("parcels")
         register(log_model(loaded.pipeline, parcels[FEATURES], inputs=loaded.inputs), "parcels")
@@ -479,10 +474,6 @@ def test_the_registry_names_what_predicted_and_says_so_where_there_is_none(
         ):
             load_model("parcels")
         stored = load_model("parcels", "challenger")
-    finally:
-        mlflow.end_run()
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
     monkeypatch.setenv("MLFLOW_RUN_ID", "0123456789abcdef")
     score(lake, stored, TABLE, TO, {"month": MONTHS}, ["parcel"])
     assert stored.inputs == loaded.inputs

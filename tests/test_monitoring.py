@@ -283,7 +283,9 @@ def monitored(project):
     "A project with a small lake and a champion"
     import mlflow
 
-    from mlpkg.models.registry import Decision, log_model, promote, register
+    from mlpkg.models.promotion import Decision, promote
+    from mlpkg.models.registry import register
+    from mlpkg.models.storage import log_model
     from mlpkg.steps.tracking import connect
 
     before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()

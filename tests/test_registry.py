@@ -19,39 +19,22 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from mlpkg.models.registry import (
-    Decision,
-    RegistryError,
-    UntrustedModelError,
-    champion,
-    decide,
-    get_version,
-    history,
-    load_model,
-    log_model,
-    promote,
-    register,
-    scratch_store,
-    trusted_types,
-    versions,
-)
+from mlpkg.models.promotion import Decision, _exclusive, decide, history, promote, promote_by_hand, rollback
+from mlpkg.models.registry import RegistryError, champion, get_version, load_model, register, versions
 from mlpkg.models.scoring import probability
+from mlpkg.models.storage import UntrustedModelError, log_model, trusted_types
 from mlpkg.models.training import candidates, fit
 from mlpkg.settings import PromotionSettings
+from mlpkg.testing import temporary_store
 
 NUMERIC, CATEGORICAL = ["distance", "weight"], ["carrier"]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def store(tmp_path_factory):
+def store():
     "A throw-away MLflow store"
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("mlflow")))
-        yield scratch_store()
-    mlflow.end_run()
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
+    with temporary_store() as store:
+        yield store
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +72,8 @@ def test_a_stored_model_answers_bit_for_bit_the_same(candidate, parcels):
 
 def test_the_model_belongs_to_the_run_that_the_environment_names(parcels, monkeypatch):
     client = MlflowClient()
+    experiment = mlflow.active_run().info.experiment_id
     mlflow.end_run()
-    experiment = client.get_experiment_by_name("scratch").experiment_id
     run_id = client.create_run(experiment).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     pipeline = fit("logistic_regression", parcels, "late", NUMERIC, CATEGORICAL)
@@ -163,7 +146,7 @@ def test_a_pickle_that_is_called_skops_is_refused(parcels, tmp_path):
     uri = logged(parcels)
     register(uri, "disguised")
     (stored(uri) / "model.skops").write_bytes(pickle.dumps(Bomb(tmp_path / "trace")))
-    with pytest.raises(UntrustedModelError, match="model 'disguised' version 1: model.skops is no readable skops file"):
+    with pytest.raises(UntrustedModelError, match="model 'disguised' version 1: model.skops is not a readable skops"):
         load_model("disguised", 1)
     assert not (tmp_path / "trace").exists()
 
@@ -173,7 +156,7 @@ def test_a_model_outside_its_folder_is_not_found(parcels):
     register(uri, "elsewhere")
     description = stored(uri) / "MLmodel"
     description.write_text(description.read_text().replace("pickled_model: model.skops", "pickled_model: /etc/passwd"))
-    with pytest.raises(UntrustedModelError, match="passwd is no readable skops file"):
+    with pytest.raises(UntrustedModelError, match="passwd is not a readable skops file"):
         load_model("elsewhere", 1)
 
 
@@ -281,7 +264,8 @@ def test_promotion_leaves_no_gap(contest):
 PROMOTE = """
 import sys
 import mlflow
-from mlpkg.models.registry import Decision, RegistryError, promote
+from mlpkg.models.promotion import Decision, promote
+from mlpkg.models.registry import RegistryError
 uri, name, version, against = sys.argv[1:]
 mlflow.set_tracking_uri(uri)
 mlflow.set_registry_uri(uri)
@@ -296,22 +280,68 @@ except RegistryError as error:
 """
 
 
-def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(contest):
-    name, (one, two, three) = contest
-    promote(name, one, Decision(True, ["first"]))
+def compete(name: str, champion: int, challengers: tuple[int, int]) -> list[str]:
+    "Promote two versions at the same time, each in a process of its own; what each of them says"
     command = [sys.executable, "-c", PROMOTE, mlflow.get_tracking_uri(), name]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    rivals = [subprocess.Popen([*command, str(n), str(one)], **pipes) for n in (two, three)]
+    rivals = [subprocess.Popen([*command, str(n), str(champion)], **pipes) for n in challengers]
     for rival in rivals:
         assert rival.stdout.readline() == "ready\n"
     for rival in rivals:
         rival.stdin.write("go\n")
         rival.stdin.flush()
-    said = [rival.communicate(timeout=60)[0].strip() for rival in rivals]
+    return [rival.communicate(timeout=60)[0].strip() for rival in rivals]
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(contest):
+    name, (one, two, three) = contest
+    promote(name, one, Decision(True, ["first"]))
+    said = compete(name, one, (two, three))
     winner = (two, three)[said.index("won")]
     assert champion(name).version == winner
     (told,) = [words for words in said if words != "won"]
     assert f"was compared with version {one}, but version {winner} is champion by now" in told
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch) -> Path:
+    "A temporary folder of its own, for this process and those that it starts"
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # Python reads the variable only while this is None
+    return folder
+
+
+def test_promotions_leave_no_file_behind(contest, store, temporary):
+    name, (one, two, three) = contest
+    before = sorted(store.folder.rglob("*"))
+    promote(name, one, Decision(True, ["first"]))
+    promote(name, two, Decision(False, ["too weak"]), against=one)
+    promote_by_hand(name, two, "to see what happens")
+    assert rollback(name, "seen enough").version == one
+    assert "won" in compete(name, one, (two, three))
+    assert tempfile.gettempdir() == str(temporary)
+    assert list(temporary.iterdir()) == []
+    assert sorted(store.folder.rglob("*")) == before
+
+
+def test_a_store_on_a_server_is_locked_without_a_file_too(temporary, monkeypatch):
+    monkeypatch.setattr(mlflow, "get_registry_uri", lambda: "http://mlflow:5000")
+    order = []
+
+    def second():
+        with _exclusive():
+            order.append("second")
+
+    waiting = threading.Thread(target=second)
+    with _exclusive():
+        waiting.start()
+        waiting.join(0.3)
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]
+    assert list(temporary.iterdir()) == []
 
 
 def test_what_promotion_writes(contest):
@@ -351,11 +381,9 @@ def test_a_model_that_nobody_registered():
         load_model("nobody")
 
 
-def test_importing_the_registry_imports_nothing_heavy():
-    import subprocess
-    import sys
-
+@pytest.mark.parametrize("module", ["storage", "registry", "promotion"])
+def test_importing_a_module_imports_nothing_heavy(module):
     heavy = "mlflow sklearn skops pandas"
-    code = f"import sys, mlpkg.models.registry; print([m for m in {heavy.split()} if m in sys.modules])"
+    code = f"import sys, mlpkg.models.{module}; print([m for m in {heavy.split()} if m in sys.modules])"
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"  # noqa: S603

@@ -32,8 +32,10 @@ from schemathesis.engine import events
 from mlpkg.batch.predict import score
 from mlpkg.data.inputs import inputs_from
 from mlpkg.data.lake import open_lake
-from mlpkg.models.registry import load_model, log_model, promote_by_hand, register
+from mlpkg.models.promotion import promote_by_hand
+from mlpkg.models.registry import load_model, register
 from mlpkg.models.scoring import probability, records_frame
+from mlpkg.models.storage import log_model
 from mlpkg.models.training import fit
 from mlpkg.serving.app import check_host, create_app
 from mlpkg.serving.http import new_key

@@ -274,7 +274,7 @@ def score(
     if not 0 <= threshold <= 1:
         raise BatchError(f"threshold {threshold!r}: give a probability, from 0 to 1")
     if not loaded.inputs:
-        raise BatchError("the model does not say what it takes: log it with mlpkg.models.registry.log_model")
+        raise BatchError("the model does not say what it takes: log it with mlpkg.models.storage.log_model")
     filters, aside = _partition_filters(partition), f"quarantine/{check_name(to)}"
     there = {name: lake.schema(name) if lake.exists(name) else None for name in (to, aside)}
     given = open_source(lake, source, _types(loaded.inputs, filters, there[to]))

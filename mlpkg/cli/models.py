@@ -51,7 +51,7 @@ def promote_command(
 
     Example: [bold]mlpkg promote 3 --why 'approved by the board'[/bold]
     """
-    from mlpkg.models.registry import promote_by_hand
+    from mlpkg.models.promotion import promote_by_hand
 
     name = named_model(model)
     now = promote_by_hand(name, version, _signed(why))
@@ -67,7 +67,7 @@ def rollback_command(
 
     Example: [bold]mlpkg rollback --why 'too many complaints'[/bold]
     """
-    from mlpkg.models.registry import rollback
+    from mlpkg.models.promotion import rollback
 
     name = named_model(model)
     now = rollback(name, _signed(why))
@@ -88,7 +88,7 @@ def history_command(
     limit: Annotated[int, typer.Option(help="How many versions", min=1)] = 20,
 ):
     """List the versions of the model, newest first: how good they were, what was decided and why."""
-    from mlpkg.models.registry import history
+    from mlpkg.models.promotion import history
     from mlpkg.settings import load_settings
 
     name = named_model(model)

@@ -326,7 +326,8 @@ def seed_version(
     import mlflow
 
     from mlpkg.models.evaluation import evaluate
-    from mlpkg.models.registry import log_model, register
+    from mlpkg.models.registry import register
+    from mlpkg.models.storage import log_model
 
     parts = lake.read("split/flights")
     train, valid, holdout = (parts[parts["part"] == part] for part in ("train", "validation", "holdout"))
@@ -368,7 +369,7 @@ def seed_store(
     settings: Settings,  # Of a temporary store; what it names is filled
 ) -> None:
     "Leave a store as all steps have left it: four months, a champion, a challenger, predictions and a report"
-    from mlpkg.models.registry import promote_by_hand
+    from mlpkg.models.promotion import promote_by_hand
     from mlpkg.steps.tracking import connect
 
     connect(settings)

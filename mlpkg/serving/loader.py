@@ -28,8 +28,9 @@ from pydantic import TypeAdapter
 
 from ..data.inputs import Input
 from ..errors import MlpkgError
-from ..models.registry import Loaded, Version, download, get_version, load_folder
+from ..models.registry import Loaded, Version, get_version, load_folder
 from ..models.scoring import Scorer, synthetic_records
+from ..models.storage import download
 from .health import Issues
 from .schemas import request_type
 from ..settings import Settings
@@ -79,7 +80,7 @@ def prepare_model(
 ) -> ServedModel:  # ServingError if it does not give probabilities
     "Make a model ready to answer, and try it"
     if loaded.version is None or not loaded.inputs:
-        raise ServingError("the model says nothing about its columns. Log it with mlpkg.models.registry.log_model")
+        raise ServingError("the model says nothing about its columns. Log it with mlpkg.models.storage.log_model")
     records, what = synthetic_records(loaded.inputs), f"model {loaded.version.name!r} version {loaded.version.version}"
     scorer = Scorer(loaded.pipeline, loaded.inputs)
     try:
