@@ -211,7 +211,7 @@ def simulate_months(
     known = load_dags(settings)
     with redrawn(shown, shown.console):
         for name in months:
-            month = Month(name)
+            month = Month(name, settings.simulation.columns)
             shown.months.append(month)
             simulate_month(settings, known, month, given, run)
             shown.ended()
