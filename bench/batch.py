@@ -79,7 +79,7 @@ def main(
 
     The model alone is called as a user would, `pipeline.predict_proba(frame)`, with all threads that scikit-learn
     takes by itself. Batch prediction reads, checks, scores and commits. Everything happens in a temporary folder. The
-    exit code is 1 where a promise is not kept: on the large table, for the small one takes less than a second, of which
+    exit code is 1 where a target is missed: on the large table, for the small one takes less than a second, of which
     opening tables and the first batch are a tenth.
     """
     console, load = new_console(), [os.getloadavg()]

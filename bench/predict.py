@@ -13,12 +13,12 @@ import psutil
 import pyarrow as pa
 
 from mlpkg.batch.predict import rebatch, score
-from mlpkg.batch.screening import model_contract, screen
-from mlpkg.data.inputs import shape
+from mlpkg.batch.screening import screen
+from mlpkg.data.inputs import as_contract, shape
 from mlpkg.data.lake import Lake, open_lake
 from mlpkg.data.sources import open_source
 from mlpkg.models.registry import load_model
-from mlpkg.models.scoring import Scorer
+from mlpkg.models.scoring import Scorer, native_threads
 from mlpkg.steps.tracking import connect
 
 QUIET = 0.15  # Cores that others may take during a turn
@@ -101,15 +101,13 @@ def speed(lake: Lake, table: str, repeat: int) -> dict[str, Any]:
 
 def parts(lake: Lake, table: str, loaded: Any, every: dict[str, Any]) -> dict[str, float]:
     "What each part takes alone, on one core"
-    from threadpoolctl import threadpool_limits
-
-    contract, inputs = model_contract(loaded.inputs), [one.name for one in loaded.inputs]
+    contract, inputs = as_contract(loaded.inputs), [one.name for one in loaded.inputs]
     columns = list(dict.fromkeys(["month", *KEEP, *BY, *inputs]))
     source, where = open_source(lake, table), [("month", "in", every["month"])]
     pieces: list[pa.RecordBatch] = list(rebatch(source.read(columns, where), 49_152))
     screened = [screen(piece, loaded.inputs, contract).table for piece in pieces]
     written = lake.table("predictions/flights")
-    with threadpool_limits(1):
+    with native_threads():
         scorer = Scorer(loaded.pipeline, loaded.inputs)
         ready = [scorer.encode(table) for table in screened]
         work = {

@@ -8,6 +8,7 @@ __all__ = ['carriers', 'parcel_numeric', 'parcel_categorical', 'kernel', 'tempor
            'write_notebook', 'step_notebook', 'run_seeds', 'seed']
 
 # %% ../nbs/api/90_testing.ipynb #dca694c3
+import logging
 import os
 import pkgutil
 import shutil
@@ -72,7 +73,8 @@ class TemporaryStore:
         values: Mapping[str, Any] | None = None,  # More settings for as long as it is open: key -> value
     ):
         self.folder = temporary_folder()
-        self._before = _own_variables()
+        self._before = dict(os.environ)
+        self._log_level = logging.root.manager.disable
         self._restore_mlflow = lambda: None
         _set_own_variables(as_environment({**places(self.folder), **(values or {})}))
 
@@ -113,11 +115,14 @@ def lake(self: TemporaryStore) -> "Lake":
 # %% ../nbs/api/90_testing.ipynb #9b2244ae
 @patch
 def close(self: TemporaryStore) -> None:
-    "Put environment and MLflow back as they were and delete the folder; a second call changes nothing"
+    "Put environment, logging and MLflow back as they were, delete the folder; a second call changes nothing"
     if not self.folder.exists():
         return
     self._restore_mlflow()
-    _set_own_variables(self._before)
+    for name in os.environ.keys() - self._before.keys():
+        del os.environ[name]
+    os.environ.update(self._before)
+    logging.disable(self._log_level)
     shutil.rmtree(self.folder, ignore_errors=True)
 
 # %% ../nbs/api/90_testing.ipynb #1ae38a8d
@@ -205,7 +210,7 @@ def parcels_contract() -> Any:  # pandera.pandas.DataFrameSchema
 
 # %% ../nbs/api/90_testing.ipynb #f88c254f
 def add_version(
-    candidate: str = "logistic_regression",  # Kind of model, a key of `mlpkg.models.training.candidates`
+    candidate: str = "logistic_regression",  # Kind of model, a key of `mlpkg.models.candidates.candidates`
     table: "pd.DataFrame | None" = None,  # Rows to learn from; `parcels()` unless given
     columns: Sequence[str] = (*parcel_numeric, *parcel_categorical),  # Features, some of the parcels' columns
     promoted: bool = False,  # Does it become champion?

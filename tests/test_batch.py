@@ -22,17 +22,18 @@ from pyarrow.csv import CSVWriter
 from threadpoolctl import threadpool_info
 
 from mlpkg.batch.predict import score
-from mlpkg.batch.screening import BatchError, fast_check, model_contract, rows_as_json, screen
+from mlpkg.batch.screening import BatchError, fast_check, rows_as_json, screen
 from mlpkg.batch.summary import plot_result
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.contracts import check
-from mlpkg.data.inputs import Input, inputs_from, shape
+from mlpkg.data.inputs import Input, as_contract, inputs_from, shape
 from mlpkg.data.lake import Lake
 from mlpkg.data.sources import SourceError
+from mlpkg.models.candidates import candidates
 from mlpkg.models.registry import Loaded, RegistryError, load_model, register
 from mlpkg.models.scoring import Scorer, probability
 from mlpkg.models.storage import log_model
-from mlpkg.models.training import candidates, fit
+from mlpkg.models.training import fit
 from mlpkg.testing import temporary_store
 
 NUMERIC, CATEGORICAL = ["distance", "weight"], ["carrier", "depot"]
@@ -443,7 +444,7 @@ def test_the_fast_check_lets_nothing_pass_that_the_contract_refuses():
         Input("f", "text"),
         Input("g", "text", pattern="^[a-z]$"),
     ]
-    contract, passed, refused = model_contract(inputs), 0, 0
+    contract, passed, refused = as_contract(inputs), 0, 0
     odd = {"number": [-0.5, 11, np.nan, np.inf, -np.inf, 1e308], "text": ["z", "zz", "zzz", None, ""]}
     for turn in range(40):
         values = {

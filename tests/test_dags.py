@@ -1,4 +1,4 @@
-"""What every DAG of the project promises, read from the files themselves: Airflow is needed to load them."""
+"""The rules that every DAG of the project follows, read from the files themselves: Airflow is needed to load them."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""The documentation site and README.md as they come out of the notebooks: a build is no matter for a page."""
+"""The documentation site and README.md as they come out of the notebooks: a build takes too long for a page."""
 
 import os
 import re

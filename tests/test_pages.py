@@ -187,7 +187,7 @@ def test_cells_that_are_not_python_are_named(project):
     assert found["pages"]["10_rows"]["exported lines"] == 3
 
 
-def test_what_is_no_notebook_is_named(project):
+def test_what_is_not_a_notebook_is_named(project):
     page = project / "nbs" / "api" / "10_rows.ipynb"
     write(page, START)
     page.write_text("<<<<<<< ours")
@@ -315,7 +315,7 @@ NOISE = r"\x1b\[|site-packages|/tmp/|/home/|/root/|[a-z]Warning: "
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT / "nbs").as_posix())
 def test_stored_outputs_hold_nothing_of_the_machine_that_made_them(notebook):
-    "No escape codes, no paths, no warnings of libraries: a page looks the same whoever runs it"
+    "No escape codes, no paths, no warnings of libraries: a page looks the same on every machine"
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     texts = [json.dumps(output, ensure_ascii=False) for cell in cells for output in cell.get("outputs", [])]
     assert [text[:200] for text in texts if re.search(NOISE, text.replace("\\u001b", "\x1b"))] == []

@@ -19,11 +19,12 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from mlpkg.models.candidates import candidates
 from mlpkg.models.promotion import Decision, _exclusive, decide, history, promote, promote_by_hand, rollback
 from mlpkg.models.registry import RegistryError, champion, get_version, load_model, register, versions
 from mlpkg.models.scoring import probability
 from mlpkg.models.storage import UntrustedModelError, log_model, trusted_types
-from mlpkg.models.training import candidates, fit
+from mlpkg.models.training import fit
 from mlpkg.settings import PromotionSettings
 from mlpkg.testing import temporary_store
 

@@ -442,7 +442,7 @@ def test_a_champion_alias_that_is_deleted_while_serving(api):
     assert ask(api, GOOD).json()["model_version"] == 2 and not api.get("/readyz").json()["problems"]
 
 
-def test_a_model_that_answers_is_no_warning(store, caplog):
+def test_a_model_that_answers_is_not_a_warning(store, caplog):
     caplog.set_level(logging.INFO, "mlpkg.serving.loader")
     with serving(store) as api:
         promote_by_hand("parcels", 2, "the next")

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mlpkg.models.candidates import Candidate, candidates
 from mlpkg.models.scoring import probability
-from mlpkg.models.training import Candidate, candidates, fit, search
+from mlpkg.models.training import fit, search
 
 NUMERIC, CATEGORICAL = ["weight", "distance", "express"], ["carrier", "city"]
 
@@ -38,7 +39,8 @@ FINGERPRINT = """
 import hashlib, sys
 sys.path.insert(0, {folder!r})
 from test_training import CATEGORICAL, NUMERIC, parcels
-from mlpkg.models.training import probability, search
+from mlpkg.models.scoring import probability
+from mlpkg.models.training import search
 data = parcels()
 for name in ("logistic_regression", "random_forest", "hist_gradient_boosting"):
     result = search(name, data[:2000], data[2000:], "late", NUMERIC, CATEGORICAL, budget=3, row_cap=1500)

@@ -7,6 +7,7 @@ __all__ = ['roles', 'months_between', 'Month', 'simulate_month', 'plot_months', 
 
 # %% ../../nbs/api/airflow/18_simulation.ipynb #78a487bb
 import math
+import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,10 +29,9 @@ def months_between(
     "List the months of a simulation"
     import pandas as pd
 
-    try:
-        months = pd.period_range(first, last, freq="M").astype(str).tolist()
-    except ValueError as error:
-        raise DagError(f"months {first!r} to {last!r}: write them like 2013-02") from error
+    if not all(re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month) for month in (first, last)):
+        raise DagError(f"months {first!r} to {last!r}: write them like 2013-02")
+    months = pd.period_range(first, last, freq="M").astype(str).tolist()
     if not months:
         raise DagError(f"months {first!r} to {last!r}: the last is before the first")
     return months
@@ -42,13 +42,13 @@ class Month:
     "What happened in a month"
 
     month: str  # Like "2013-12"
-    columns: Mapping[str, str] = field(default_factory=dict)  # Column -> "step.value", from `simulation.columns`
+    columns: Mapping[str, str]  # Column -> "step.value", from `simulation.columns`
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)  # Step -> what it glued
     results: list[DagResult] = field(default_factory=list)  # DAG runs in the order in which they ran
 
 # %% ../../nbs/api/airflow/18_simulation.ipynb #8ed47e89
 @patch(as_prop=True)
-def failed(self: Month) -> DagResult | None:
+def first_failure(self: Month) -> DagResult | None:
     "The first DAG run that did not succeed"
     return next((result for result in self.results if result.state != "success"), None)
 
@@ -75,17 +75,17 @@ def row(
     return {"month": self.month} | found
 
 # %% ../../nbs/api/airflow/18_simulation.ipynb #4829a471
-def _dag(
+def _named_dags(
     known: Mapping[str, Any],  # DAG id -> DAG
-    settings: Settings,  # Read for `airflow.arrival` and `airflow.training`
-    key: str,  # "arrival" or "training"
-) -> Any:  # DagError where there is no such DAG
-    "The DAG that a setting names"
-    name = getattr(settings.airflow, key)
-    if name not in known:
-        there = ", ".join(sorted(known))
-        raise DagError(f"airflow.{key} = {name!r} in {settings.file}: there is no such DAG ({there})")
-    return known[name]
+    settings: Settings,  # `airflow.arrival` and `airflow.training` are read
+) -> tuple[Any, Any]:  # The DAG that brings in data and the one that trains; DagError where one does not exist
+    "The DAGs that the settings name"
+    named = {"arrival": settings.airflow.arrival, "training": settings.airflow.training}
+    for key, name in named.items():
+        if name not in known:
+            there = ", ".join(sorted(known))
+            raise DagError(f"airflow.{key} = {name!r} in {settings.file}: there is no such DAG ({there})")
+    return known[named["arrival"]], known[named["training"]]
 
 # %% ../../nbs/api/airflow/18_simulation.ipynb #e3037d93
 def _note(
@@ -115,12 +115,12 @@ def simulate_month(
     follows: Callable[[Mapping[str, Any], DagResult], list] = triggered,  # What a DAG run has started
 ) -> Month:  # The same; it ends at the first DAG run that fails
     "Bring in a month and run what follows from it; train if there is still no model"
-    arrival, training = (_dag(known, settings, key) for key in ("arrival", "training"))
+    arrival, training = _named_dags(known, settings)
     waiting = [(arrival, {settings.simulation.parameter: month.month})]
-    while waiting and not month.failed:
+    while waiting and not month.first_failure:
         dag, conf = waiting.pop(0)
         month.results.append(run(dag, dag_conf(dag, given) | conf, partial(_note, month)))
-        if not month.failed:
+        if not month.first_failure:
             waiting += follows(known, month.results[-1])
         if not waiting and dag is not training and not _has_champion(settings):
             waiting.append((training, {"reason": "no model yet"}))

@@ -22,10 +22,10 @@ import pyarrow as pa
 from fastcore.basics import patch
 from joblib import cpu_count
 
-from .screening import BatchError, Screened, match_inputs, model_contract, rows_as_json, screen
+from .screening import BatchError, Screened, match_inputs, rows_as_json, screen
 from .summary import BatchResult, ScoredBatch, SummaryBuilder
 from ..data.arrow import Filters, fit_schema, plain_batch, plain_schema, plain_type
-from ..data.inputs import Input
+from ..data.inputs import Input, as_contract
 from ..data.lake import Lake, check_name
 from ..data.sources import Source, open_source
 from ..data.spill import Spill, replayable
@@ -81,14 +81,14 @@ def predict_batches(
     threads: int | None = None,  # As many as there are cores, at most 8, unless given
 ) -> Iterator[ScoredBatch]:  # In the order of the rows
     "Screen and score a stream"
-    contract, waiting = model_contract(loaded.inputs), deque[tuple[Screened, Future[np.ndarray]]]()
+    contract, waiting = as_contract(loaded.inputs), deque[tuple[Screened, Future[np.ndarray]]]()
     threads, scorer = _threads(loaded.pipeline[-1], threads), None
     with _short_turns(), native_threads(), ThreadPoolExecutor(threads, "predict", native_threads) as pool:
         try:
             for piece in rebatch(batches, rows, max(rows // 4, 1)):
                 screened = screen(piece, loaded.inputs, contract)
                 if len(screened.table):
-                    scorer = scorer or Scorer(loaded.pipeline, loaded.inputs, screened.table.head(1000))
+                    scorer = scorer or Scorer(loaded.pipeline, loaded.inputs, screened.table.head(500))
                     waiting.append((screened, pool.submit(scorer.predict, scorer.encode(screened.table))))
                 else:
                     waiting.append((screened, pool.submit(np.empty, 0)))

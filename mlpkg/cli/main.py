@@ -18,6 +18,7 @@ import typer
 
 from .doctor import doctor
 from .models import models
+from .render import current_settings
 from .runs import runs
 from ..errors import MlpkgError
 
@@ -83,9 +84,8 @@ def ui_command(
 
     Example: [bold]mlpkg ui mlflow[/bold]
     """
-    from mlpkg.settings import load_settings
 
-    settings = load_settings()
+    settings = current_settings()
     if which is UserInterface.mlflow:
         command = mlflow_server(settings, port or 5000)
     else:

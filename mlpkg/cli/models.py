@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .render import plain_table
+from .render import current_settings, plain_table
 
 models = typer.Typer()
 _model = Annotated[str, typer.Option("--model", help="Registered model; serving.model of the settings unless given")]
@@ -89,10 +89,9 @@ def history_command(
 ):
     """List the versions of the model, newest first: how good they were, what was decided and why."""
     from mlpkg.models.promotion import history
-    from mlpkg.settings import load_settings
 
     name = named_model(model)
-    versions, metric = history(name).head(limit), load_settings().promotion.metric
+    versions, metric = history(name).head(limit), current_settings().promotion.metric
     table = plain_table("version", "registered", "alias", metric, "decision", "why")
     for row in versions.to_dict("records"):
         table.add_row(*_version_row(row, metric))
@@ -109,14 +108,10 @@ def serve_command(
 
     Example: [bold]mlpkg serve --port 8001 --workers 2[/bold]
     """
-    from mlpkg.serving.app import check_host, check_serving, serve
-    from mlpkg.settings import load_settings
+    from mlpkg.serving.app import serve
 
-    settings = load_settings()
-    check_serving(settings)
-    check_host(settings, host)
-    Console().print(f"http://{host}:{port}/docs describes the API; Ctrl-C ends it", soft_wrap=True)
-    serve(settings, host, port, workers)
+    Console().print(f"Starting the API that http://{host}:{port}/docs describes; Ctrl-C ends it", soft_wrap=True)
+    serve(current_settings(), host, port, workers)
 
 # %% ../../nbs/api/cli/14_models.ipynb #46050e2f
 @models.command("key", rich_help_panel="Models")

@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['coloured_state', 'duration', 'local_time', 'as_text', 'reported', 'plain_table', 'Progress', 'redrawn', 'model_table',
-           'print_outcome', 'summarise', 'output_text', 'print_notebook']
+           'print_outcome', 'summarise', 'output_text', 'print_notebook', 'current_settings']
 
 # %% ../../nbs/api/cli/10_render.ipynb #d1421daa
 import contextlib
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastcore.basics import patch
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from mlpkg.settings import Settings
 
 # %% ../../nbs/api/cli/10_render.ipynb #2c88cbb9
 _colours = {"FINISHED": "green", "RUNNING": "yellow", "FAILED": "red", "KILLED": "magenta"}
@@ -232,3 +235,10 @@ def print_notebook(
             console.print(Syntax(cell.source, "python", background_color="default"))
             for output in cell.outputs:
                 console.print(output_text(output), highlight=False, markup=False)
+
+# %% ../../nbs/api/cli/10_render.ipynb #b002e6f6
+def current_settings() -> "Settings":  # SettingsError where they cannot be used
+    "The settings that a command works with"
+    from mlpkg.settings import load_settings
+
+    return load_settings()

@@ -27,6 +27,7 @@ from mlpkg.cli.render import (
     Progress,
     as_text,
     coloured_state,
+    current_settings,
     duration,
     local_time,
     plain_table,
@@ -123,10 +124,9 @@ def run_command(
     Example: [bold]mlpkg run flights_etl --param months=2013-01..2013-03[/bold]
     """
     from mlpkg.airflow.local import load_dags, output_to, plan, prepare_database, read_params, use_airflow
-    from mlpkg.settings import load_settings
     from mlpkg.steps.tracking import client
 
-    settings, given = load_settings(), read_params(param)
+    settings, given = current_settings(), read_params(param)
     client(settings)  # an MLflow that cannot be reached is reported before anything starts
     use_airflow(settings)
     log = log_path(settings, "run")
@@ -197,26 +197,26 @@ def watch(
 # %% ../../nbs/api/cli/12_runs.ipynb #94ef619f
 def simulate_months(
     settings: "Settings",
+    known: dict[str, Any],  # From `load_dags`
     months: list[str],  # In order
     given: dict[str, str],  # Parameters for every DAG that declares them
     shown: SimulationProgress,  # Gets the months, and shows them
+    run: Callable[..., "DagResult"],  # Runs a DAG, as `run_dag` does
 ) -> "DagResult | None":  # The DAG run that failed, after which nothing more was run
     "Run what each month starts, until a DAG fails"
-    from mlpkg.airflow.local import load_dags, run_dag
     from mlpkg.airflow.simulation import Month, simulate_month
 
-    def run(dag, conf, listen):
-        return run_dag(settings, dag, conf, shown.watch(dag, listen))
+    def watched(dag, conf, listen):
+        return run(settings, dag, conf, shown.watch(dag, listen))
 
-    known = load_dags(settings)
     with redrawn(shown, shown.console):
         for name in months:
             month = Month(name, settings.simulation.columns)
             shown.months.append(month)
-            simulate_month(settings, known, month, given, run)
+            simulate_month(settings, known, month, given, watched)
             shown.ended()
-            if month.failed:
-                return month.failed
+            if month.first_failure:
+                return month.first_failure
     return None
 
 # %% ../../nbs/api/cli/12_runs.ipynb #f4a5ab3d
@@ -234,19 +234,18 @@ def simulate_command(
     """
     import pandas as pd
 
-    from mlpkg.airflow.local import output_to, prepare_database, read_params, use_airflow
+    from mlpkg.airflow.local import load_dags, output_to, prepare_database, read_params, run_dag, use_airflow
     from mlpkg.airflow.simulation import months_between, record
-    from mlpkg.settings import load_settings
     from mlpkg.steps.tracking import client
 
-    settings, given, months = load_settings(), read_params(param), months_between(first, last)
+    settings, given, months = current_settings(), read_params(param), months_between(first, last)
     client(settings)
     use_airflow(settings)
     log = log_path(settings, "simulate")
     with output_to(log) as screen:
         shown = SimulationProgress(Console(file=screen))
         prepare_database(settings)
-        failed = simulate_months(settings, months, given, shown)
+        failed = simulate_months(settings, load_dags(settings), months, given, shown, run_dag)
         run_id = record(settings, pd.DataFrame([month.row() for month in shown.months]))
         profile = "" if settings.profile == "local" else f"MLPKG_PROFILE={settings.profile} "
         where = f"`{profile}mlpkg ui mlflow`, experiment simulation, run {run_id}"
@@ -278,10 +277,9 @@ def runs_command(
 
     Example: [bold]mlpkg runs --dag flights_train[/bold]
     """
-    from mlpkg.settings import load_settings
     from mlpkg.steps.tracking import client, pipeline_runs
 
-    mlflow = client(load_settings())
+    mlflow = client(current_settings())
     table = plain_table("run", "dag", "started", "time", "state", "failed step", whole=("run", "dag"))
     for found in pipeline_runs(mlflow, dag, limit):
         table.add_row(*_run_row(mlflow, found))
@@ -318,11 +316,10 @@ def notebook_command(
     """
     import nbformat
 
-    from mlpkg.settings import load_settings
     from mlpkg.steps.notebooks import mlflow_io
     from mlpkg.steps.tracking import client
 
-    mlflow = client(load_settings())
+    mlflow = client(current_settings())
     found = find_step_run(mlflow, find_pipeline_run(mlflow, run).info.run_id, step)
     name = found.data.tags["mlpkg.step"]
     path = f"mlflow://{found.info.run_id}/notebook/{name}.ipynb"
@@ -349,11 +346,10 @@ def _latest_runs(mlflow: Any) -> dict[str, Any]:
 @runs.command("status", rich_help_panel="Looking back")
 def status_command():
     """Show the latest run of each DAG, the models in charge, and what waits in the outbox."""
-    from mlpkg.settings import load_settings
     from mlpkg.steps.outbox import waiting
     from mlpkg.steps.tracking import client
 
-    settings, console = load_settings(), Console()
+    settings, console = current_settings(), Console()
     mlflow = client(settings)
     table = plain_table("dag", "latest run", "started", "state")
     for dag_id, found in _latest_runs(mlflow).items():
@@ -372,10 +368,9 @@ def status_command():
 @runs.command("sync", rich_help_panel="Looking back")
 def sync_command():
     """Upload executed notebooks that MLflow could not take, and those of processes that were killed."""
-    from mlpkg.settings import load_settings
     from mlpkg.steps.outbox import recover, waiting
 
-    settings = load_settings()
+    settings = current_settings()
     for run_id in recover(settings):
         typer.echo(f"uploaded to run {run_id}")
     typer.echo(f"{len(waiting(settings))} left in {settings.steps.outbox}")

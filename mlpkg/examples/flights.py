@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..data.inputs import inputs_from, map_unknown
+from ..data.inputs import inputs_from, prepare
 from ..data.lake import Lake
 from .flights_data import FlightsError, months, read_planes, read_source, read_weather, write_raw
 from ..models.registry import Loaded
@@ -48,7 +48,7 @@ def _speed(d: pd.DataFrame) -> pd.Series:
 # %% ../../nbs/api/examples/12_flights.ipynb #d5e791f1
 flight_rules = {
     "a delay at departure exactly if departed": lambda d: d["dep_time"].isna() == d["dep_delay"].isna(),
-    "who arrives has departed": lambda d: d["dep_time"].notna() | d["arr_time"].isna(),
+    "arrived flights have departed": lambda d: d["dep_time"].notna() | d["arr_time"].isna(),
     "a delay at arrival exactly if arrived": lambda d: d["arr_time"].isna() == d["arr_delay"].isna(),
     "arrival, schedule and delay add up": _adds_up,
     "who departs has a tail number": lambda d: d["tailnum"].notna() | d["dep_time"].isna(),
@@ -274,7 +274,7 @@ def month_window(
     "Flights with what the model says about them, what happened, and their days"
     p = np.full(len(flights), np.nan) if p is None else np.asarray(p)
     if len(flights) and not np.isfinite(p).any():
-        p = probability(loaded.pipeline, map_unknown(coerce_inputs(flights, loaded.inputs)[0], loaded.inputs))
+        p = probability(loaded.pipeline, prepare(coerce_inputs(flights, loaded.inputs)[0], loaded.inputs))
     return Window(flights, p, flights["late"], day_of(flights))
 
 # %% ../../nbs/api/examples/12_flights.ipynb #d711716a
@@ -320,7 +320,7 @@ def seed_lake(
 # %% ../../nbs/api/examples/12_flights.ipynb #f3f7e941
 def seed_version(
     lake: Lake,  # With a split
-    candidate: str,  # Kind of model, a key of `mlpkg.models.training.candidates`
+    candidate: str,  # Kind of model, a key of `mlpkg.models.candidates.candidates`
 ) -> int:  # Version of the model `flights`; it is challenger
     "Train, evaluate and register a model with the settings that need no search"
     import mlflow

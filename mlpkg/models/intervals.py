@@ -59,12 +59,12 @@ def roc_auc(
 
 # %% ../../nbs/api/models/16_intervals.ipynb #7f1ebf2f
 def auc_from_counts(
-    no: np.ndarray,  # Negative rows (or their weight) at each score in increasing order, shape (..., scores)
-    yes: np.ndarray,  # Positive rows at the same scores, the same shape
+    negatives: np.ndarray,  # Rows (or their weight) at each score in increasing order, shape (..., scores)
+    positives: np.ndarray,  # Positive rows at the same scores, the same shape
 ) -> np.ndarray:  # Shape (...); NaN where only one class is there
     "ROC AUC of histograms"
-    wins = (yes * (np.cumsum(no, axis=-1) - no / 2)).sum(-1)
-    pairs = yes.sum(-1) * no.sum(-1)
+    wins = (positives * (np.cumsum(negatives, axis=-1) - negatives / 2)).sum(-1)
+    pairs = positives.sum(-1) * negatives.sum(-1)
     return np.where(pairs > 0, wins / np.where(pairs > 0, pairs, 1), np.nan)
 
 # %% ../../nbs/api/models/16_intervals.ipynb #3d7e98c3
@@ -256,9 +256,9 @@ def judge(
 ) -> tuple[float, float]:  # ROC AUC (NaN where only one class has weight) and Brier score
     "Figures under some weights"
     weights = np.ones(len(self.y)) if weights is None else weights
-    yes = np.bincount(self.place, weights * self.y)
-    no = np.bincount(self.place, weights * (1 - self.y))
-    return float(auc_from_counts(no, yes)), float((weights * self.loss).sum() / weights.sum())
+    positives = np.bincount(self.place, weights * self.y)
+    negatives = np.bincount(self.place, weights * (1 - self.y))
+    return float(auc_from_counts(negatives, positives)), float((weights * self.loss).sum() / weights.sum())
 
 # %% ../../nbs/api/models/16_intervals.ipynb #f5950aaf
 @patch

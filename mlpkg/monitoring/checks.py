@@ -21,6 +21,7 @@ from ..data.contracts import check
 from ..data.inputs import Input, as_contract
 from ..errors import MlpkgError
 from ..models.intervals import Estimate, estimates, standard_error, z_score
+from ..models.scoring import sample_positions
 from .drift import adjust_p_values, column_drift, joint_drift, new_values, prediction_drift
 from ..settings import MonitoringSettings
 
@@ -67,8 +68,7 @@ def at_most(
     seed: int = 0,  # Decides which
 ) -> Window:  # All rows where there are no more
     "Some of the rows, drawn at random and left in their order"
-    places = pd.Series(np.arange(len(self.rows))).sample(min(rows, len(self.rows)), random_state=seed)
-    return self.take(np.sort(places.to_numpy()))
+    return self.take(sample_positions(self.rows, rows, np.random.RandomState(seed)))
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #df4d3530
 @patch(as_prop=True)

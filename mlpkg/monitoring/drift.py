@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DriftError', 'psi', 'number_drift', 'text_drift', 'missing_drift', 'adjust_p_values', 'column_drift', 'new_values',
-           'sample_positions', 'JointDrift', 'joint_drift', 'prediction_drift']
+           'JointDrift', 'joint_drift', 'prediction_drift']
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #d13e03ba
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from sklearn.inspection import permutation_importance
 
 from ..errors import MlpkgError
 from ..models.intervals import auc_interval, bin_codes, bin_edges, inflation, roc_auc
-from ..models.scoring import native_threads
+from ..models.scoring import native_threads, sample_positions
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #67b0378d
 class DriftError(MlpkgError, ValueError):
@@ -185,17 +185,6 @@ def _folds(
     fold = np.empty(len(labels), dtype=int)
     fold[order] = np.arange(len(labels)) % folds
     return fold[place]
-
-# %% ../../nbs/api/monitoring/10_drift.ipynb #050798dd
-def sample_positions(
-    table: pd.DataFrame,
-    rows: int,  # At most so many
-    seed: int = 0,  # Decides which
-) -> np.ndarray:  # Positions, increasing; all of them where the table has no more rows
-    "Some rows of a table, the same each time"
-    if len(table) <= rows:
-        return np.arange(len(table))
-    return np.sort(np.random.default_rng(seed).choice(len(table), rows, replace=False))
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #42bd8d19
 def _codes(

@@ -118,7 +118,7 @@ def _plot_panels(
     history: pd.DataFrame,
     places: pd.Series,  # Place of each row of `history`, by its index
 ) -> None:
-    "Both panels"
+    "Draw ROC AUC into one panel, and observed and predicted positive rate into the other"
     ranked = _rows_of(history, "performance", "roc_auc")
     x = places[ranked.index].to_numpy()
     _series(auc, ranked, x, "in the window", _now, "o")

@@ -86,7 +86,7 @@ _values = attrgetter(*_names)
 
 
 def _plain(value: Any) -> Any:
-    "Times, and numbers from numpy, for which JSON has no form"
+    "A time as ISO text in UTC, or a number of numpy as one of Python"
     return value.astimezone(UTC).isoformat() if isinstance(value, datetime) else value.item()
 
 # %% ../../nbs/api/serving/18_answer_log.ipynb #35a7c275
@@ -190,7 +190,7 @@ def drop(
     self: Buffer,
     answers: Sequence[Answer],  # From `peek`
 ) -> None:
-    "Make room"
+    "Remove the oldest answers from the buffer, and give back their weight as room"
     with self._mutex:
         for answer in answers:
             self._queue.popleft()
@@ -301,7 +301,7 @@ def _deliver(self: LakeWriter, found: list[tuple[Segment, pa.Table]]) -> None:
 
 # %% ../../nbs/api/serving/18_answer_log.ipynb #f5d8823f
 class AnswerLog:
-    "Brings answers to the lake without delaying whoever gives them"
+    "Brings answers to the lake without delaying the requests they belong to"
 
     drain_seconds = 0.2  # How long an answer may be in memory only
     adopt_seconds = 60.0  # How often to look for answers of processes that are gone

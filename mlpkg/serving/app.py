@@ -72,7 +72,7 @@ def check_serving(
 def check_host(
     settings: Settings,  # `serving.keys` decides
     host: str,  # Address to listen on
-) -> None:  # SettingsError if strangers could ask without a key
+) -> None:  # SettingsError if other machines could send requests without a key
     "Refuse to listen to others as long as there are no keys"
     if not settings.serving.keys and not is_local(host):
         raise SettingsError(

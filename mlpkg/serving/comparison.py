@@ -29,7 +29,7 @@ def _read_truth(lake: Lake, model: str, filters: list | None) -> pd.DataFrame:
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #254540f8
 class ComparisonError(MlpkgError, ValueError):
-    "Something that was asked about the arms and makes no sense"
+    "A question about the arms that cannot be answered as it was put"
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #8209bc1f
 def _day(since: str | date) -> str:
@@ -192,7 +192,7 @@ def _interval(
     name: str,
     draws: np.ndarray,  # Shape (draws,)
 ) -> dict[str, float]:  # NaN where a tenth of the draws or more had one class only
-    "Two columns"
+    "The 95 % interval of one figure, as the columns `name_low` and `name_high`"
     low, high = percentile_interval(draws)
     return {f"{name}_low": low, f"{name}_high": high}
 

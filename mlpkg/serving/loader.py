@@ -28,7 +28,7 @@ from pydantic import TypeAdapter
 
 from ..data.inputs import Input
 from ..errors import MlpkgError
-from ..models.registry import Loaded, Version, get_version, load_folder
+from ..models.registry import Loaded, Version, get_version, load_folder, registered_model
 from ..models.scoring import Scorer, synthetic_records
 from ..models.storage import download
 from .health import Issues
@@ -194,14 +194,8 @@ def alias_versions(
     name: str,  # Registered model
 ) -> dict[str, int]:  # Alias -> version; empty if no such model is registered
     "Which version has which alias, in one request to MLflow"
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return {alias: int(number) for alias, number in store.get_registered_model(name).aliases.items()}
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise
+    model = registered_model(store, name)
+    return {alias: int(number) for alias, number in model.aliases.items()} if model else {}
 
 # %% ../../nbs/api/serving/14_loader.ipynb #4a87e434
 def freeze_heap() -> None:

@@ -25,7 +25,7 @@ class Segment:
     path: Path
     rows: int = 0  # Lines
     size: int = 0  # Bytes
-    untried: bool = True  # Is it certain that nobody has tried to deliver it?
+    untried: bool = True  # Is it certain that no process has tried to deliver it?
     born: float = field(default_factory=time.monotonic)
 
     @property
@@ -107,7 +107,7 @@ class SegmentQueue:
         self._mutex = threading.Lock()
 
     def _add(self, rows: int, size: int) -> None:
-        "Keep count"
+        "Add lines and bytes to the counts of what is on disk; negative for what was removed"
         with self._mutex:
             self.rows, self.size = self.rows + rows, self.size + size
 

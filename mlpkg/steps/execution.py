@@ -116,35 +116,50 @@ class BoundedClient(PapermillNotebookClient):
         super().__init__(record, **kwargs)
         self.limit, self.printed, self.dropped = limit, 0, 0
 
-    def output(
-        self,
-        outs,  # Outputs of the cell so far; changed in place
-        msg,  # The kernel's message
-        display_id,  # Of a display that may be updated later
-        cell_index,  # Position of the cell, from 0
-    ):  # The new output; None where it is dropped
-        "Keep an output within the limit"
-        content, room, size = msg["content"], max(self.limit - self.printed, 0), text_size(msg["content"])
-        self.printed += size
-        if size > room:
-            part = room if msg["msg_type"] == "stream" else 0
-            self.dropped += size - part
-            if not part:
-                return None
-            content["text"] = content["text"][:part]
-        out = super().output(outs, msg, display_id, cell_index)
-        if out and len(outs) > 1 and out.output_type == "stream" and outs[-2].get("name") == out.name:
-            outs[-2]["text"] += outs.pop()["text"]
-        return out
+# %% ../../nbs/api/steps/18_execution.ipynb #b98b4d0a
+@patch
+def fits(
+    self: BoundedClient,
+    msg: Mapping[str, Any],  # The kernel's message; text beyond the limit is cut off
+) -> bool:  # Is anything left of it?
+    "Count an output, and cut it at the limit"
+    content, room, size = msg["content"], max(self.limit - self.printed, 0), text_size(msg["content"])
+    self.printed += size
+    if size <= room:
+        return True
+    part = room if msg["msg_type"] == "stream" else 0
+    self.dropped += size - part
+    if part:
+        content["text"] = content["text"][:part]
+    return part > 0
 
-    def log_output_message(
-        self,
-        output,  # As it was kept
-    ):
-        "Send what a cell prints to the log while it runs"
-        if output.output_type == "stream":
-            for line in output.text.splitlines():
-                log.info("%s", redact(line))
+# %% ../../nbs/api/steps/18_execution.ipynb #42d7374c
+@patch
+def output(
+    self: BoundedClient,
+    outs: list,  # Outputs of the cell so far; changed in place
+    msg: dict[str, Any],  # The kernel's message
+    display_id: str | None,  # Of a display that may be updated later
+    cell_index: int,  # Position of the cell, from 0
+) -> Any:  # The new output; None where it is dropped
+    "Keep an output within the limit"
+    if not self.fits(msg):
+        return None
+    out = super(BoundedClient, self).output(outs, msg, display_id, cell_index)
+    if out and len(outs) > 1 and out.output_type == "stream" and outs[-2].get("name") == out.name:
+        outs[-2]["text"] += outs.pop()["text"]
+    return out
+
+# %% ../../nbs/api/steps/18_execution.ipynb #c434d932
+@patch
+def log_output_message(
+    self: BoundedClient,
+    output: nbformat.NotebookNode,  # As it was kept
+) -> None:
+    "Send what a cell prints to the log while it runs"
+    if output.output_type == "stream":
+        for line in output.text.splitlines():
+            log.info("%s", redact(line))
 
 # %% ../../nbs/api/steps/18_execution.ipynb #6b3c40c5
 @patch
@@ -181,20 +196,27 @@ class StepClient(BoundedClient):
         finally:
             self.kernel.close()
 
-    def start_new_kernel(self, **kwargs: Any) -> None:
-        "Start the kernel and note its process"
-        super().start_new_kernel(**kwargs)
-        self.execution.kernel_pid = self.kernel.pid
-        if self.execution.killed:  # while it started
-            kill_group(self.kernel.pid)
+# %% ../../nbs/api/steps/18_execution.ipynb #7f69bae4
+@patch
+def start_new_kernel(
+    self: StepClient,
+    **kwargs: Any,  # For nbclient
+) -> None:
+    "Start the kernel and note its process"
+    super(StepClient, self).start_new_kernel(**kwargs)
+    self.execution.kernel_pid = self.kernel.pid
+    if self.execution.killed:  # while it started
+        kill_group(self.kernel.pid)
 
-    def start_new_kernel_client(self) -> None:
-        "Wait until the kernel answers; KernelError with its own words where it does not"
-        try:
-            super().start_new_kernel_client()
-        except RuntimeError as error:
-            late = f"it did not answer within {self.execution.start_timeout} s (steps.start_timeout in settings.ini)"
-            raise self.kernel.start_failure("" if "died" in str(error) else late) from error
+
+@patch
+def start_new_kernel_client(self: StepClient) -> None:
+    "Wait until the kernel answers; KernelError with its own words where it does not"
+    try:
+        super(StepClient, self).start_new_kernel_client()
+    except RuntimeError as error:
+        late = f"it did not answer within {self.execution.start_timeout} s (steps.start_timeout in settings.ini)"
+        raise self.kernel.start_failure("" if "died" in str(error) else late) from error
 
 # %% ../../nbs/api/steps/18_execution.ipynb #1f462715
 @patch
@@ -222,7 +244,7 @@ def execute_one(
         self.nb_man.cell_exception(cell, index, exception=error)
         return False
     except DeadKernelError as error:
-        raise self.kernel.failure() from error
+        raise self.kernel.death() from error
     finally:
         self.note_dropped(cell)
     self.nb_man.cell_complete(cell, index)

@@ -150,7 +150,7 @@ def last_words(self: StepKernel) -> str:  # At most 4,000 characters; "" where i
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #692e13b7
 @patch
-def failure(
+def death(
     self: StepKernel,
 ) -> KernelError:
     "What to raise about a kernel that died"
@@ -164,6 +164,6 @@ def start_failure(
     reason: str = "",  # Why; what the kernel itself said last unless given
 ) -> KernelError:
     "What to raise about a kernel that did not start"
-    died = self.failure()
+    died = self.death()
     why = reason or (died.words.splitlines() or [str(died)])[-1]
     return KernelError(f"the kernel '{self.kernel_name}' did not start: {why}", died.words)

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import threading
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..settings import Settings, load_settings
 from .execution import Execution, StepError, execute
 from .kernels import installed_kernels
-from .notebooks import code_digest, read_scraps
+from .notebooks import code_digest, read_scraps, step_name
 from .outbox import Entry, conclude, locked_entry, recover, upload_or_keep
 from .parameters import check_parameters, read_parameters
 from .tracking import client, log_params, start_step
@@ -133,6 +132,20 @@ def _relative(path: Path, settings: Settings) -> str:
     root = settings.file.parent
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
+# %% ../../nbs/api/steps/22_run.ipynb #e744902e
+def _conclude_failed(
+    mlflow: "MlflowClient",  # Of the entry's store
+    entry: Entry,  # Of the execution that failed
+    name: str,  # Of the step's run in the UI
+    error: BaseException,  # What ended it
+) -> None:
+    "Record a failed step, and upload its notebook"
+    fault = error if isinstance(error, StepError) else StepError(str(error) or type(error).__name__)
+    conclude(entry, fault.status, fault.failure)
+    log.error("%s", fault.traceback or fault)
+    announce("end", entry.run_id, name, f"{fault.status}: {fault}", status=fault.status, error=str(fault))
+    upload_or_keep(mlflow, entry, error)
+
 # %% ../../nbs/api/steps/22_run.ipynb #4b1efd75
 def run_step(
     notebook: str | Path,  # Step notebook
@@ -144,11 +157,11 @@ def run_step(
     name: str | None = None,  # Name of the step's run in the UI
     kernel_name: str | None = None,  # The notebook's own unless given
     language: str | None = None,  # The notebook's own unless given
-    on_start: Callable[[Execution], None] | None = None,  # Called before the start, for those who may have to kill it
+    on_start: Callable[[Execution], None] | None = None,  # Called before the start, so that the caller can kill it
 ) -> StepResult:  # StepError (and the like) if it did not run to its end, TrackingError if MLflow is away
     "Run a step notebook and record it in MLflow"
     settings, notebook = settings or load_settings(), Path(notebook).absolute()
-    step = step or re.sub(r"^\d+[_-]", "", notebook.stem)
+    step = step or step_name(notebook)
     mlflow = client(settings)
     recover(settings)
     tags = {"mlpkg.notebook": _relative(notebook, settings), **(tags or {})}
@@ -167,11 +180,7 @@ def run_step(
                 execute(execution)
             scraps = read_scraps(entry.notebook)
         except BaseException as error:
-            fault = error if isinstance(error, StepError) else StepError(str(error) or type(error).__name__)
-            conclude(entry, fault.status, fault.failure)
-            log.error("%s", fault.traceback or fault)
-            announce("end", run_id, name, f"{fault.status}: {fault}", status=fault.status, error=str(fault))
-            upload_or_keep(mlflow, entry, error)
+            _conclude_failed(mlflow, entry, name, error)
             raise
         conclude(entry, "FINISHED")
         stored = upload_or_keep(mlflow, entry)

@@ -1,0 +1,48 @@
+"""Every setting does something. It takes all files to see that nothing reads a key, so no page can show it."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+from mlpkg.settings import Settings, known_keys
+
+
+def attributes(source):
+    "Every `owner.name` in code, as a pair: comments, docstrings and messages do not count"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            owner = getattr(node.value, "attr", getattr(node.value, "id", ""))
+            yield owner, node.attr
+
+
+def read_keys(sources):
+    "The settings that code reads: as `group.name`, or as `rules.name` where it is given the group itself"
+    found = set()
+    for source in sources:
+        pairs = set(attributes(source))
+        for key in known_keys():
+            group, name = key.split(".")
+            owners = {group}
+            if Settings.model_fields[group].annotation.__name__ in source:
+                owners |= {"rules", "settings"}
+            if any((owner, name) in pairs for owner in owners):
+                found.add(key)
+    return found
+
+
+@pytest.fixture(scope="module")
+def read():
+    skipped = {ROOT / "mlpkg" / "settings.py", ROOT / "mlpkg" / "_modidx.py"}
+    files = {*ROOT.glob("mlpkg/**/*.py"), *ROOT.glob("dags/*.py")} - skipped
+    return read_keys(path.read_text(encoding="utf-8") for path in files)
+
+
+@pytest.mark.parametrize("key", known_keys())
+def test_a_setting_is_read(key, read):
+    assert key in read, f"nothing reads {key}: use it, or take it out of the settings"
+
+
+def test_a_setting_that_is_only_mentioned_counts_as_not_read():
+    code = "def f(settings):\n    'See `steps.outbox`'  # lake.spill\n    return settings.lake.root"
+    assert read_keys([code]) == {"lake.root"}
