@@ -27,7 +27,8 @@ from fastcore.basics import patch
 
 from ..errors import MlpkgError
 from ..redaction import redact
-from .tracking import client
+from ..settings import load_settings
+from .tracking import client, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -251,8 +252,9 @@ class MlflowHandler:
 # %% ../../nbs/api/steps/14_notebooks.ipynb #d847e6e3
 @patch(as_prop=True)
 def mlflow(self: MlflowHandler) -> "MlflowClient":
-    "A client, made at the first use"
-    self._mlflow = self._mlflow or client()
+    "A client of the store that is in use now; made again when that is another one"
+    if self._mlflow is None or self._mlflow.tracking_uri != tracking_uri(load_settings()):
+        self._mlflow = client()
     return self._mlflow
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #867c01e1
