@@ -29,6 +29,7 @@ test: setup ## Run everything that checks the project
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
+	$(BIN)/python docs/measure.py
 	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/pytest
 
