@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'check_serving', 'check_host', 'Components', 'make_components', 'champion_model', 'ModelDescription',
-           'describe_model', 'Readiness', 'readiness', 'answers_of', 'predict', 'feedback', 'add_bodies',
+           'describe_model', 'Readiness', 'describe_readiness', 'answers_of', 'predict', 'feedback', 'add_bodies',
            'openapi_document', 'add_prediction_routes', 'add_operation_routes', 'running', 'http_problem', 'create_app',
            'app_from_environment', 'serve']
 
@@ -174,7 +174,7 @@ class Readiness(BaseModel):
     answers_failing: str = Field(description="Why answers do not get into the lake; empty if they do")
 
 # %% ../../nbs/api/serving/30_app.ipynb #c52a02c7
-def readiness(
+def describe_readiness(
     loader: ModelLoader,  # Knows the model and what is wrong with it
     answers: AnswerLog,  # Knows what became of earlier answers
 ) -> Readiness:
@@ -334,7 +334,7 @@ def add_operation_routes(
     @app.get("/readyz", responses={200: {"model": Readiness}, 503: {"model": Readiness}, **_problems(403)})
     async def _ready() -> Response:
         "Can requests be answered, and what is not as it should be?"
-        ready = readiness(parts.loader, parts.answers)
+        ready = describe_readiness(parts.loader, parts.answers)
         return Response(ready.model_dump_json(), 200 if ready.ready else 503, media_type="application/json")
 
     @app.get("/healthz", responses={200: {"model": dict[str, str]}, **_problems(403)})
