@@ -47,6 +47,8 @@ def places(
         "tracking.artifacts": f"{folder}/artifacts",
         "steps.outbox": f"{folder}/outbox",
         "serving.folder": f"{folder}/serving",
+        "airflow.home": f"{folder}/airflow",
+        "airflow.dags": f"{folder}/airflow/dags",
     }
 
 # %% ../nbs/api/90_testing.ipynb #785ddc4f
@@ -54,7 +56,7 @@ def settings_text(
     values: Mapping[str, str] | None = None,  # More settings, or others: key -> value
 ) -> str:  # Content of a settings.ini
     "Write the settings of a project that keeps everything in its folder `var`"
-    lines = {**places("var"), "airflow.home": "var/airflow", "airflow.dags": "dags", **(values or {})}
+    lines = {**places("var"), "airflow.dags": "dags", **(values or {})}
     return "[local]\n" + "".join(f"{key} = {value}\n" for key, value in lines.items())
 
 # %% ../nbs/api/90_testing.ipynb #b37e1194
@@ -286,7 +288,10 @@ def seed(
     cells: Iterable[Any] = (),  # What `nbdev-test` is going to run; the store stays empty unless a step is among it
 ) -> TemporaryStore:  # Open until the process ends
     "Point the environment to a temporary store, and fill it for step notebooks"
+    from mlpkg.airflow.local import use_airflow
+
     store = TemporaryStore()
+    use_airflow(store.settings)
     if _is_step(cells):
         code = "from mlpkg.testing import run_seeds; run_seeds()"
         subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
