@@ -68,6 +68,12 @@ def build(project: Path) -> subprocess.CompletedProcess:
     return script("build.py", "--project", project, "--out", project / "site", "--work", project / "work")
 
 
+def built_page(project: Path, name: str) -> BeautifulSoup:
+    done = build(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return BeautifulSoup((project / "site" / "api" / f"{name}.html").read_text(), "html.parser")
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=str)
 def test_every_notebook_has_its_page(site, notebook):
     page = site / notebook.with_suffix(".html")
@@ -98,9 +104,7 @@ def test_methods_patched_into_a_class_are_shown_as_its_methods(project):
         SIZE,
         "## Use\n\nSee `Box.fill`.",
     )
-    done = build(project)
-    assert done.returncode == 0, done.stdout + done.stderr
-    soup = BeautifulSoup((project / "site" / "api" / "11_box.html").read_text(), "html.parser")
+    soup = built_page(project, "11_box")
     text = " ".join(soup.article.get_text().split())
     assert "Box.fill(rows: int) -> int" in text
     assert "@property Box.size -> int" in text
@@ -128,9 +132,7 @@ def size(self: Box) -> int:
 
 
 def test_page_of_a_library_notebook(project):
-    done = build(project)
-    assert done.returncode == 0, done.stdout + done.stderr
-    soup = BeautifulSoup((project / "site" / "api" / "10_table.html").read_text(), "html.parser")
+    soup = built_page(project, "10_table")
     text = " ".join(soup.article.get_text().split())
     assert "count(rows: list[str] | None = None, env=os.environ) -> int" in text
     assert "rows What to count env Where to look, all of it unless given" in text

@@ -98,18 +98,22 @@ def test_a_lake_from_name_to_lineage(root, monkeypatch):
     assert lake.lineage("raw/flights", 0) == "run1"
 
 
-def test_a_writer_that_is_killed_leaves_the_table_as_it_was(tmp_path):
-    lake = Lake(tmp_path)
-    lake.write("raw/flights", frame("2013-01"))
-    script = (
+def killed_in_the_middle(write: str, folder: Path) -> None:
+    "Run a program that writes batches and kills itself between two of them"
+    program = (
         "import os, signal, sys; import pandas as pd; from mlpkg.data.lake import Lake\n"
         "def batches():\n"
         "    yield pd.DataFrame({'month': '2013-01', 'writer': 0, 'write': 0, 'row': range(100_000)})\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Lake(sys.argv[1]).write('raw/flights', batches, 'overwrite')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)])  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", program + write, str(folder)])  # noqa: S603
     assert done.returncode == -9
+
+
+def test_a_writer_that_is_killed_leaves_the_table_as_it_was(tmp_path):
+    lake = Lake(tmp_path)
+    lake.write("raw/flights", frame("2013-01"))
+    killed_in_the_middle("Lake(sys.argv[1]).write('raw/flights', batches, 'overwrite')", tmp_path)
     assert lake.version("raw/flights") == 0 and lake.count("raw/flights") == 5
     lake.write("raw/flights", frame("2013-02"))
     assert lake.count("raw/flights") == 10
@@ -180,15 +184,9 @@ def test_a_generator_that_is_given_up_leaves_nothing_in_the_folder(tmp_path):
 
 
 def test_a_killed_process_leaves_nothing_in_the_folder(tmp_path):
-    script = (
-        "import os, signal, sys; import pandas as pd; from mlpkg.data.lake import Lake\n"
-        "def batches():\n"
-        "    yield pd.DataFrame({'row': range(100_000)})\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "Lake(sys.argv[1] + '/lake', spill=sys.argv[1] + '/spill').write('raw/flights', batches())\n"
+    killed_in_the_middle(
+        "Lake(sys.argv[1] + '/lake', spill=sys.argv[1] + '/spill').write('raw/flights', batches())", tmp_path
     )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)])  # noqa: S603
-    assert done.returncode == -9
     assert list((tmp_path / "spill").iterdir()) == []
 
 
