@@ -1,10 +1,10 @@
-# The only place where command spellings live. `make help` lists the targets.
+# The only place where commands are spelled out. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Named after the content of what is installed: a checkout or a tool may renew the time of a file without changing it.
+# Named after the content of what is installed: a checkout or a tool may update a file's time without changing the file.
 INSTALLED := requirements.lock pyproject.toml setup.py
 READY := $(VENV)/ready-$(shell cat $(INSTALLED) | cksum | cut -d ' ' -f 1)
 # No usage data is sent to anybody.
@@ -22,7 +22,7 @@ demo: setup ## Simulate three months: data, predictions, monitor, and a training
 	@rm -rf var/demo
 	@MLPKG_PROFILE=demo $(BIN)/mlpkg simulate --from 2013-10 --to 2013-12
 
-serve: setup ## Answer predictions over HTTP with the champion: http://127.0.0.1:8001/docs
+serve: setup ## Serve the champion's predictions over HTTP: http://127.0.0.1:8001/docs
 	@$(BIN)/mlpkg serve
 
 test: setup ## Run everything that checks the project
@@ -102,7 +102,7 @@ up: ## Build the image and start the stack of docker-compose.yml
 down: ## Stop the stack; its data stays
 	@docker compose down
 
-smoke: ## Bring up a stack of its own, run a DAG through it, check what it left, remove it
+smoke: ## Bring up a separate stack, run a DAG in it, check what it left, remove the stack
 	@docker/smoke.sh
 
 env: ## Write .env with fresh secrets for docker-compose.yml

@@ -11,7 +11,7 @@ import secrets
 import sys
 from pathlib import Path
 
-# Letters, digits, - and _ only: they stand in database addresses and in .env without quotes.
+# Letters, digits, - and _ only: they go into database addresses and into .env without quotes.
 SECRETS = {
     "POSTGRES_PASSWORD": "The superuser of PostgreSQL",
     "AIRFLOW_DB_PASSWORD": "Airflow's own database user",
@@ -19,14 +19,14 @@ SECRETS = {
     "AIRFLOW_ADMIN_PASSWORD": "The login `admin` of the Airflow UI",
     "AIRFLOW_FERNET_KEY": "Encrypts the connections and variables that Airflow stores; keep a copy elsewhere",
     "AIRFLOW_SECRET_KEY": "Signs the sessions of the Airflow UI",
-    "AIRFLOW_JWT_SECRET": "Signs the tokens by which Airflow's services and tasks know each other",
+    "AIRFLOW_JWT_SECRET": "Signs the tokens by which Airflow's services and tasks recognise each other",
     "API_KEY": "A key for the predictions API, sent as header X-API-Key; `mlpkg key NAME` makes further ones",
-    "API_KEY_DIGEST": "Its SHA-256, which is all that the API itself gets to know",
+    "API_KEY_DIGEST": "Its SHA-256, which is all that the API itself is given",
 }
 
 
 def make(name: str, known: dict[str, str]) -> str:
-    "A fresh value of 256 bits; the digest of a key that is known"
+    "A fresh value of 256 bits; for API_KEY_DIGEST, the digest of the known API_KEY"
     if name == "API_KEY_DIGEST":
         return hashlib.sha256(known["API_KEY"].encode()).hexdigest()
     if name == "AIRFLOW_FERNET_KEY":  # must be 32 bytes in URL-safe base64, padding included
@@ -35,7 +35,7 @@ def make(name: str, known: dict[str, str]) -> str:
 
 
 def values(text: str) -> dict[str, str]:
-    "What a file holds"
+    "The variables of an .env file, by name"
     return dict(line.strip().partition("=")[::2] for line in text.splitlines())
 
 
@@ -60,10 +60,10 @@ def main() -> None:
         names.append("API_KEY_DIGEST")  # the later line counts
     if not names:
         sys.exit(
-            f"{args.file} is there and complete; nothing was changed. `--force` replaces every secret: only before the "
+            f"{args.file} is complete; nothing was changed. `--force` replaces every secret: only before the "
             "first start or after `docker compose down -v`, since the databases keep the passwords they were made with."
         )
-    start = old.rstrip("\n") or "# Secrets of docker-compose.yml. Not for git, not for anybody else."
+    start = old.rstrip("\n") or "# Secrets for docker-compose.yml. Keep them out of git, and to yourself."
     for name in names:
         known[name] = make(name, known)
     lines = "".join(f"# {SECRETS[name]}\n{name}={known[name]}\n" for name in names)

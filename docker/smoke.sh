@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Brings the stack up for real, beside one that may be running: own project name, own secrets, own ports, own volumes.
-# Runs a DAG through Airflow's REST API, checks over HTTP what MLflow has of it, and takes everything down again.
+# Brings up a real stack, beside one that may be running: with its own project name, secrets, ports and volumes.
+# Runs a DAG through Airflow's REST API, checks over HTTP what MLflow recorded, and takes everything down again.
 #
 #   docker/smoke.sh [DAG [CONF]]     docker/smoke.sh flights_etl '{"months": "2013-01"}'
 #   KEEP=1 docker/smoke.sh           leave it running, to look at it
@@ -16,7 +16,7 @@ compose() { docker compose --project-name mlpkg-smoke --env-file "$secrets/.env"
 
 end() {
   status=$?
-  if ((status)); then compose logs --no-color --tail 40; echo "smoke: failed, see above the logs"; fi
+  if ((status)); then compose logs --no-color --tail 40; echo "smoke: failed, see the logs above"; fi
   if [[ ${KEEP:-} ]]; then
     echo "left running; its secrets are in $secrets/.env. To end it:"
     echo "docker compose --project-name mlpkg-smoke --env-file $secrets/.env down --volumes && rm -r $secrets"
@@ -101,5 +101,5 @@ if dag == "flights_train":
     print(f"api: model version {ask(f'{api}/v1/model')['version']} serves")
 else:
     assert refused(f"{api}/v1/model", code=503), "the API has a model that nobody has trained"
-    print("api: knows its key, and waits for a champion")
+    print("api: accepts its key, and waits for a champion")
 EOF

@@ -62,7 +62,7 @@ def test_the_model_is_registered_and_its_evidence_is_honest(flights):
     assert first.data.metrics["version"] == 1 and second.data.metrics["version"] == 2
     assert 0.55 < first.data.metrics["metrics.roc_auc"] < 0.75, "far more than that means a leak"
     assert "Model flights version 1, alias champion" in flights.outputs[0]
-    assert "champion it met" in flights.outputs[1]
+    assert "champion so far" in flights.outputs[1]
 
 
 def test_the_same_data_and_seed_give_the_same_numbers(flights):

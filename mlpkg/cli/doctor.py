@@ -28,8 +28,8 @@ class InstallationError(MlpkgError, RuntimeError):
     "An installation that this package cannot work with; the message says what to install"
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #21166f36
-def check_python() -> str:  # Version and system; InstallationError for one that is not supported
-    "The interpreter"
+def check_python() -> str:  # Version and system; InstallationError if the version is not supported
+    "Check the version of Python"
     import platform
 
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
@@ -41,7 +41,7 @@ def unlike_lock(
     lock: str,  # Text of requirements.lock
     names: tuple[str, ...],  # Packages to look at
 ) -> list[str]:  # Name and installed version of each package that differs, or that is missing
-    "Installed packages that are not as the lock file says"
+    "Find installed packages that differ from the lock file"
     from importlib.metadata import PackageNotFoundError, version
 
     wrong = []
@@ -54,8 +54,8 @@ def unlike_lock(
     return wrong
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #eaa7fc19
-def check_packages() -> str:  # Names and versions; InstallationError where one differs
-    "Installed versions against the lock file"
+def check_packages() -> str:  # Names and versions; InstallationError if one differs
+    "Compare the installed versions with the lock file"
     from importlib.metadata import version
 
     lock = current_settings().file.parent / "requirements.lock"
@@ -63,12 +63,12 @@ def check_packages() -> str:  # Names and versions; InstallationError where one 
         return "no requirements.lock beside settings.ini, nothing to compare with"
     main = ("apache-airflow", "mlflow", "papermill", "scrapbook", "scikit-learn", "pandas", "deltalake")
     if wrong := unlike_lock(lock.read_text(encoding="utf-8"), main):
-        raise InstallationError(f"not as in requirements.lock: {', '.join(wrong)}. Install it: make setup")
+        raise InstallationError(f"differs from requirements.lock: {', '.join(wrong)}. Correct it with: make setup")
     return ", ".join(f"{name} {version(name)}" for name in main)
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #885ce889
-def check_kernels() -> str:  # Their names; InstallationError where the usual one is missing
-    "Kernels that notebooks can use"
+def check_kernels() -> str:  # Their names; InstallationError if python3 is missing
+    "List the kernels that notebooks can use"
     from mlpkg.steps.kernels import installed_kernels
 
     if "python3" not in (kernels := installed_kernels()):
@@ -76,22 +76,22 @@ def check_kernels() -> str:  # Their names; InstallationError where the usual on
     return ", ".join(kernels)
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #c622c60a
-def check_settings() -> str:  # SettingsError where they cannot be used
-    "The settings file"
+def check_settings() -> str:  # SettingsError if they cannot be used
+    "Check that the settings can be read"
 
     settings = current_settings()
     return f"{settings.file}, profile {settings.profile}"
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #a6515283
-def check_lake() -> str:  # LakeError where it cannot be reached
-    "The lake: tables can be listed"
+def check_lake() -> str:  # LakeError if it cannot be reached
+    "Check that the tables of the lake can be listed"
     from mlpkg.data.lake import open_lake
 
     return f"{current_settings().lake.root}: {len(open_lake().tables())} tables"
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #8dc8a9d2
-def check_tracking() -> str:  # TrackingError where it cannot be reached
-    "MLflow answers"
+def check_tracking() -> str:  # TrackingError if it cannot be reached
+    "Check that MLflow answers"
     from mlpkg.steps.tracking import client, tracking_uri
 
     settings = current_settings()
@@ -101,12 +101,12 @@ def check_tracking() -> str:  # TrackingError where it cannot be reached
 def left_in_spool(
     outbox: Path,  # Folder of the outbox
 ) -> int:  # Number of entries
-    "Entries in a folder `spool` beside the outbox, as the outbox was called before"
+    "Count the entries left in `spool` beside the outbox, which is what the outbox used to be called"
     return 0 if outbox.name == "spool" else len(list(outbox.parent.glob("spool/*/entry.json")))
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #316553e7
-def check_outbox() -> str:  # How many there are; InstallationError where some are in the folder of old
-    "Notebooks that wait for MLflow"
+def check_outbox() -> str:  # How many there are; InstallationError if some are in the old folder
+    "Count the notebooks that wait for MLflow"
     from mlpkg.steps.outbox import waiting
 
     settings = current_settings()
@@ -119,8 +119,8 @@ def check_outbox() -> str:  # How many there are; InstallationError where some a
     return f"{count} wait or are being executed: mlpkg sync" if count else "empty"
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #5f352109
-def check_dags() -> str:  # Their ids; DagError where a file cannot be read
-    "DAG files can be read"
+def check_dags() -> str:  # Their ids; DagError if a file cannot be read
+    "Check that the DAG files can be read"
     from mlpkg.airflow.local import load_dags, output_to, prepare_database, use_airflow
 
     settings = current_settings()
@@ -138,7 +138,7 @@ all_checks: dict[str, Callable[[], str]] = {
 
 def examine(
     checks: Mapping[str, Callable[[], str]],  # By the name that is printed
-) -> tuple[Any, bool]:  # A table with a row for each check; are all of them well?
+) -> tuple[Any, bool]:  # A table with a row for each check; did all of them pass?
     "Run checks and put what they found into a table"
     table, healthy = plain_table("", "", ""), True
     table.show_header = False

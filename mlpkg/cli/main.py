@@ -37,10 +37,10 @@ def mlflow_server(
     settings: "Settings",
     port: int = 5000,
 ) -> list[str]:  # Arguments for `python -m`
-    "The command that starts the MLflow UI on the store of the settings"
+    "The command that starts the MLflow UI on the store that the settings name"
     from mlpkg.steps.tracking import client, tracking_uri
 
-    client(settings)  # makes the tables of a new store
+    client(settings)  # creates the tables of a new store
     artifacts = str(settings.tracking.artifacts)
     store = ["--backend-store-uri", tracking_uri(settings), "--default-artifact-root", artifacts]
     return ["mlflow", "server", *store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -49,11 +49,11 @@ def mlflow_server(
 def airflow_ui_env(
     port: int = 8080,
 ) -> dict[str, str]:  # Environment variables
-    "What `airflow standalone` needs to know beside the settings"
+    "What `airflow standalone` needs to know besides the settings"
     return {
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
-        # It starts its parts by the name `airflow`: the one beside this interpreter is meant.
+        # It starts its components by the name `airflow`, which must be the one beside this interpreter.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
 
@@ -62,7 +62,7 @@ def airflow_server(
     settings: "Settings",
     port: int = 8080,
 ) -> list[str]:  # Arguments for `python -m`
-    "The command that starts Airflow with UI and scheduler; its database is made where there is none"
+    "The command that starts Airflow with UI and scheduler; creates its database if there is none"
     from mlpkg.airflow.local import output_to, prepare_database, use_airflow
 
     use_airflow(settings)
@@ -77,10 +77,10 @@ interfaces = typer.Typer()
 
 @interfaces.command("ui", rich_help_panel="Looking back")
 def ui_command(
-    which: Annotated[UserInterface, typer.Argument(help="Which one")],
+    which: Annotated[UserInterface, typer.Argument(help="Which interface")],
     port: Annotated[int | None, typer.Option(help="Port; 5000 for MLflow, 8080 for Airflow unless given")] = None,
 ):
-    """Start the MLflow UI, or Airflow with UI and scheduler, on what was run here.
+    """Start the MLflow UI, or Airflow with UI and scheduler, on the runs made here.
 
     Example: [bold]mlpkg ui mlflow[/bold]
     """
@@ -105,7 +105,7 @@ for commands in (runs, doctor, interfaces, models):
 # %% ../../nbs/api/cli/18_main.ipynb #d7a96ab6
 def main() -> None:
     "Entry point of the `mlpkg` command"
-    # Airflow and MLflow make objects by the million that stay: looking through them for garbage takes seconds.
+    # Airflow and MLflow create millions of objects that stay alive: scanning them for garbage takes seconds.
     gc.set_threshold(10_000, 10, 10)
     atexit.register(gc.freeze)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before anything imports MLflow

@@ -34,21 +34,21 @@ def coloured_state(
 def duration(
     seconds: float,  # Not negative
 ) -> str:  # Like "8 s" or "2.5 min"
-    "A duration as people write it"
+    "A duration in seconds or minutes, as people write it"
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
 
 # %% ../../nbs/api/cli/10_render.ipynb #586cac78
 def local_time(
-    milliseconds: int | None,  # Since the epoch, as MLflow counts; None for what has not happened yet
+    milliseconds: int | None,  # Since the epoch, as MLflow stores it; None if it has not happened yet
 ) -> str:  # "" for None
-    "A time of MLflow in the time zone of this machine"
+    "An MLflow time in the time zone of this machine"
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(milliseconds / 1000)) if milliseconds else ""
 
 # %% ../../nbs/api/cli/10_render.ipynb #b14163c2
 def as_text(
-    value: Any,  # None where it is not known
+    value: Any,  # None if it is not known
 ) -> str:
-    "A value of a table as people read it"
+    "A table value as people read it"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: ""}[value]
     return f"{value:.3f}" if isinstance(value, float) else str(value)
@@ -65,7 +65,7 @@ def reported(
     scraps: dict[str, Any],  # What a step glued
     limit: int = 60,  # Characters
 ) -> str:  # Like "rows 26,483, late_rate 0.21"
-    "The short values among what a step reported"
+    "The short values that a step reported"
     plain = {n: v for n, v in scraps.items() if isinstance(v, (int, float, str)) and not isinstance(v, bool)}
     text = ", ".join(_short(name, value) for name, value in plain.items() if len(str(value)) <= 30)
     return text if len(text) <= limit else text[:limit].rsplit(",", 1)[0] + ", ..."
@@ -73,8 +73,8 @@ def reported(
 # %% ../../nbs/api/cli/10_render.ipynb #038168f1
 def plain_table(
     *headings: str,
-    right: tuple[str, ...] = (),  # Headings of the columns that are aligned to the right
-    whole: tuple[str, ...] = (),  # Headings of the columns whose values are never broken into two lines
+    right: tuple[str, ...] = (),  # Headings of right-aligned columns
+    whole: tuple[str, ...] = (),  # Headings of columns whose values never wrap
 ) -> Table:  # Without rows
     "A table without lines"
     table = Table(box=None, pad_edge=False, show_edge=False)
@@ -93,7 +93,7 @@ class Progress:
         console: Console,  # Where it will be drawn
     ):
         self.dag_id, self.console = dag_id, console
-        self.steps: dict[str, dict[str, Any]] = {}  # By MLflow run
+        self.steps: dict[str, dict[str, Any]] = {}  # By MLflow run id
         self.run_id = ""  # MLflow run of the DAG run, once it is open
 
     def __rich__(self) -> Group:
@@ -128,7 +128,7 @@ def hear(
     self: Progress,
     event: dict[str, Any],  # An announcement, as `StepListener` passes it on
 ) -> None:
-    "Keep an announcement"
+    "Take in an announcement"
     if event["event"] == "pipeline":
         self.run_id = event["run_id"]
         return
@@ -141,11 +141,11 @@ def hear(
 
 # %% ../../nbs/api/cli/10_render.ipynb #12c4edf4
 def redrawn(
-    shown: Any,  # What Rich can draw
+    shown: Any,  # Anything that Rich can draw
     console: Console,
     transient: bool = False,  # Remove it when the block ends?
 ) -> contextlib.AbstractContextManager:  # Use it as `with redrawn(...):`
-    "Something that is redrawn while the block runs, on a terminal; elsewhere it is not shown"
+    "Redraw something on a terminal while the block runs; show nothing elsewhere"
     from rich.live import Live
 
     if not console.is_terminal:
@@ -157,12 +157,12 @@ def redrawn(
 def model_table(
     model: dict[str, Any],  # Scraps of the step that registered it
 ) -> tuple[str, Table]:  # A title and a table
-    "A registered model and its metrics, beside those of the champion that it met"
+    "A registered model and its metrics, beside those of the champion it was compared with"
     alias = f", alias [bold]{model['alias']}[/bold]" if model.get("alias") else ""
     reason = escape(model.get("reason", ""))
     title = f"\nModel [bold]{model['model']}[/bold] version {model.get('version')}{alias}: {reason}"
     champion = model.get("champion_metrics") or {}
-    values = ["this model", "champion it met"] if champion else ["this model"]
+    values = ["this model", "champion so far"] if champion else ["this model"]
     table = plain_table("held-out metric", *values, right=tuple(values))
     for name, value in (model.get("metrics") or {}).items():
         met = [f"{champion[name]:.4f}" if name in champion else ""] if champion else []
@@ -208,7 +208,7 @@ def summarise(
 # %% ../../nbs/api/cli/10_render.ipynb #a0caca19
 def output_text(
     output: Any,  # An output of a cell, as nbformat holds it
-) -> str:  # For a picture its kind, like "[image/png]"
+) -> str:  # For a picture, its type, like "[image/png]"
     "The text of an output"
     if output.output_type == "stream":
         return output.text
@@ -237,7 +237,7 @@ def print_notebook(
                 console.print(output_text(output), highlight=False, markup=False)
 
 # %% ../../nbs/api/cli/10_render.ipynb #b002e6f6
-def current_settings() -> "Settings":  # SettingsError where they cannot be used
+def current_settings() -> "Settings":  # SettingsError if they cannot be used
     "The settings that a command works with"
     from mlpkg.settings import load_settings
 

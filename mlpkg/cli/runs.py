@@ -46,8 +46,8 @@ runs = typer.Typer()
 def find_pipeline_run(
     mlflow: Any,  # MlflowClient
     run: str,  # Id of a pipeline run, or the beginning of one
-) -> Any:  # The run; typer.BadParameter where there is none, or more than one
-    "The pipeline run that somebody means"
+) -> Any:  # The run; typer.BadParameter if there is none, or more than one
+    "Find a pipeline run by its id, or by the beginning of it"
     from mlpkg.steps.tracking import pipeline_runs
 
     found = [r for r in pipeline_runs(mlflow, limit=1000) if r.info.run_id.startswith(run)]
@@ -67,8 +67,8 @@ def find_step_run(
     mlflow: Any,  # MlflowClient
     parent_run_id: str,  # The pipeline run
     step: str,  # Name of a step, or of one of its runs, like "train [random_forest]" or just "random_forest"
-) -> Any:  # The last attempt; typer.BadParameter where the name fits none, or more than one
-    "The step run that somebody means"
+) -> Any:  # The last attempt; typer.BadParameter if the name fits none, or more than one
+    "Find a step run by one of its names"
     from mlpkg.steps.tracking import step_runs
 
     children = step_runs(mlflow, parent_run_id)
@@ -80,9 +80,9 @@ def find_step_run(
 
 # %% ../../nbs/api/cli/12_runs.ipynb #1410e71f
 def log_path(
-    settings: "Settings",  # Decide where Airflow's files are
+    settings: "Settings",  # They say where Airflow's files are
     command: str,  # Name of the command
-) -> Path:  # A file of its own for each process
+) -> Path:  # A separate file for each process
     "Where a command that runs Airflow sends Airflow's log"
     name = f"mlpkg-{command}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     return Path(settings.airflow.home) / "logs" / name
@@ -132,7 +132,7 @@ def run_command(
     log = log_path(settings, "run")
     with output_to(log) as screen:
         console = Console(file=screen)
-        starting = Spinner("dots", "Starting Airflow; the first time it makes its database, some 15 seconds")
+        starting = Spinner("dots", "Starting Airflow; creating its database the first time takes some 15 seconds")
         with redrawn(starting, console, transient=True):
             prepare_database(settings)
             known = load_dags(settings)
@@ -145,7 +145,7 @@ def run_command(
 
 # %% ../../nbs/api/cli/12_runs.ipynb #1c7108cf
 class SimulationProgress:
-    "The months so far, and the DAG that runs"
+    "The months so far, and the DAG that is running"
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class SimulationProgress:
         self.progress: Progress | None = None
 
     def __rich__(self) -> Group:
-        "A line for each month, then the steps that run"
+        "A line for each month, then the steps that are running"
         return Group(self.table(), Text(), self.progress) if self.progress else Group(self.table())
 
 # %% ../../nbs/api/cli/12_runs.ipynb #4b85eb91
@@ -172,7 +172,7 @@ def table(self: SimulationProgress) -> Table:
 
 @patch
 def ended(self: SimulationProgress) -> None:
-    "A month is over"
+    "Note the end of a month; print its line if this is not a terminal"
     self.progress = None
     if not self.console.is_terminal:
         row = self.months[-1].row()
@@ -183,9 +183,9 @@ def ended(self: SimulationProgress) -> None:
 def watch(
     self: SimulationProgress,
     dag: Any,  # Airflow DAG that is about to run
-    listen: Callable[[dict], None],  # Who listens already
+    listen: Callable[[dict], None],  # The listener that is there already
 ) -> Callable[[dict], None]:  # A listener that passes everything on to `listen`
-    "Show the steps of a DAG too"
+    "Show the steps of a DAG below the months"
     progress = self.progress = Progress(dag.dag_id, Console(file=io.StringIO()))
 
     def hear(event: dict[str, Any]) -> None:
@@ -202,8 +202,8 @@ def simulate_months(
     given: dict[str, str],  # Parameters for every DAG that declares them
     shown: SimulationProgress,  # Gets the months, and shows them
     run: Callable[..., "DagResult"],  # Runs a DAG, as `run_dag` does
-) -> "DagResult | None":  # The DAG run that failed, after which nothing more was run
-    "Run what each month starts, until a DAG fails"
+) -> "DagResult | None":  # The DAG run that failed and so ended the simulation
+    "Run the DAGs that each month starts, until one fails"
     from mlpkg.airflow.simulation import Month, simulate_month
 
     def watched(dag, conf, listen):
@@ -228,7 +228,7 @@ def simulate_command(
         list[str], typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the DAGs")
     ] = [],  # noqa: B006
 ):
-    """Live through months as they came: data, predictions, monitor, and a training where the world has changed.
+    """Replay months in order: load, predict, monitor, and train when the alarm fires.
 
     Example: [bold]mlpkg simulate --from 2013-10 --to 2013-12[/bold]
     """
@@ -249,7 +249,7 @@ def simulate_command(
         run_id = record(settings, pd.DataFrame([month.row() for month in shown.months]))
         profile = "" if settings.profile == "local" else f"MLPKG_PROFILE={settings.profile} "
         where = f"`{profile}mlpkg ui mlflow`, experiment simulation, run {run_id}"
-        shown.console.print(f"\nTable and picture: {where}", soft_wrap=True, highlight=False)
+        shown.console.print(f"\nTable and plot: {where}", soft_wrap=True, highlight=False)
     if failed:
         typer.echo(f"{failed.dag_id} failed in month {shown.months[-1].month}; Airflow's log: {log}")
         raise typer.Exit(1)
@@ -290,7 +290,7 @@ def open_in_browser(
     nb: Any,  # nbformat.NotebookNode
     name: str,  # Title of the page, and name of its file
 ) -> Path:  # The page
-    "Render a notebook to a page in a folder of its own, and open it"
+    "Render a notebook as a page in a new temporary folder, and open it"
     import tempfile
     import webbrowser
 
@@ -345,7 +345,7 @@ def _latest_runs(mlflow: Any) -> dict[str, Any]:
 
 @runs.command("status", rich_help_panel="Looking back")
 def status_command():
-    """Show the latest run of each DAG, the models in charge, and what waits in the outbox."""
+    """Show the latest run of each DAG, the aliases of models, and what waits in the outbox."""
     from mlpkg.steps.outbox import waiting
     from mlpkg.steps.tracking import client
 

