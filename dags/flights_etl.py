@@ -31,6 +31,6 @@ with DAG(
 ):
     with recorded_run():
         steps = notebook_steps(NOTEBOOKS, "10_ingest", "12_validate", "14_clean")
-        # The last step updates the asset, since a training that follows needs the split as well.
+        # The last step updates the asset, since a training run that follows needs the split as well.
         split = notebook_step(NOTEBOOKS, "16_split", outlets=[Asset("clean/flights")], event_extra=["months"])
         chain(*steps, split)

@@ -2,7 +2,7 @@
 ### Flights: which flights will arrive late?
 
 Trains the candidate models in parallel, each a run of the same notebook, evaluates the best of them on the held-out
-months beside the champion, registers it, and makes it champion if it is better by the margin in `settings.ini`.
+months next to the champion, registers it, and makes it champion if it is better by the margin in `settings.ini`.
 
 Steps: **train** (once for each candidate) -> **evaluate** -> **register**. Table: `split/flights`. Model: `flights`.
 Runs when the monitor raises an alarm (asset `flights/drift`), when the code has changed (`flights/retrain`), and as
@@ -29,15 +29,13 @@ with DAG(
             type="array",
             description="Models to try",
         ),
-        "months": Param(
-            "", type="string", description="Months to train on; empty: all that the split gave to training"
-        ),
+        "months": Param("", type="string", description="Months to train on; empty: all training months of the split"),
         "budget": Param(
             3, type="integer", minimum=0, description="Trials of the hyperparameter search for each candidate"
         ),
-        "seed": Param(0, type="integer", description="Seed of everything that is drawn at random"),
+        "seed": Param(0, type="integer", description="Seed for everything that is random"),
         "reason": Param(
-            "", type="string", description="Why it is trained; the event of an asset brings its own reason"
+            "", type="string", description="Why the model is trained; the event of an asset brings its own reason"
         ),
     },
     tags=["flights", "train"],

@@ -1,8 +1,8 @@
 """
 ### Flights: is there a reason to train again?
 
-Asks whether the code has changed since the champion was trained, step notebooks or library, and whether an alarm of
-the monitor has not been followed by a training that succeeded. Either updates the asset `flights/retrain`, which starts
+Checks whether the code (step notebooks or library) has changed since the champion was trained, and whether an alarm of
+the monitor has not yet led to a successful training. Either reason updates the asset `flights/retrain`, which starts
 `flights_train`.
 
 Steps: **watch** -> **retrain** (skipped where there is no reason). Runs as `airflow.watch_schedule` in settings.ini

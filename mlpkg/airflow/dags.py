@@ -130,8 +130,8 @@ def recorded_run() -> Iterator[None]:  # Use it as `with recorded_run():`, insid
 def step_url(
     dag_run,  # Airflow's DAG run
     step: str,  # Task id of a step
-) -> str:  # Address of its latest attempt in the MLflow UI; "" where it has not been run
-    "Where people look at another step of the same DAG run"
+) -> str:  # Of its latest attempt; "" where it has not been run
+    "Address of another step of the same DAG run in the MLflow UI"
     settings = load_settings()
     mlflow = client(settings)
     parent = find_run(mlflow, dag_run.dag_id, dag_run.run_id)
@@ -176,7 +176,7 @@ def require_champion(
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #778502d5
 class Notify(BaseNotifier):
-    "Tells people about a task, by the channel of the settings, with a link to its executed notebook"
+    "Tells people about a task, through the channel in the settings, with a link to its executed notebook"
 
     def __init__(
         self,
@@ -207,15 +207,15 @@ def message(
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #793c51b4
 def step_defaults(
-    **others,  # Further arguments of tasks, or other values for these
+    **others,  # Further arguments of tasks, or replacements for these
 ) -> dict[str, Any]:  # For `default_args` of a DAG
-    "Tasks are tried again twice, and people are told when that did not help"
+    "Arguments for tasks: two retries, and a message when they did not help"
     usual = {"retries": 2, "retry_delay": timedelta(seconds=30), "on_failure_callback": Notify("failed")}
     return {**usual, **others}
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #f0fc1374
 def dag_defaults(
-    **others,  # Further arguments of the DAG, or other values for these
+    **others,  # Further arguments of the DAG, or replacements for these
 ) -> dict[str, Any]:  # For `DAG(...)`
     "Arguments of a DAG of steps: one run at a time, none for the past, and `step_defaults` for its tasks"
     return {"catchup": False, "max_active_runs": 1, "default_args": step_defaults(), **others}

@@ -31,7 +31,7 @@ from ..steps.tracking import TrackingError
 
 # %% ../../nbs/api/airflow/16_local.ipynb #322c93b8
 def airflow_env(
-    settings: Settings,  # Of the project whose DAGs are meant
+    settings: Settings,  # Of the project whose DAGs are used
 ) -> dict[str, str]:  # Environment variables
     "The environment in which Airflow uses this project's DAGs and a database of its own"
     return {
@@ -47,9 +47,9 @@ def airflow_env(
 
 # %% ../../nbs/api/airflow/16_local.ipynb #5ef7da78
 def use_airflow(
-    settings: Settings,  # Of the project whose DAGs are meant
+    settings: Settings,  # Of the project whose DAGs are used
 ) -> None:
-    "Set that environment for this process and those it starts; call it before Airflow is imported"
+    "Set this environment for this process and those it starts; call it before Airflow is imported"
     for name, value in airflow_env(settings).items():
         os.environ.setdefault(name, value)
     Path(os.environ["AIRFLOW_HOME"]).mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def prepare_database(
 
 # %% ../../nbs/api/airflow/16_local.ipynb #e33304e2
 class DagError(MlpkgError, ValueError):
-    "A DAG that cannot be run; the message says why and what there is"
+    "A DAG that cannot be run; the message says why and lists what exists"
 
 # %% ../../nbs/api/airflow/16_local.ipynb #602ad962
 def _read_dags(bundle) -> Any:  # Airflow's DagBag
@@ -213,7 +213,7 @@ def listening(
 # %% ../../nbs/api/airflow/16_local.ipynb #2e6be2b5
 @contextlib.contextmanager
 def held_run(
-    settings: Settings,  # Decide where the outbox is
+    settings: Settings,  # They decide where the outbox is
 ) -> Iterator[None]:
     "Hold an entry of the outbox for the pipeline run that is opened in this block"
     with contextlib.ExitStack() as held:
@@ -260,7 +260,7 @@ def run_dag(
     "Execute a DAG in this process"
     for task in dag.tasks:
         task.retries = 0
-    params = copy.deepcopy(dag.params)  # Airflow leaves the values of this run in them, for the next one to find
+    params = copy.deepcopy(dag.params)  # Airflow leaves this run's values in them, where the next run would find them
     started = datetime.now()
     try:
         with listening(listen), held_run(settings):
@@ -303,7 +303,7 @@ def _due(session, dag, assets: Mapping[int, Any]) -> bool:
 
 
 def _event_conf(dag, extras: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    "The params of the DAG that the events speak of, with their values"
+    "The params of the DAG that the events name, with their values"
     from mlpkg.airflow.operators import event_params
 
     params = {name: dag.params[name] for name in dag.params}

@@ -77,7 +77,7 @@ def run_url(
     experiment_id: str,  # The experiment that the run belongs to
     run_id: str,  # MLflow run
 ) -> str:  # Address of the run's artifacts
-    "Where people look at a run"
+    "Address of a run in the MLflow UI"
     page = f"#/experiments/{experiment_id}/runs/{run_id}/artifacts"
     return f"{settings.tracking.ui.rstrip('/')}/{page}?workflowType=machine_learning"
 
@@ -98,7 +98,7 @@ class MlflowRunLink(BaseOperatorLink):
 
 # %% ../../nbs/api/airflow/12_operators.ipynb #f2aa69bc
 class NotebookOperator(PapermillOperator):
-    "Runs a step notebook and records it in MLflow; arguments as `PapermillOperator`, and those below"
+    "Runs a step notebook and records it in MLflow; takes the arguments of `PapermillOperator` and those below"
 
     operator_extra_links = (MlflowRunLink(),)
 
@@ -179,7 +179,7 @@ def run(
     self: NotebookOperator,
     context,  # Airflow's task context
     settings: Settings,
-) -> StepResult:  # Errors as `run_step`
+) -> StepResult:  # Raises what `run_step` raises
     "Run the notebook in an MLflow run, nested in that of the DAG run where there is one"
     ti, dag_run = context["ti"], context["dag_run"]
     notebook = notebook_path(_url(self.input_nb), settings)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def months_between(
     first: str,  # Like "2013-02"
     last: str,  # The same month, or a later one
-) -> list[str]:  # Both included; DagError where these are not months or are in the wrong order
+) -> list[str]:  # First and last included; DagError where these are not months or are in the wrong order
     "List the months of a simulation"
     import pandas as pd
 
@@ -98,7 +98,7 @@ def _note(
 
 # %% ../../nbs/api/airflow/18_simulation.ipynb #a1cc0b28
 def _has_champion(settings: Settings) -> bool:
-    "Has the model that is served a champion?"
+    "Does the model that is served have a champion?"
     from mlpkg.models.registry import champion
     from mlpkg.steps.tracking import connect
 
@@ -145,7 +145,7 @@ def _plot_arrivals(
     axes: Any,  # matplotlib Axes
     table: "pd.DataFrame",  # Rows of `Month.row`
 ) -> None:
-    "A bar for each month, orange where there was an alarm"
+    "Draw a bar for each month, orange where there was an alarm"
     free = [column for column in table if column not in roles and _numbers(table, column).notna().any()]
     fired = _numbers(table, "alarm") == 1
     axes.set(title="What came in (alarms in orange)", ylabel=str(free[0]) if free else "")
@@ -157,7 +157,7 @@ def _plot_scores(
     axes: Any,  # matplotlib Axes
     table: "pd.DataFrame",  # Rows of `Month.row`
 ) -> None:
-    "The champion on each month, and the challengers where they were evaluated"
+    "Draw the champion's score in each month, and the challengers' where they were evaluated"
     places = range(len(table))
     axes.plot(places, _numbers(table, "champion_score"), "o-", color="#0072B2", label="champion on the month")
     axes.plot(places, _numbers(table, "challenger_score"), "D", color="#E69F00", label="challenger")

@@ -37,7 +37,7 @@ class StepError(MlpkgError, RuntimeError):
         traceback: str = "",  # Of the notebook's own error
         status: str = "FAILED",  # FAILED, or KILLED when somebody ended it
     ):
-        # Error messages like to show values, and end up in logs and tags: secrets are taken out here, once for all.
+        # Error messages often show values, and end up in logs and tags: secrets are taken out here, once and for all.
         self.message, self.cell, self.traceback, self.status = redact(message), cell, redact(traceback), status
         super().__init__(f"{cell}: {self.message}" if cell else self.message)
 
@@ -56,7 +56,7 @@ log = logging.getLogger("mlpkg.steps")
 
 @dataclass
 class Execution:
-    "A notebook, what it is told, and its limits"
+    "A notebook, its parameters and its limits"
 
     notebook: Path  # Input
     output: Path  # Executed notebook, rewritten at the start and end of every cell
@@ -69,7 +69,7 @@ class Execution:
     output_limit: int = 1_000_000  # Characters a cell may print into the notebook
     progress: Callable[[int, int], None] | None = None  # Called with the cell's position and the number of cells
     sockets: Path = field(default_factory=socket_folder)  # Where the kernel's sockets are while it runs
-    killed: str = ""  # Why somebody ended it, if so
+    killed: str = ""  # Why it was ended from outside; empty if it was not
     kernel_pid: int | None = None  # None before the kernel starts
 
 # %% ../../nbs/api/steps/18_execution.ipynb #7d718048
@@ -87,7 +87,7 @@ class Record(NotebookExecutionManager):
     "papermill's record of an execution, which does not claim that a cell is complete when it is not"
 
     def notebook_complete(self, **kwargs: Any) -> None:
-        "Close the notebook's own record; what cells say of themselves stays"
+        "Close the notebook's own record; the status of each cell stays"
         self.end_time = self.now()
         self.nb.metadata.papermill["end_time"] = self.end_time.isoformat()
         self.nb.metadata.papermill["duration"] = (self.end_time - self.start_time).total_seconds()
@@ -211,7 +211,7 @@ def start_new_kernel(
 
 @patch
 def start_new_kernel_client(self: StepClient) -> None:
-    "Wait until the kernel answers; KernelError with its own words where it does not"
+    "Wait until the kernel answers; KernelError with what the kernel wrote where it does not"
     try:
         super(StepClient, self).start_new_kernel_client()
     except RuntimeError as error:
@@ -304,7 +304,7 @@ def find_exit(
 
 # %% ../../nbs/api/steps/18_execution.ipynb #89f0c767
 def execute(
-    execution: Execution,  # What to run; its output file holds what was reached, in every case
+    execution: Execution,  # What to run; its output file holds what was executed, even after a failure
 ) -> nbformat.NotebookNode:  # The executed notebook; StepError if it did not run to its end
     "Execute a notebook"
     papermill_engines.register("mlpkg", StepEngine)
@@ -320,11 +320,11 @@ def execute(
             execution=execution,
         )
     except BaseException as error:
-        # The notebook's own error is told in full by ours; any other keeps its cause.
+        # Our error reports an error of the notebook itself in full; any other error is kept as the cause.
         cause = None if isinstance(error, PapermillExecutionError) else error
         raise as_step_error(error, execution, _stopped_at(execution.output)) from cause
     if (index := find_exit(nb)) is not None:
-        raise StepError("sys.exit was called, the cells below it did not run", describe_cell(nb, index))
+        raise StepError("sys.exit was called, so the cells below it did not run", describe_cell(nb, index))
     return nb
 
 # %% ../../nbs/api/steps/18_execution.ipynb #eee862fb

@@ -93,7 +93,7 @@ def mark(
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #af4c7365
 def _put_banner(nb: "NotebookNode", index: int | None, title: str, message: str) -> None:
-    "A red cell on top, unless papermill has put one there"
+    "Put a red cell at the top, unless papermill has put one there"
     from nbformat.v4 import new_markdown_cell
 
     if any("papermill-error-cell-tag" in cell.metadata.get("tags", []) for cell in nb.cells):
@@ -184,7 +184,7 @@ _template = """{% extends 'lab/index.html.j2' %}
 def render_html(
     nb: "NotebookNode",  # Executed notebook; not changed
     title: str,  # Title of the page
-) -> str:  # One file, which fetches nothing from elsewhere
+) -> str:  # One file, which loads nothing from elsewhere
     "Render a notebook for MLflow's artifact viewer and for e-mail"
     from nbconvert import HTMLExporter
     from traitlets.config import Config
@@ -202,7 +202,7 @@ def store_notebook(
     run_id: str,  # MLflow run
     path: str | Path,  # Executed notebook on local disk
     artifact: str,  # Where it goes in the run, like "notebook/train.ipynb"
-    html: bool = True,  # Also rendered, beside it?
+    html: bool = True,  # Also store the rendered page beside it?
 ) -> str:  # mlflow:// path of the stored notebook
     "Put an executed notebook into an MLflow run, without secrets"
     import nbformat
@@ -226,7 +226,7 @@ class NotebookPathError(MlpkgError, ValueError):
 # %% ../../nbs/api/steps/14_notebooks.ipynb #e0e2a01a
 def split_path(
     path: str,  # mlflow://<run id>/<artifact>
-) -> tuple[str, str]:  # Run id, artifact path; NotebookPathError where it has neither
+) -> tuple[str, str]:  # Run id, artifact path; NotebookPathError where it names no run or contains ".."
     "Take an mlflow:// path apart"
     run_id, _, artifact = path.removeprefix("mlflow://").partition("/")
     if not path.startswith("mlflow://") or not re.fullmatch(r"[0-9a-f]{32}", run_id):
@@ -237,11 +237,11 @@ def split_path(
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #85d28b3b
 class MlflowHandler:
-    "papermill's reads and writes of mlflow:// paths"
+    "Reads and writes mlflow:// paths for papermill"
 
     def __init__(
         self,
-        interval: float = 5.0,  # Least seconds between two uploads of one notebook
+        interval: float = 5.0,  # Shortest time between two uploads of one notebook, in seconds
     ):
         self.interval = interval
         self._pending: dict[str, str] = {}
@@ -252,7 +252,7 @@ class MlflowHandler:
 # %% ../../nbs/api/steps/14_notebooks.ipynb #d847e6e3
 @patch(as_prop=True)
 def mlflow(self: MlflowHandler) -> "MlflowClient":
-    "A client of the store that is in use now; made again when that is another one"
+    "A client for the store that is in use now; a new one is made when the store changes"
     if self._mlflow is None or self._mlflow.tracking_uri != tracking_uri(load_settings()):
         self._mlflow = client()
     return self._mlflow

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #5333635f
 class TrackingError(MlpkgError, RuntimeError):
-    "MLflow cannot be used; the message says which one and what to do"
+    "MLflow cannot be used; the message says which store and what to do"
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #54d70484
 def tracking_uri(
@@ -62,7 +62,7 @@ def _probe(uri: str, timeout: float = 5) -> None:
 def client(
     settings: Settings | None = None,  # Read from settings.ini unless given
 ) -> "MlflowClient":  # Its store answers and has its tables; TrackingError otherwise
-    "A client of the MLflow store of the settings"
+    "A client for the MLflow store of the settings"
     uri = tracking_uri(settings or load_settings())
     _probe(uri)
     _set_mlflow_defaults()
@@ -79,10 +79,10 @@ def client(
 # %% ../../nbs/api/steps/12_tracking.ipynb #cbaade7e
 def _set_mlflow_defaults() -> None:
     "Variables that MLflow reads when it is imported; what the operator has set stays"
-    # Losing MLflow in the middle of a run is retried for about a minute.
+    # If MLflow goes away in the middle of a run, requests are retried for about a minute.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # Nobody is told what is done here, and no thread looks for a host while others set variables.
+    # No usage data is sent, and no thread looks up a host while others set variables.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
@@ -90,9 +90,9 @@ def _set_mlflow_defaults() -> None:
 def experiment_id(
     client: "MlflowClient",  # Of the store
     name: str,  # The DAG's id
-    settings: Settings,  # Decide where the artifacts of a new experiment go
-) -> str:  # MLflow's id; TrackingError where it cannot be made
-    "The experiment of a DAG, which is made if it does not exist"
+    settings: Settings,  # They decide where the artifacts of a new experiment go
+) -> str:  # MLflow's id; TrackingError where it cannot be created
+    "The experiment of a DAG, which is created if it does not exist"
     from mlflow.exceptions import MlflowException
 
     if found := client.get_experiment_by_name(name):
@@ -103,7 +103,7 @@ def experiment_id(
     except MlflowException as error:
         if found := client.get_experiment_by_name(name):  # another process was faster
             return found.experiment_id
-        raise TrackingError(f"experiment '{name}' cannot be made: {error}") from error
+        raise TrackingError(f"experiment '{name}' cannot be created: {error}") from error
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #3fdd94e8
 def connect(
@@ -132,7 +132,7 @@ def _git(*args: str, cwd: Path) -> str | None:
 # %% ../../nbs/api/steps/12_tracking.ipynb #83873af0
 def strip_comments(
     source: str,  # Python code
-) -> str:  # One statement line after the other, without blank lines
+) -> str:  # The lines that remain, without blank ones
     "The code of a module without its comments"
     lines = source.splitlines()
     try:
@@ -147,7 +147,7 @@ def strip_comments(
 # %% ../../nbs/api/steps/12_tracking.ipynb #6134ba6f
 @functools.lru_cache(maxsize=1000)
 def _file_digest(path: Path, changed: int, size: int) -> str:
-    "Digest of a module's code; the arguments make sure that it is of the file as it is now"
+    "Digest of a module's code, kept as long as the time of its last change and its size stay the same"
     return hashlib.sha256(strip_comments(path.read_text(encoding="utf-8")).encode()).hexdigest()
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #346509b5
@@ -163,20 +163,20 @@ def _modules(
 def package_digest(
     folder: Path | None = None,  # Of a package; this one unless given
 ) -> str:  # 12 hexadecimal digits
-    "Digest of the code of a package and its sub-packages: which file holds what"
+    "Digest of the code of a package and its sub-packages: the path and the content of each file"
     import mlpkg
 
     root = folder or Path(str(mlpkg.__file__)).parent
     parts = []
     for path in _modules(root):
-        with contextlib.suppress(FileNotFoundError):  # it has vanished meanwhile
+        with contextlib.suppress(FileNotFoundError):  # it has vanished in the meantime
             state = path.stat()
             parts.append(f"{path.relative_to(root).as_posix()} {_file_digest(path, state.st_mtime_ns, state.st_size)}")
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #0f19ea6c
 def provenance(
-    settings: Settings,  # Their file's folder is the project
+    settings: Settings,  # The folder of their file is the project
 ) -> dict[str, str]:  # MLflow tags
     "Code, environment and machine that a run comes from"
     root = settings.file.parent
@@ -324,7 +324,7 @@ def end_orphans(
 def pipeline_runs(
     client: "MlflowClient",  # Of the store
     dag_id: str | None = None,  # Runs of this DAG only
-    limit: int = 20,  # At most so many
+    limit: int = 20,  # Most runs to return
 ) -> "list[Run]":  # Newest first
     "The latest pipeline runs"
     experiments = client.search_experiments(filter_string=f"name = '{dag_id}'" if dag_id else None)
