@@ -1,4 +1,4 @@
-"""How fast are batch predictions, beside the model alone on rows that are in memory? And does memory stay flat?"""
+"""How fast are batch predictions, compared with the model alone on rows in memory? And does memory stay flat?"""
 
 import json
 import os
@@ -19,7 +19,7 @@ RUN = "0" * 32  # A step has a run; its id is written into every row
 
 
 def work(project: Path, **job: Any) -> dict[str, Any]:
-    "Have something done in a process of its own"
+    "Do a job in a separate process and return what it found"
     from project import clean_env
 
     command = [sys.executable, str(BENCH / "predict.py"), json.dumps(job)]
@@ -54,33 +54,33 @@ def comparison(speeds: list[dict[str, Any]], peaks: list[dict[str, Any]]) -> Tab
 
 
 def medians(speed: dict[str, Any]) -> dict[str, Any]:
-    "With the medians of the turns, and what batch prediction reaches of the model's throughput"
+    "Add the medians of the turns, and the share of the model's throughput that batch prediction reaches"
     found = {name: statistics.median(turn[name] for turn in speed["taken"]) for name in ("model", "batch", "others")}
     return speed | {"medians": found, "ratio": found["model"] / found["batch"]}
 
 
 def limits(parts: dict[str, float]) -> str:
-    "What takes the time"
+    "Where the time goes, in words"
     listed = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.items())
     total, cores = sum(parts.values()), os.cpu_count() or 1
     alone = parts["read"] + parts["screen"] + parts["encode"]
     return (
-        f"Alone on one core: {listed}; {total:.2f} s in all. On {cores} cores no less than "
-        f"{max(total / cores, alone):.2f} s: all of it; reading, screening, encoding ({alone:.2f} s) on one thread"
+        f"Each part alone on one core: {listed}; {total:.2f} s in all. {cores} cores need at least "
+        f"{max(total / cores, alone):.2f} s: reading, screening and encoding ({alone:.2f} s) run on one thread"
     )
 
 
 def main(
     months: Annotated[str, typer.Option(help="Months of flights to predict")] = "2013-01..2013-12",
-    times: Annotated[int, typer.Option(help="How many times as many rows for the memory", min=1)] = 10,
-    repeat: Annotated[int, typer.Option(help="Turns of both ways, the least disturbed ones", min=1)] = 7,
+    times: Annotated[int, typer.Option(help="Size of the large table, as a multiple of the small one", min=1)] = 10,
+    repeat: Annotated[int, typer.Option(help="Turns of both ways; only the least disturbed ones count", min=1)] = 7,
 ):
-    """Score a table of the lake into another, and let the same model predict rows that are in memory already.
+    """Score one table of the lake into another, and let the same model predict rows that are already in memory.
 
     The model alone is called as a user would, `pipeline.predict_proba(frame)`, with all threads that scikit-learn
     takes by itself. Batch prediction reads, checks, scores and commits. Everything happens in a temporary folder. The
-    exit code is 1 where a target is missed: on the large table, for the small one takes less than a second, of which
-    opening tables and the first batch are a tenth.
+    exit code is 1 if a target is missed. The target for speed is for the large table: the small one takes less than a
+    second, a tenth of which goes into opening tables and the first batch.
     """
     console, load = new_console(), [os.getloadavg()]
     tables = {"clean/flights": repeat, "large/flights": max(1, repeat // 2)}

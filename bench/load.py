@@ -1,4 +1,4 @@
-"""A load generator: so many connections, each asking again as soon as it is answered. A process of its own."""
+"""A load generator in a separate process: each connection sends its next request as soon as it has an answer."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ async def connection(port: int, asked: list[bytes], turn: count, end: float, tak
 
 
 async def load(port: int, path: str, bodies: list[str], connections: int, seconds: float) -> dict[str, float]:
-    "Ask for some time; the figures of what came after the warm-up"
+    "Send requests for some time and return the figures of those after the warm-up"
     asked, taken, turn = [request(path, body) for body in bodies], [], count()
     start = time.perf_counter()
     end = start + WARM + seconds

@@ -12,7 +12,7 @@ NOTEBOOKS, OUTPUT = Path("nbs/pipelines/flights"), Path("var/notebooks")
 
 
 def step(notebook: str, name: str, **parameters) -> dict[str, Any]:
-    "Execute a step notebook; what it glued"
+    "Execute a step notebook and return what it glued"
     output = str(OUTPUT / f"{name}.ipynb")
     papermill.execute_notebook(str(NOTEBOOKS / notebook), output, parameters, progress_bar=False)
     return {key: scrap.data for key, scrap in scrapbook.read_notebook(output).scraps.items()}

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 BENCH = Path(__file__).parent
-INTERVAL = 0.5  # Seconds between two looks at the memory; a look takes some milliseconds from what is measured
+INTERVAL = 0.5  # Seconds between two samples of the memory; each takes some milliseconds from what is measured
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def memory_mb(pid: int) -> float:
 
 @contextlib.contextmanager
 def started(command: list[str], cwd: Path, env: dict[str, str], log: Path) -> Iterator[subprocess.Popen]:
-    "A running command; nothing of it is left when the block ends"
+    "A running command; none of its processes is left when the block ends"
     with log.open("ab") as out:
         process = subprocess.Popen(command, cwd=cwd, env=env, stdout=out, stderr=out)
     try:
@@ -73,13 +73,13 @@ def started(command: list[str], cwd: Path, env: dict[str, str], log: Path) -> It
 
 
 def watch(pid: int, over: threading.Event, seen: list[float]) -> None:
-    "Look at the memory of a process tree until it is over"
+    "Sample the memory of a process tree until the event is set"
     while not over.wait(INTERVAL):
         seen.append(memory_mb(pid))
 
 
 def measure(command: list[str], cwd: Path, env: dict[str, str], log: Path) -> Measurement:
-    "Run a command and watch it; CommandError where it fails"
+    "Run a command and measure it; CommandError if it fails"
     over, seen, begin = threading.Event(), [0.0], time.perf_counter()
     psutil.cpu_percent()  # from here on
     with started(command, cwd, env, log) as process:
@@ -135,7 +135,7 @@ def print_load(console: Console, load: list[tuple[float, float, float]], when: s
 
 
 def finish(console: Console, name: str, record: dict[str, Any], faults: list[str]) -> NoReturn:
-    "Store what was measured, print which targets were missed, and exit: with 1 if any was"
+    "Store what was measured, print which targets were missed, and exit with 1 if there are any"
     path = BENCH / "results" / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(record | {"faults": faults}, indent=2) + "\n", encoding="utf-8")

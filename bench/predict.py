@@ -1,4 +1,4 @@
-"""What `bench/batch.py` measures, each in a process of its own: told what to do by a JSON object, it prints another."""
+"""What `bench/batch.py` measures, each job in a separate process: the job and its result are JSON objects."""
 
 import json
 import resource
@@ -62,7 +62,7 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def turn(ways: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    "Wall time of each way, and `others`: the cores that everything else on the machine took at most meanwhile"
+    "Wall time of each way, and `others`: the most cores that everything else on the machine took meanwhile"
     taken, others = {}, 0.0
     for name, way in ways.items():
         busy, own = psutil.cpu_times(), time.process_time()
@@ -74,7 +74,7 @@ def turn(ways: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def turns(ways: dict[str, Callable[[], Any]], repeat: int) -> list[dict[str, float]]:
-    "The least disturbed turns, which are `repeat` of at most three times as many"
+    "The `repeat` least disturbed turns, out of at most three times as many"
     taken: list[dict[str, float]] = []
     while sum(one["others"] < QUIET for one in taken) < repeat and len(taken) < 3 * repeat:
         taken.append(turn(ways))
@@ -82,7 +82,7 @@ def turns(ways: dict[str, Callable[[], Any]], repeat: int) -> list[dict[str, flo
 
 
 def speed(lake: Lake, table: str, repeat: int) -> dict[str, Any]:
-    "Batch prediction and the model on rows in memory, turn by turn; the parts of the first one after the other"
+    "Time batch prediction and the model on rows in memory in turn, then each part of batch prediction alone"
     loaded, every = load_model("flights"), {"month": months(lake)}
     frame = shape(lake.read(table, columns=list(loaded.columns)), loaded.inputs)
 
@@ -121,7 +121,7 @@ def parts(lake: Lake, table: str, loaded: Any, every: dict[str, Any]) -> dict[st
 
 
 def memory(lake: Lake, table: str) -> dict[str, Any]:
-    "The largest memory while a table is scored, and how fast that was"
+    "Peak memory while a table is scored, and how long it took"
     done = score(lake, load_model("flights"), table, f"predictions/{table}", {"month": months(lake)}, KEEP, BY)
     return {
         "rows": done.rows,

@@ -28,7 +28,7 @@ def clean_env(project: Path) -> dict[str, str]:
 
 
 def prepare(base: Path, months: str) -> int:
-    "Make the project that all others are copies of; the number of flights in its lake"
+    "Make the project that all others are copied from, and return the number of flights in its lake"
     (base / "dags").mkdir(parents=True)
     (base / "settings.ini").write_text(settings_text())  # no thresholds: whatever wins is registered, in every variant
     shutil.copytree(ROOT / "nbs" / "pipelines", base / "nbs" / "pipelines")
@@ -42,7 +42,7 @@ def prepare(base: Path, months: str) -> int:
         [sys.executable, "-c", make_stores], cwd=base, env=clean_env(base), capture_output=True, text=True
     )
     if done.returncode:
-        raise CommandError(f"the stores could not be made:\n{done.stderr[-3000:]}")
+        raise CommandError(f"the stores could not be created:\n{done.stderr[-3000:]}")
     return lake.count("split/flights")
 
 

@@ -1,4 +1,4 @@
-"""How fast does the API answer? Beside `mlflow models serve`, with the same model and the same records."""
+"""How fast does the API answer, compared with `mlflow models serve` on the same model and the same records?"""
 
 import json
 import os
@@ -31,7 +31,7 @@ from rich.table import Table
 
 PACKAGES = ("fastapi", "uvicorn", "mlflow", "scikit-learn", "pandas")
 MODEL = "flights"
-TIMES, LATENCY = 5.0, 10.0  # Targets: times the requests of mlflow at every load; p50 in ms at 8 connections
+TIMES, LATENCY = 5.0, 10.0  # Targets: multiple of the requests of mlflow at every load; p50 in ms at 8 connections
 START = 90  # Seconds that a server may take to start
 
 
@@ -44,7 +44,7 @@ class Server:
     port: int
     health: str
     path: str
-    bodies: list[str]  # The same records, as this server wants them
+    bodies: list[str]  # The same records, in the form that this server takes
 
 
 def free_port() -> int:
@@ -105,7 +105,7 @@ def servers(records: list[dict[str, Any]]) -> list[Server]:
 
 
 def wait(server: Server, process: subprocess.Popen, log: Path) -> float:
-    "Wait until a server answers; seconds that it took. CommandError where it does not"
+    "Wait until a server answers and return the seconds it took; CommandError if it does not"
     begin = time.perf_counter()
     while time.perf_counter() - begin < START and process.poll() is None:
         try:
@@ -126,7 +126,7 @@ def probability(server: Server, body: str) -> float:
 
 
 def load(server: Server, process: subprocess.Popen, connections: int, seconds: float) -> dict[str, float]:
-    "Put load on a server; what was measured"
+    "Put load on a server and return what was measured"
     job = {"port": server.port, "path": server.path, "bodies": server.bodies}
     job |= {"connections": connections, "seconds": seconds}
     before = cpu(process.pid)
@@ -169,7 +169,7 @@ def verdicts(results: dict[int, dict[str, dict[str, float]]]) -> list[str]:
                 f"{connections} connections: {times:.1f} times the requests of mlflow, the target is {TIMES:g}"
             )
         if connections == 8 and ours["p50"] >= LATENCY:
-            found.append(f"{connections} connections: p50 {ours['p50']:.1f} ms, target under {LATENCY:g}")
+            found.append(f"{connections} connections: p50 {ours['p50']:.1f} ms, the target is under {LATENCY:g}")
     return found
 
 
@@ -177,23 +177,23 @@ def targets(results: dict[int, dict[str, dict[str, float]]]) -> list[str]:
     "Each target and whether it was reached"
     times = min(both["mlpkg"]["per_second"] / both["mlflow"]["per_second"] for both in results.values())
     word = "reached" if times >= TIMES else "MISSED"
-    found = [f"Target at least {TIMES:g} times the requests of mlflow: {word}, {times:.1f} times or more"]
+    found = [f"Target of at least {TIMES:g} times the requests of mlflow: {word}, {times:.1f} times or more"]
     if 8 in results:
         p50 = results[8]["mlpkg"]["p50"]
         word = "reached" if p50 < LATENCY else "MISSED"
-        found.append(f"Target p50 under {LATENCY:g} ms at 8 connections: {word}, {p50:.1f} ms")
+        found.append(f"Target of p50 under {LATENCY:g} ms at 8 connections: {word}, {p50:.1f} ms")
     return found
 
 
 def main(
     months: Annotated[str, typer.Option(help="Months of flights to train on")] = "2013-01..2013-04",
-    connections: Annotated[list[int], typer.Option(help="Connections, one option for each")] = [1, 8, 64],  # noqa: B006
-    seconds: Annotated[float, typer.Option(help="How long to ask in each case", min=1)] = 10,
+    connections: Annotated[list[int], typer.Option(help="Connections; repeat the option for each case")] = [1, 8, 64],  # noqa: B006
+    seconds: Annotated[float, typer.Option(help="Seconds of load in each case", min=1)] = 10,
 ):
     """Ask `mlpkg serve` and `mlflow models serve` for one record at a time; compare latency and requests per second.
 
     Both are one process with one model, started at the same time and loaded in turn; each answer of `mlpkg serve` is
-    also checked and kept in the lake, as in production. The exit code is 1 where a target is missed.
+    also checked and kept in the lake, as in production. The exit code is 1 if a target is missed.
     """
     console = new_console()
     results: dict[int, dict[str, dict[str, float]]] = {}
@@ -216,11 +216,11 @@ def main(
     if not same:
         faults.append("the servers give different probabilities for the same records")
     console.print(comparison(results))
-    console.print("one record a request; times: req/s against `mlflow models serve`; cores, MB: of the server")
+    console.print("one record per request; times: req/s relative to `mlflow models serve`; cores, MB: of the server")
     console.print(f"\nSame probabilities from both for {len(said[0])} records: {'yes' if same else 'NO'}")
     for line in targets(results):
         console.print(line)
-    print_load(console, load_average, "at the start, after each case (the load generator takes its part)")
+    print_load(console, load_average, "at the start, after each case (the load generator included)")
     record = {
         "options": {"months": months, "connections": connections, "seconds": seconds}, "machine": machine(*PACKAGES),
         "load_average": load_average, "start_seconds": starts, "results": results,

@@ -11,7 +11,7 @@ OUTPUT = Path("var/notebooks")
 
 
 def main(conf: dict) -> int:
-    "Run the DAG; the exit code"
+    "Run the DAG and return the exit code"
     OUTPUT.mkdir(parents=True, exist_ok=True)
     settings = load_settings()
     use_airflow(settings)

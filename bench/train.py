@@ -1,4 +1,4 @@
-"""What does it cost to train through recorded notebook steps? Beside stock operators, papermill and a script."""
+"""What does training through recorded notebook steps cost, compared with stock operators, papermill and a script?"""
 
 import json
 import os
@@ -17,7 +17,7 @@ from rich.table import Table
 
 CANDIDATES = ("logistic_regression", "random_forest", "hist_gradient_boosting")
 NOISE = 0.10  # Share by which mlpkg may be slower than stock operators, see `verdicts`
-BUSY = 0.25  # Cores that others may take before wall time says more about them
+BUSY = 0.25  # Cores that other processes may take before their share spoils the wall time
 PACKAGES = ("apache-airflow", "apache-airflow-providers-papermill", "papermill", "mlflow", "scikit-learn")
 HELP_LIMIT, IMPORT_LIMIT = 0.5, 0.3  # Seconds
 STOCK = "from airflow.providers.papermill.operators.papermill import PapermillOperator"
@@ -30,7 +30,7 @@ class Variant:
     name: str
     command: list[str]
     dag: Path | None = None  # The DAG file of its project
-    plain_mlflow: bool = True  # Told by MLFLOW_TRACKING_URI where to log, as nothing else tells it?
+    plain_mlflow: bool = True  # Does it need MLFLOW_TRACKING_URI to know where to log?
 
 
 def variants(candidates: list[str], budget: int, seed: int) -> list[Variant]:
@@ -50,7 +50,7 @@ def variants(candidates: list[str], budget: int, seed: int) -> list[Variant]:
 
 
 def run_variant(variant: Variant, base: Path, project: Path) -> tuple[Measurement, dict[str, str]]:
-    "Measure a variant in a fresh project, which is removed; what it took and what it found"
+    "Measure a variant in a fresh project, removed afterwards; return what it took and what it found"
     from project import clean_env, copy, outcome
 
     copy(base, project, variant.dag)
@@ -99,10 +99,10 @@ def medians(measured: list[Measurement]) -> dict[str, float]:
 
 
 def slower(ours: dict[str, float], stock: dict[str, float], noise: float) -> str:
-    """In words, where mlpkg takes longer than stock operators; empty where it does not.
+    """A message if mlpkg takes longer than stock operators; empty if it does not.
 
-    Processor times of the very same run differ by 3 percent or so, wall times by some more; 10 percent is what a single
-    run of each can tell. Where other processes disturbed one of the two, processor time is compared instead.
+    Processor times of the same run differ by about 3 percent, wall times by a little more, so a single run of each can
+    show a difference of 10 percent. If other processes disturbed one of the two, processor time is compared instead.
     """
     disturbed = max(ours["others"], stock["others"]) > BUSY
     key, unit = ("cpu_seconds", "s of processor time") if disturbed else ("seconds", "s")
@@ -139,7 +139,7 @@ def comparison(results: dict[str, dict[str, float]], steps: int) -> Table:
 
 
 def same_work(found: dict[str, list[dict[str, str]]]) -> list[str]:
-    "In words, where variants did not find the very same"
+    "A message for each figure in which variants differ"
     every = [(name, one) for name, several in found.items() for one in several]
     first_name, first = every[0]
     return [
@@ -152,7 +152,7 @@ def same_work(found: dict[str, list[dict[str, str]]]) -> list[str]:
 
 def main(
     months: Annotated[str, typer.Option(help="Months of flights to train on")] = "2013-01..2013-04",
-    candidate: Annotated[list[str], typer.Option(help="Models to try, one option for each")] = list(CANDIDATES),  # noqa: B006
+    candidate: Annotated[list[str], typer.Option(help="Model to try; repeat for each")] = list(CANDIDATES),  # noqa: B006
     budget: Annotated[int, typer.Option(help="Trials of the search for each candidate", min=0)] = 3,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn at random")] = 0,
     repeat: Annotated[int, typer.Option(help="Runs of each variant, interleaved", min=1)] = 1,
@@ -160,8 +160,8 @@ def main(
 ):
     """Train through mlpkg, stock operators, papermill in a loop and a plain script; compare time and memory.
 
-    Everything happens in a temporary folder. The exit code is 1 where the variants did not find the very same, or
-    where mlpkg is slower than it may be.
+    Everything happens in a temporary folder. The exit code is 1 if the variants do not find exactly the same,
+    or if mlpkg is slower than its limits allow.
     """
     console, load = new_console(), [os.getloadavg()]
     ways, steps = variants(candidate, budget, seed), len(candidate) + 2
@@ -185,7 +185,7 @@ def main(
     faults = different + verdicts(results, starts, noise)
     console.print(comparison(results, steps))
     console.print(
-        "ratio and overhead per step (s/step) against the plain script; others: cores taken by other processes"
+        "ratio and overhead per step (s/step) relative to the plain script; others: cores taken by other processes"
     )
     console.print(f"\n{rows:,} flights of {months}, {', '.join(candidate)}, budget {budget}, median of {repeat}")
     if not different:

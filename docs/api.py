@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef
 _RETURNS = "*Returns:*"
-WIDTH = 88  # A signature longer than this takes one line a parameter
+WIDTH = 88  # A signature longer than this takes one line per parameter
 
 
 def definitions(source: str) -> list[Definition]:
@@ -47,7 +47,7 @@ def full_name(node: Definition) -> str:
 
 
 def names(source: str) -> Iterator[str]:
-    "What a cell's headings are called: `Lake`, `Lake.read`, `open_lake`"
+    "Names in the headings of a cell: `Lake`, `Lake.read`, `open_lake`"
     for node in definitions(source):
         yield full_name(node)
         yield from (f"{node.name}.{method.name}" for method in methods(node))
@@ -56,7 +56,7 @@ def names(source: str) -> Iterator[str]:
 def render(
     source: str,  # One exported cell
     module: str,  # Where it goes, like "mlpkg.data.lake"; the start of every link target
-) -> str:  # Markdown; empty where the cell defines nothing public
+) -> str:  # Markdown; empty if the cell defines nothing public
     "The reference part of an exported cell"
     comments = _comments(source)
     parts = []
@@ -95,7 +95,7 @@ def _bases(node: ast.ClassDef) -> str:
 
 
 def _call(name: str, node: Function) -> str:
-    "The signature as one reads it: types and defaults, without `self` and without comments"
+    "The signature as a reader sees it: types and defaults, without `self` and without comments"
     parts = _arguments(node.args)
     returns = f" -> {ast.unparse(node.returns)}" if node.returns and node.name != "__init__" else ""
     kinds = [kind for item in node.decorator_list if (kind := _kind(item))]

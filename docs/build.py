@@ -20,9 +20,9 @@ from pages import notebooks, relink, title_and_summary, visible_cells
 from sphinx.cmd.build import main as sphinx_build
 
 DOCS = Path(__file__).absolute().parent
-PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")  # pages that stand at the root of the project
+PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")  # pages at the root of the project
 SECTIONS = {  # folder in nbs/ -> title and first line of its page, in the order of the navigation
-    "tutorials": ("Tutorials", "Ways through the project, from start to end."),
+    "tutorials": ("Tutorials", "Walks through the project, from start to finish."),
     "how-to": ("How-to", "Single tasks, step by step."),
     "pipelines": ("Pipeline", "The steps in the order in which they run. Each page is the notebook that runs."),
     "api": ("Library", "The notebooks that `mlpkg` is exported from: documentation, source and tests in one."),
@@ -36,9 +36,9 @@ LAYERS = {  # folder in nbs/api/ -> title and first line of its page
     "batch": ("Batch", "Predictions for a table or a file of any size."),
     "monitoring": ("Monitoring", "Whether the world has moved away from a model, and when to train again."),
     "serving": ("Serving", "Predictions over HTTP, the answers that were given, and the truth about them."),
-    "airflow": ("Airflow", "Step notebooks as tasks, and the same DAG files in one process."),
+    "airflow": ("Airflow", "Step notebooks as tasks, and DAG files that also run in one process."),
     "cli": ("Command line", "What `mlpkg` does when you type it."),
-    "examples": ("Example", "The flights: the only modules that know them."),
+    "examples": ("Example", "The flights example: no other module knows about flights."),
 }
 
 
@@ -195,7 +195,7 @@ _EXPORT = {"export", "exports", "exporti", "exec_doc"}
 
 
 def _index(order: list[str], name: str) -> int:
-    "Place in an order; names that are not in it come last"
+    "Position in an order; names that are not in it come last"
     return order.index(name) if name in order else len(order)
 
 
@@ -228,9 +228,9 @@ def faults(site: Path) -> list[str]:
             target = (page.parent / unquote(url.path)).resolve() if url.path else page
             target = target / "index.html" if target.is_dir() else target
             if not target.is_file():
-                found.append(f"{where}: nothing at {url.geturl()}")
+                found.append(f"{where}: links to a missing page, {url.geturl()}")
             elif url.fragment and target in anchors and unquote(url.fragment) not in anchors[target]:
-                found.append(f"{where}: no place {url.geturl()}")
+                found.append(f"{where}: links to a missing anchor, {url.geturl()}")
     return sorted(set(found))
 
 

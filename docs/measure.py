@@ -1,6 +1,6 @@
-"""Measure the library notebooks: `python docs/measure.py` prints a table and fails where a limit is exceeded.
+"""Measure the library notebooks: `python docs/measure.py` prints a table and fails if a limit is exceeded.
 
-The limits are those of the table in CONTRIBUTING.md; they are written nowhere else. Notebooks are read, never run, and
+The limits come from the table in CONTRIBUTING.md and are written nowhere else. Notebooks are read, never run, and
 the package is not imported, so a page can be measured whatever state the code is in.
 """
 
@@ -22,7 +22,7 @@ from fastcore.nbio import NbCell, read_nb
 
 ROOT = Path(__file__).absolute().parents[1]
 EXPORT = {"export", "exporti", "exports"}
-REACH = 3  # An example stands at most this many cells below its definition
+REACH = 3  # An example is at most this many cells below its definition
 FENCE = re.compile(r"^ {0,3}(```+|~~~+).*?(^ {0,3}\1[`~]*\s*$|\Z)", re.S | re.M)  # A code block in Markdown
 CHECK = re.compile(  # Calls that count as assertions
     r"(fastcore\.test\.)?(test_(eq|eq_type|ne|is|close|shuffled|stdout|warns|fail|fig_exists)|expect_fail)"
@@ -35,7 +35,7 @@ CHECK = re.compile(  # Calls that count as assertions
 
 @dataclass
 class Cell:
-    "A cell of a notebook, its directives apart from its code"
+    "A cell of a notebook, with its directives separate from its code"
 
     number: int  # From the top of the page, the first is 1
     kind: str  # "code", "markdown" or "raw"
@@ -45,7 +45,7 @@ class Cell:
 
     @property
     def code(self) -> bool:
-        "Code that counts? Empty cells do not, nor the one that declares the module and the one that exports it"
+        "Does it count as code? Empty cells do not, nor the one that declares the module, nor the one that exports it"
         counts = self.kind == "code" and bool(self.source.strip()) and "default_exp" not in self.directives
         return counts and not re.search(r"^(nbdev\.)?nbdev_export\(", self.source, re.M)
 
@@ -63,7 +63,7 @@ class Cell:
 
 
 def read_cell(number: int, cell: NbCell) -> Cell:
-    "Take a cell apart"
+    "Separate the directives of a cell from its code"
     directives = set(cell.directives)
     if cell.cell_type == "code":
         cell.remove_directives()
@@ -129,7 +129,7 @@ def count_page(notebook: Path) -> Counts:
 
 def count_cell(
     cell: Cell,
-    below: list[Cell],  # The cells in which an example is looked for
+    below: list[Cell],  # The cells to search for an example
 ) -> Counts:
     "What a cell adds to its page"
     if cell.kind == "markdown":
@@ -165,7 +165,7 @@ def code_lines(source: str) -> int:
 
 
 def reason(error: Exception) -> str:
-    "What Python's parser said, and of which line"
+    "What Python's parser said, and about which line"
     line = (error.text or "").strip() if isinstance(error, SyntaxError) else ""
     return f"{error.msg}: {line}" if isinstance(error, SyntaxError) and line else str(error)
 
@@ -180,7 +180,7 @@ def public_functions(tree: ast.Module) -> Iterator[api.Function]:
 
 
 def parameters(function: api.Function) -> set[str]:
-    "Names of the parameters that want a description"
+    "Names of the parameters that need a description"
     args = function.args
     return {arg.arg for arg in (*args.posonlyargs, *args.args, *args.kwonlyargs)} - {"self", "cls"}
 
@@ -197,17 +197,17 @@ def assertions(tree: ast.Module) -> int:
 
 @dataclass(frozen=True)
 class Figure:
-    "A figure of a page: how it is worked out, and what to do where it is over its limit"
+    "A figure of a page: how it is worked out, and what to do if it exceeds its limit"
 
     column: str  # Heading in the printed table
     unit: str  # As limits write it
-    digits: int  # After the point, in the printed table
+    digits: int  # After the decimal point, in the printed table
     of: Callable[[Counts], float | None]  # None where the page has nothing to measure
     advice: str
 
 
 def ratio(part: float, whole: float, times: float = 1) -> float | None:
-    "A part of a whole, None where there is no whole"
+    "A part of a whole; None if the whole is zero"
     return part * times / whole if whole else None
 
 
@@ -217,7 +217,7 @@ def lengths(counts: Counts) -> list[int]:
 
 
 def median(counts: Counts) -> float | None:
-    "The middle one of the definition cells"
+    "Median length of the definition cells"
     return statistics.median(lengths(counts)) if counts.definitions else None
 
 
@@ -228,7 +228,7 @@ def nine_tenths(counts: Counts) -> int | None:
 
 
 def with_example(counts: Counts) -> float | None:
-    "Per cent of the public definition cells that an example follows"
+    "Percentage of the public definition cells that are followed by an example"
     public = [definition for definition in counts.definitions if definition.public]
     return ratio(sum(definition.example for definition in public), len(public), 100)
 
@@ -286,7 +286,7 @@ class Limit:
     bound: float
 
     def holds(self, value: float | None) -> bool:
-        "Within the limit? Where there is nothing to measure, yes"
+        "Is a value within the limit? Yes if there is nothing to measure"
         return value is None or HOLDS[self.kind](value, self.bound)
 
     def text(self, value: float) -> str:
@@ -296,7 +296,7 @@ class Limit:
 
 
 def number(value: float) -> str:
-    "A number with two digits after the point at most"
+    "A number with at most two digits after the decimal point"
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
@@ -304,7 +304,7 @@ def read_limits(page: Path) -> list[Limit]:
     "The limits in the table of CONTRIBUTING.md"
     rows = iter([split_row(line) for line in page.read_text(encoding="utf-8").splitlines()])
     if not any(row[:3] == HEADER for row in rows):
-        raise SystemExit(f"{page.name}: no table of limits; its first columns are {', '.join(HEADER)}")
+        raise SystemExit(f"{page.name}: no table of limits; it should begin with the columns {', '.join(HEADER)}")
     section = takewhile(lambda row: row[0][:1] != "#", rows)
     found = [row for row in section if len(row) > 1 and not all(re.fullmatch(":?-+:?", cell) for cell in row)]
     if not found:
@@ -356,7 +356,7 @@ def cells_over(limit: Limit, counts: Counts) -> str:
 
 
 def pages_over(limit: Limit, pages: dict[str, Counts]) -> str:
-    "The three pages that are farthest over a limit of all pages, in brackets; empty where no page alone is over it"
+    "The three pages that are farthest over a limit of all pages, in brackets; empty if no page alone is over it"
     figure = FIGURES[limit.figure]
     values = {name: value for name, counts in pages.items() if not limit.holds(value := figure.of(counts))}
     worst = sorted(values, key=values.__getitem__, reverse=limit.kind != "at least")[:3]
@@ -377,7 +377,7 @@ def table(pages: dict[str, Counts]) -> str:
 
 
 def written(figure: Figure, counts: Counts) -> str:
-    "A figure as the table prints it; a dash where there is nothing to measure"
+    "A figure as the table prints it; a dash if there is nothing to measure"
     value = figure.of(counts)
     return "-" if value is None else f"{value:.{figure.digits}f}"
 

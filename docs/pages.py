@@ -1,4 +1,4 @@
-"""What the site and the README share: the visible part of a notebook, and links that still lead somewhere."""
+"""What the site and the README share: the visible part of a notebook, and links that still work."""
 
 import os
 import re
@@ -35,10 +35,10 @@ def title_and_summary(cells: list[NbCell]) -> tuple[str, str]:
 
 def relink(
     text: str,  # Markdown
-    page: str,  # Where the text stands in the project, like "nbs/index.ipynb"
+    page: str,  # Where the text is in the project, like "nbs/index.ipynb"
     rewrite: Callable[[str], str | None],  # Project path of a link's target -> what to link to; None drops the link
 ) -> str:
-    "Rewrite relative links; URLs, anchors and what stands in code are left alone"
+    "Rewrite relative links; URLs, anchors and links in code are left alone"
     folder = os.path.dirname(page)
 
     def one(match: re.Match) -> str:

@@ -1,4 +1,4 @@
-"""Write README.md from nbs/index.ipynb; with --check, fail with a diff where they differ."""
+"""Write README.md from nbs/index.ipynb; with --check, fail with a diff if they differ."""
 
 import argparse
 import difflib
@@ -29,7 +29,7 @@ def readme(root: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where README.md is out of step")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if README.md is out of step")
     parser.add_argument("--project", type=Path, default=ROOT, help="root of the project")
     args = parser.parse_args()
     file, wanted = args.project / "README.md", readme(args.project)

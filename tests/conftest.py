@@ -19,18 +19,18 @@ ROOT = Path(__file__).parent.parent
 HERE = Path(__file__).parent
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60, what: str = "it"):
+def wait_for(condition: Callable[[], object], seconds: float = 60, what: str = "the condition"):
     "Wait until a condition holds, and return what it returned"
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := condition():
             return found
         time.sleep(0.1)
-    raise AssertionError(f"{what} did not happen within {seconds} s")
+    raise AssertionError(f"timed out after {seconds} s waiting for: {what}")
 
 
 def processes_with(text: str) -> list[int]:
-    "Pids of the processes whose command line or environment holds a text; zombies have neither"
+    "PIDs of the processes whose command line or environment contains a text; zombies have neither"
     found = []
     for line in subprocess.run(["ps", "axwwe", "-o", "pid=,args="], capture_output=True, text=True).stdout.splitlines():
         pid, _, rest = line.strip().partition(" ")
@@ -63,7 +63,7 @@ class Project:
         )  # fmt: skip
 
     def mlpkg(self, *args: str, code: int | None = 0, timeout: float = 300, **env: str) -> str:
-        "Run the command line; its output"
+        "Run the command line and return its output"
         process = self.start(sys.executable, "-c", "from mlpkg.cli.main import main; main()", *args, **env)
         try:
             output, _ = process.communicate(timeout=timeout)
@@ -74,7 +74,7 @@ class Project:
         return output
 
     def look(self, *args: str, code: int = 0) -> str:
-        "Run a command that starts no Airflow in this process, where MLflow is imported already; its output"
+        "Run a command that does not start Airflow, in this process with MLflow already imported; return its output"
         from typer.testing import CliRunner
 
         from mlpkg.cli.main import app

@@ -52,7 +52,7 @@ def written(writer: subprocess.Popen, least: int) -> int:
 
 
 def kill(writer: subprocess.Popen, sure: int = 0) -> int:
-    "Kill -9; how many answers it had on disk"
+    "Kill a writer with SIGKILL and return how many answers it had on disk"
     writer.kill()
     rest = writer.communicate()[0] if writer.stdout and not writer.stdout.closed else ""
     return int([sure, *(rest or "").split()][-1])
@@ -65,7 +65,7 @@ def answer(record: int = 0, request_id: str = "", **changes) -> Answer:
 
 
 def records(lake: Lake) -> list[int]:
-    "What arrived, sorted"
+    "Numbers of the records that arrived, sorted"
     return sorted(lake.read(TABLE)["record"]) if lake.exists(TABLE) else []
 
 
@@ -115,7 +115,7 @@ def test_killed_processes_lose_nothing_that_was_on_disk(tmp_path, lake, quick):
     arrived = lake.read(TABLE, ["model", "record"])
     for name in pace:
         found = sorted(arrived["record"][arrived["model"] == name])
-        assert found == list(range(len(found)))  # without gaps, each of them once
+        assert found == list(range(len(found)))  # no gaps, and each number once
         assert len(found) >= max(seen[name], on_disk[name])
 
 
@@ -142,11 +142,11 @@ def test_answers_wait_while_the_lake_is_unreachable(tmp_path, lake, quick, caplo
     (tmp_path / "lake").write_text("not a folder")
     log = quick().start()
     assert log.put([answer(n) for n in range(3)]) == 3
-    wait_for(lambda: log.failing, 10, "noticing")
+    wait_for(lambda: log.failing, 10, "the failure to be noticed")
     time.sleep(0.5)
     assert (log.waiting, log.stored, log.dropped) == (3, 0, 0)
     assert "answers to the lake" in log.failing
-    assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1  # although tried again and again
+    assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1  # although it was tried again and again
     (tmp_path / "lake").unlink()
     wait_for(lambda: log.stored == 3, 10, "storing")
     wait_for(lambda: not log.failing, 10, "recovery")
@@ -178,7 +178,7 @@ def test_a_lake_that_hangs_delays_neither_answers_nor_shutdown(tmp_path, lake, q
     log.put([answer(0)])
     time.sleep(0.8)
     log.put([answer(1)])
-    wait_for(lambda: not len(log._buffer), 5, "being on disk")
+    wait_for(lambda: not len(log._buffer), 5, "the answers to reach the disk")
     begin = time.monotonic()
     log.close(0.5)
     assert time.monotonic() - begin < 2
@@ -334,10 +334,10 @@ def test_a_full_disk_is_emptied_into_the_lake(lake, quick, monkeypatch):
     monkeypatch.setattr(SegmentQueue, "append", limited)
     log = quick(seconds=0.5, rows=3).start()
     log.put([answer(0)])
-    wait_for(lambda: not len(log._buffer), 5, "being on disk")
+    wait_for(lambda: not len(log._buffer), 5, "the answers to reach the disk")
     full.set()
     assert log.put([answer(n) for n in range(1, 5)]) == 3  # one has no room
-    wait_for(lambda: "No space left" in log.failing, 5, "noticing")
+    wait_for(lambda: "No space left" in log.failing, 5, "the failure to be noticed")
     wait_for(lambda: log.stored == 1, 10, "storing what was on disk")
     assert (log.waiting, log.dropped) == (3, 1)
     full.clear()
@@ -355,7 +355,7 @@ def test_old_locks_of_dead_processes_are_removed(tmp_path, quick):
     assert [path.stem for path in left(tmp_path, "lock")] == ["young"]
 
 
-def test_small_files_are_put_together(tmp_path, lake, monkeypatch):
+def test_small_files_are_compacted(tmp_path, lake, monkeypatch):
     monkeypatch.setattr(LakeWriter, "compact_after", 5)
     queue = SegmentQueue(answers_folder(tmp_path, TABLE))
     writer = LakeWriter(lake, TABLE, queue)
@@ -440,14 +440,14 @@ def test_truth_is_refused_while_the_lake_is_unreachable(tmp_path, lake, answered
     feedback = Feedback(lake, TABLE, tmp_path)
     (tmp_path / "lake").rename(tmp_path / "away")
     (tmp_path / "lake").write_text("not a folder")
-    with pytest.raises(FeedbackError, match="give it again later"):
+    with pytest.raises(FeedbackError, match="send it again later"):
         feedback.give([Truth(answered_ids[0], 0, 1)])
     (tmp_path / "lake").unlink()
     (tmp_path / "away").rename(tmp_path / "lake")
     assert feedback.give([Truth(answered_ids[0], 0, 1)]).accepted == [answered_ids[0]]
 
 
-def test_of_two_truths_given_at_once_one_is_stored(tmp_path, lake, answered_ids):
+def test_only_one_of_two_simultaneous_truths_is_stored(tmp_path, lake, answered_ids):
     code = """
 import json, sys
 from mlpkg.serving.feedback import *
@@ -504,7 +504,7 @@ def test_arms_are_compared_over_the_time_they_share_and_by_version(lake):
     begin = NOVEMBER + timedelta(days=2)
     live(
         lake,
-        arm("champion", 1, 2880, NOVEMBER, -2),  # two days, upside down
+        arm("champion", 1, 2880, NOVEMBER, -2),  # two days of inverted predictions
         arm("challenger", 2, 300, NOVEMBER, -2),
         arm("champion", 1, 1440, begin, 2, seed=1),
         arm("challenger", 3, 1000, begin, 2, seed=2),
@@ -523,7 +523,7 @@ def test_arms_are_compared_over_the_time_they_share_and_by_version(lake):
 def test_a_shadow_is_compared_on_the_same_requests(lake):
     champion = arm("champion", 1, 800, NOVEMBER, 0.5)
     shadow = arm("shadow", 2, 800, NOVEMBER + timedelta(seconds=1), 2, 1, names=champion["request_id"])
-    live(lake, champion, shadow.iloc[::2], truth=0.5)  # it could not take more
+    live(lake, champion, shadow.iloc[::2], truth=0.5)  # the shadow could not keep up
     table = compare_arms(lake, "flights")
     assert list(table["n"]) == [400, 400]
     assert list(table["with_truth"]) == [200, 200]
@@ -531,7 +531,7 @@ def test_a_shadow_is_compared_on_the_same_requests(lake):
     assert "200 of 400 answers of the champion" in table["words"].iloc[1]
 
 
-def test_truth_that_never_comes_is_missing_and_does_not_count_as_no(lake):
+def test_truth_that_never_comes_is_missing_and_does_not_count_as_negative(lake):
     champion = arm("champion", 1, 400, NOVEMBER, 1)
     live(lake, champion, arm("challenger", 2, 400, NOVEMBER, 1, 1), truth=0)
     before = compare_arms(lake, "flights")

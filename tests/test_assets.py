@@ -43,7 +43,7 @@ def test_only_an_alarm_starts_what_waits_for_it(assets):
     output = assets.mlpkg("run", "producer", "--follow")
     assert "producer succeeded" in output and "consumer succeeded" in output
     (consumer,) = assets.pipeline_runs("consumer")
-    assert consumer.data.params["rows"] == "3", "the event says how many"
+    assert consumer.data.params["rows"] == "3", "the event says how many rows there are"
     assert not assets.pipeline_runs("fireman") and not assets.pipeline_runs("both")
 
 
@@ -79,9 +79,9 @@ run_dag(settings, known["consumer"])
 """
 
 
-def test_what_an_event_said_is_forgotten_with_its_run(assets):
+def test_parameters_from_an_event_do_not_outlive_its_run(assets):
     process = assets.start(sys.executable, "-c", TWICE)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     runs = reversed(assets.pipeline_runs("consumer"))
-    assert [run.data.params["rows"] for run in runs] == ["4", "0", "0"], "0 is also the default of its DAG"
+    assert [run.data.params["rows"] for run in runs] == ["4", "0", "0"], "0 is also the default of the DAG"

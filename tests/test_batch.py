@@ -1,6 +1,6 @@
-"""What a page cannot show of batch prediction: memory, failures half way, and that nothing of them is left.
+"""What a page cannot show of batch prediction: memory use, and failures half way that leave nothing behind.
 
-That probabilities are the same wherever rows come from is shown on every kind of model and of file.
+Other tests show, for every kind of model and file, that probabilities are the same wherever rows come from.
 """
 
 import gc
@@ -47,7 +47,7 @@ CONTRACT = schemas.DataFrameSchema(
     {
         "distance": schemas.Column(float, schemas.Check.in_range(0, 900)),
         "weight": schemas.Column(float, schemas.Check.ge(0), nullable=True),
-        "carrier": schemas.Column(str, nullable=True),  # open: others become missing
+        "carrier": schemas.Column(str, nullable=True),  # open: other values become missing
         "depot": schemas.Column(str, schemas.Check.isin(["NA", "EU", "AS"], error="a depot")),  # closed
     }
 )
@@ -94,7 +94,7 @@ def predictions(lake: Lake) -> pd.DataFrame:
 
 
 def spilled(folder: Path) -> list[str]:
-    "What is in the spill folder, and what is open in it although it is deleted"
+    "Files in the spill folder, including deleted ones that are still open"
     opened = [os.path.realpath(link) for link in Path("/proc/self/fd").glob("*")]
     return [*map(str, folder.iterdir()), *(name for name in opened if name.startswith(f"{folder}/"))]
 
@@ -105,7 +105,7 @@ def state(lake: Lake) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", sorted(candidates))
-def test_probabilities_are_those_of_training_to_the_last_digit(name, models, lake, parcels):
+def test_probabilities_equal_those_of_training_to_the_last_digit(name, models, lake, parcels):
     odd = parcels.assign(carrier=parcels["carrier"].where(parcels.index % 7 > 0, "never seen"))
     lake.write(TABLE, odd, mode="replace", partition={"month": MONTHS})
     done = score(lake, models[name], TABLE, TO, {"month": MONTHS}, ["parcel"], rows=300)
@@ -137,12 +137,12 @@ def test_batch_records_and_notebook_give_the_same_bits(name, models, lake, parce
 
 
 def by_batch(table) -> np.ndarray:
-    "Each number less the mean of the batch"
+    "Each number minus the mean of its batch"
     return (table - np.nanmean(np.asarray(table), axis=0)).astype(float)
 
 
 @pytest.mark.parametrize("numbers", [by_batch, lambda table: table.rank().to_numpy()])
-def test_a_scorer_leaves_to_scikit_learn_what_depends_on_the_batch(numbers, loaded, parcels, caplog):
+def test_a_scorer_leaves_transforms_that_depend_on_the_batch_to_scikit_learn(numbers, loaded, parcels, caplog):
     from sklearn.compose import ColumnTransformer
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.pipeline import Pipeline
@@ -190,7 +190,7 @@ def test_a_month_predicted_twice_is_there_once_and_others_are_left_alone(loaded,
     assert second["predicted_at"].min() > before["predicted_at"].max()
 
 
-def test_bad_rows_go_to_quarantine_with_reasons_and_leave_it_when_they_are_mended(loaded, lake, parcels):
+def test_bad_rows_go_to_quarantine_with_reasons_and_leave_it_when_they_are_fixed(loaded, lake, parcels):
     bad = parcels.assign(
         distance=parcels["distance"].mask(parcels.index == 3, 5000.0).mask(parcels.index == 1500, np.nan),
         weight=parcels["weight"].mask(parcels.index == 4, np.inf),
@@ -227,7 +227,7 @@ def test_a_month_without_a_single_good_row(loaded, lake, parcels):
     assert len(done.outcome.bad) == 20
 
 
-def test_text_in_a_csv_is_taken_at_its_word(loaded, lake, tmp_path):
+def test_text_in_a_csv_is_taken_literally(loaded, lake, tmp_path):
     header = "month,parcel,distance,weight,carrier,depot\n"
     (tmp_path / "p.csv").write_text(header + "2026-01,1,10,NA,,NA\n2026-01,2,10.5,,007,EU\n2026-01,3,7,nan,NA,\n")
     done = score(lake, loaded, str(tmp_path / "p.csv"), TO, {"month": "2026-01"}, ["parcel"])
@@ -266,7 +266,7 @@ def by_depot(table: pd.DataFrame) -> np.ndarray:
 
 
 @pytest.mark.parametrize("texts, way", [(by_length, "frames"), (by_depot, "frames"), (by_rank, "plain")])
-def test_texts_are_encoded_once_for_each_combination_where_that_gives_the_same(texts, way, loaded, parcels):
+def test_text_columns_are_encoded_once_per_combination_where_the_result_is_the_same(texts, way, loaded, parcels):
     from sklearn.compose import ColumnTransformer
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.pipeline import Pipeline
@@ -297,7 +297,7 @@ def test_a_column_that_may_be_missing_may_be_absent(loaded, lake, parcels, tmp_p
 
 
 def broken_files(parcels: pd.DataFrame, folder: Path) -> dict[str, str]:
-    "Files that cannot be scored, and what must be said about them"
+    "Files that cannot be scored, and what the error about each must say"
     late_fault = pd.concat([parcels] * 60, ignore_index=True).astype({"distance": object})
     late_fault.loc[len(late_fault) - 1, "distance"] = "far"
     tables = {
@@ -333,7 +333,7 @@ def broken_files(parcels: pd.DataFrame, folder: Path) -> dict[str, str]:
     }
 
 
-def test_what_cannot_be_scored_is_said_and_nothing_is_written(loaded, lake, parcels, tmp_path):
+def test_a_source_that_cannot_be_scored_raises_a_clear_error_and_nothing_is_written(loaded, lake, parcels, tmp_path):
     score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
     before = state(lake)
     for source, message in broken_files(parcels, tmp_path).items():
@@ -359,7 +359,7 @@ def test_what_cannot_be_scored_is_said_and_nothing_is_written(loaded, lake, parc
 
 
 class Failing:
-    "A model that gives up at a batch, at the latest when all that was read before is written"
+    "A model that fails after a number of batches"
 
     def __init__(self, model, after: int):
         self.model, self.after = model, after
@@ -402,8 +402,8 @@ def test_a_failure_half_way_writes_nothing_and_leaves_the_process_as_it_was(load
     assert process() == as_it_was
 
 
-def test_native_threads_are_limited_and_put_back_although_a_library_came_with_the_model(loaded, lake, monkeypatch):
-    with monkeypatch.context() as patch:  # looked for before the library was there
+def test_native_threads_are_limited_and_restored_even_in_a_library_that_the_model_loads(loaded, lake, monkeypatch):
+    with monkeypatch.context() as patch:  # searched before the library was loaded
         patch.setattr(scoring, "ThreadpoolController", lambda: ThreadpoolController().select(user_api="openmp"))
         scoring._pools.cache_clear()
         scoring._pools()
@@ -421,7 +421,7 @@ def test_native_threads_are_limited_and_put_back_although_a_library_came_with_th
     assert set(during) == {1}
 
 
-def test_memory_is_given_back_batch_by_batch_at_the_end_too(loaded, lake):
+def test_memory_is_freed_batch_by_batch_up_to_the_last_one(loaded, lake):
     before = [one for one in gc.get_objects() if isinstance(one, Screened)]  # what other tests still hold
     left = [
         sum(isinstance(one, Screened) for one in gc.get_objects()) - len(before)
@@ -495,7 +495,7 @@ def test_the_fast_check_lets_nothing_pass_that_the_contract_refuses():
     assert passed > 5 and refused > 5
 
 
-def test_the_registry_names_what_predicted_and_says_so_where_there_is_none(loaded, lake, parcels, monkeypatch):
+def test_predictions_name_their_model_version_and_a_missing_model_is_an_error(loaded, lake, parcels, monkeypatch):
     with temporary_store():
         with pytest.raises(RegistryError, match="no model 'parcels' in the registry. Train and register one first"):
             load_model("parcels")
@@ -547,7 +547,7 @@ inputs = [Input(name, "number", nullable=False, low=0, high=0 if name == refused
 loaded = Loaded(fit("logistic_regression", known, "late", names, []), None, {}, inputs)
 
 def peak(source):
-    "Memory after it was scored, MiB"
+    "Peak memory after a source was scored, MiB"
     done = score(lake, loaded, source, "large/out", {"month": "2026-01"})
     assert done.quarantined == (done.rows if refused else 0)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -572,6 +572,6 @@ def test_memory_stays_flat(tmp_path, kind):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     grown, more = float(done.stdout.splitlines()[-1]), (12 - 3) * part.nbytes / 2**20
-    more *= 2 if kind == "bad" else 1  # their inputs as JSON are as large again, and more
+    more *= 2 if kind == "bad" else 1  # the inputs of bad rows, as JSON, are at least as large again
     print(f"{kind}: {grown:.0f} MiB more memory for {more:.0f} MiB more rows")
-    assert grown < 0.75 * more  # nearly all of it is what deltalake holds until a file is full
+    assert grown < 0.75 * more  # nearly all of it is what deltalake buffers until a file is full

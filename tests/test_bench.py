@@ -1,4 +1,4 @@
-"""The benchmarks start, and the plain script does the work that the notebooks are compared with."""
+"""The benchmarks start, and the plain script trains and registers a model, as the notebooks do."""
 
 import json
 import subprocess

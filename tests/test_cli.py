@@ -54,7 +54,7 @@ def test_doctor_says_what_to_do(project):
     assert "Start it, or correct tracking.uri in settings.ini" in " ".join(output.split())
 
 
-def test_settings_with_a_typo_are_one_line(project):
+def test_a_typo_in_settings_gives_a_one_line_error(project):
     file = project.root / "settings.ini"
     file.write_text(file.read_text() + "steps.cell_timout = 60\n")
     output = project.mlpkg("status", code=2)

@@ -39,13 +39,13 @@ def test_services():
     assert set(OURS) == {"init", "mlflow", "api", "api-server", "scheduler", "dag-processor", "triggerer"}
 
 
-def test_what_is_not_a_port_or_a_commit_is_required():
+def test_every_variable_except_ports_and_the_commit_is_required():
     assert {name for name, _ in VARIABLES} - REQUIRED == OPTIONAL
     assert {rest for name, rest in VARIABLES if name in REQUIRED} == {":?run make env"}
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_no_secret_stands_in_the_file(service):
+def test_the_file_contains_no_secret(service):
     secret = re.compile(r"PASSWORD|SECRET|FERNET|_KEY$|TOKEN")
     for name, value in environment(service).items():
         if secret.search(name):
@@ -61,7 +61,7 @@ def test_secrets_go_only_where_they_are_used():
     assert users["MLFLOW_DB_PASSWORD"] == ["postgres", "init", "mlflow"]
     assert users["AIRFLOW_DB_PASSWORD"] == ["postgres", *airflow]
     assert users["AIRFLOW_ADMIN_PASSWORD"] == ["init"]
-    assert users["API_KEY_DIGEST"] == ["api"] and "${API_KEY:" not in TEXT, "no container gets to know the key itself"
+    assert users["API_KEY_DIGEST"] == ["api"] and "${API_KEY:" not in TEXT, "no container gets the key itself"
     for name in ("AIRFLOW_FERNET_KEY", "AIRFLOW_SECRET_KEY", "AIRFLOW_JWT_SECRET"):
         assert users[name] == airflow
 
@@ -81,14 +81,14 @@ def test_images():
 
 
 @pytest.mark.parametrize("service", OURS)
-def test_ours_run_without_rights(service):
+def test_our_services_run_without_privileges(service):
     made = SERVICES[service]
     assert made["read_only"] and made["init"] and made["cap_drop"] == ["ALL"]
     assert "privileged" not in made and "cap_add" not in made and "user" not in made
     assert "/var/run/docker.sock" not in str(made)
 
 
-def test_the_image_ends_as_an_ordinary_user():
+def test_the_image_runs_as_an_ordinary_user():
     lines = (ROOT / "docker" / "Dockerfile").read_text().splitlines()
     assert [line for line in lines if line.startswith("USER")] == ["USER mlpkg"]
     assert lines[-1] == "USER mlpkg"
@@ -96,7 +96,7 @@ def test_the_image_ends_as_an_ordinary_user():
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_every_service_is_bounded_and_watched(service):
+def test_every_service_has_limits_and_a_health_check(service):
     made = SERVICES[service]
     assert made["mem_limit"] and made["logging"]["options"]["max-size"]
     assert made["security_opt"] == ["no-new-privileges:true"]
@@ -106,7 +106,7 @@ def test_every_service_is_bounded_and_watched(service):
         assert made["healthcheck"]["test"] and made["restart"] == "unless-stopped"
 
 
-def test_nothing_enters_the_build_unnamed():
+def test_only_listed_files_enter_the_build():
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     assert rules[0] == "*"
     named = [rule[1:] for rule in rules if rule.startswith("!")]
@@ -127,7 +127,7 @@ def test_env_makes_what_compose_requires(tmp_path):
     assert len(base64.urlsafe_b64decode(made["AIRFLOW_FERNET_KEY"])) == 32
 
 
-def test_env_is_for_its_owner_only(tmp_path):
+def test_only_its_owner_can_read_env(tmp_path):
     before = os.umask(0)
     try:
         make_env(tmp_path / ".env")

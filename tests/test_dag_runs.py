@@ -1,4 +1,4 @@
-"""Whole DAG runs in one process, as `mlpkg run` does them: processes of their own cannot be shown in a page."""
+"""Whole DAG runs in one process, as `mlpkg run` does them. A page cannot show a separate process."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ def test_notebooks_run_nested_and_are_stored(project):
     assert "small succeeded" in output and f"mlflow://{steps['count'].info.run_id}/notebook/count.ipynb" in output
 
 
-def test_a_terminal_shows_a_live_table_and_nothing_of_airflows_log(project):
+def test_a_terminal_shows_a_live_table_and_nothing_from_airflows_log(project):
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", "from mlpkg.cli.main import main; main()", "run", "small"]
     process = subprocess.Popen(
@@ -55,7 +55,7 @@ def test_a_failing_notebook_fails_the_run_and_is_stored(project):
     assert "small failed" in output and "cell 2 (`sold = rows - 3`): ZeroDivisionError: division by zero" in output
 
 
-def test_mapped_notebooks_hand_their_results_on(project):
+def test_mapped_notebooks_pass_on_their_results(project):
     project.notebook(
         "30_total", "counts: list = []", "import scrapbook as sb\nsb.glue('total', sum(c['rows'] for c in counts))"
     )

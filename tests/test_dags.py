@@ -1,4 +1,4 @@
-"""The rules that every DAG of the project follows, read from the files themselves: Airflow is needed to load them."""
+"""The rules that every DAG of the project follows, checked on the DAG files themselves: loading them needs Airflow."""
 
 import ast
 import os
@@ -79,7 +79,7 @@ def test_every_asset_that_a_dag_waits_for_is_updated_by_another(dags):
     from airflow.sdk import Asset
 
     def leaves(condition):
-        "Names of the assets in a condition, none where there is no condition"
+        "Names of the assets in a condition; empty without one"
         parts = getattr(condition, "objects", [])
         return [name for part in parts for name in leaves(part)] if parts else [condition.name] if condition else []
 

@@ -1,4 +1,4 @@
-"""The digest of the package's code decides what is trained again: checked on copies of the real package."""
+"""The digest of the package's code decides what is trained again; tested on copies of the real package."""
 
 import shutil
 
@@ -16,7 +16,7 @@ def package(tmp_path):
     return shutil.copytree(ROOT / "mlpkg", tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def test_it_does_not_depend_on_the_place(package):
+def test_it_does_not_depend_on_the_location(package):
     assert package_digest(package) == package_digest()
 
 
@@ -34,7 +34,7 @@ def test_comments_and_blank_lines_do_not_change_it(package):
     assert package_digest(package) == package_digest()
 
 
-def test_two_files_that_change_places_change_it(package):
+def test_swapping_two_files_changes_it(package):
     first, second = package / LAKE, package / "data" / "contracts.py"
     contents = first.read_text(), second.read_text()
     second.write_text(contents[0])
@@ -42,7 +42,7 @@ def test_two_files_that_change_places_change_it(package):
     assert package_digest(package) != package_digest()
 
 
-def test_a_file_that_moves_to_another_layer_changes_it(package):
+def test_moving_a_file_to_another_layer_changes_it(package):
     (package / LAKE).rename(package / "steps" / "lake.py")
     assert package_digest(package) != package_digest()
 

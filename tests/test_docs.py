@@ -57,7 +57,7 @@ def count(
 
 
 def write(path: Path, *cells: str) -> None:
-    "Write a notebook; a cell that starts with `#` and a blank is prose"
+    "Write a notebook; a cell that starts with `#` and a space is prose"
     path.parent.mkdir(parents=True, exist_ok=True)
     prose, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
     made = [code(text) if text.startswith("#|") or text[0] != "#" else prose(text) for text in cells]
@@ -151,7 +151,7 @@ def test_a_broken_link_fails_the_build_and_keeps_the_site(project):
     assert (project / "site" / "index.html").is_file()
 
 
-def test_a_script_of_another_host_fails_the_build(project):
+def test_a_script_from_another_host_fails_the_build(project):
     write(project / "nbs" / "index.ipynb", '# Home\n\n<script src="https://cdn.example.org/x.js"></script>')
     done = build(project)
     assert done.returncode != 0

@@ -23,11 +23,11 @@ MODULES = sorted(m.name for m in pkgutil.walk_packages(mlpkg.__path__, "mlpkg.")
 # Error classes that have another base, because a framework asks for it: name -> reason.
 DEMANDED: dict[str, str] = {}
 
-# Modules that raise a built-in error as it is: name -> reason.
+# Modules that may raise a built-in error directly: name -> reason.
 BUILT_IN = {
     "mlpkg.settings": "pydantic collects the ValueError of a validator into an error that names the setting",
-    "mlpkg.serving.feedback": "a lake that does not exist is handled like one that is away, which is an OSError",
-    "mlpkg.models.training": "classes for these are still to come",
+    "mlpkg.serving.feedback": "a lake that does not exist is handled like one that is unreachable, which is an OSError",
+    "mlpkg.models.training": "it has no error classes of its own yet",
 }
 
 
@@ -49,12 +49,12 @@ def layer(name: str) -> str:
 
 
 def test_every_error_class_has_the_one_base(errors):
-    assert len(errors) > 15, "the walk finds them"
+    assert len(errors) > 15, "the walk finds the error classes"
     assert {name for name, found in errors.items() if not issubclass(found, MlpkgError)} == DEMANDED.keys()
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_no_built_in_error_is_raised_as_it_is(module):
+def test_no_built_in_error_is_raised_directly(module):
     tree = ast.parse(Path(ROOT, *module.split(".")).with_suffix(".py").read_text())
     raised = [ast.unparse(node.exc.func) for node in ast.walk(tree) if isinstance(node, ast.Raise) and is_call(node)]
     plain = [name for name in raised if isinstance(getattr(builtins, name, None), type)]
@@ -78,8 +78,8 @@ def test_the_command_line_shows_each_without_a_traceback(errors, monkeypatch, ca
         assert shown.startswith("mlpkg: ") and "Traceback" not in shown
 
 
-def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(command_line, "app", raising(KeyError("a slip")))
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(command_line, "app", raising(KeyError("a bug")))
     with pytest.raises(KeyError):
         command_line.main()
 

@@ -1,6 +1,6 @@
-"""Nothing known only after departure may become a feature; and the real year is what the example says it is.
+"""Nothing that is known only after departure may become a feature, and the real year is as the example describes it.
 
-These need the whole of several months and trained models, which would make the page slow.
+These tests need several whole months and trained models, which would make a page slow.
 """
 
 import numpy as np
@@ -37,7 +37,7 @@ def test_features_do_not_depend_on_what_happens_after_departure(raw, table):
         )
 
 
-def test_features_and_label_follow_from_nothing_else(table):
+def test_the_clean_table_holds_only_features_keys_and_the_label(table):
     assert not set(flights.flight_features) & {*flights.leaks, "late", "status", "day", "month", "tailnum"}
     assert set(table) == {"month", "day", "flight", "tailnum", "status", "late", *flights.flight_features}
 
@@ -63,14 +63,14 @@ def scores(table, until, on):
     }
 
 
-def test_a_plain_model_is_neither_blind_nor_clairvoyant(table):
+def test_a_plain_model_scores_neither_too_low_nor_too_high(table):
     auc = scores(table, "2013-09", ["2013-10", "2013-12"])
     print(auc)
     assert 0.64 < auc["2013-10"] < 0.75, "far more than 0.68 on October means a leak"
     assert 0.67 < auc["2013-12"] < 0.75, "far more than 0.71 on December means a leak"
 
 
-def test_the_real_year_passes_its_contract_and_something_true_is_found(raw):
+def test_the_real_year_passes_its_contract_and_its_known_faults_are_found(raw):
     outcome = gate(check(raw[0], flights.flights_contract(), "raw/flights"), 0.05)
     found = outcome.violations.set_index("check")["count"]
     assert found["a delay at arrival exactly if arrived"] == 717

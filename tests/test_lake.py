@@ -25,7 +25,7 @@ writers, writes = 3, 6
 
 @pytest.fixture(params=["folder", "s3"])
 def root(request, tmp_path):
-    "Where a fresh lake may live"
+    "Location for a fresh lake"
     if request.param == "folder":
         return str(tmp_path / "lake")
     if not os.environ.get("AWS_ENDPOINT_URL"):
@@ -51,7 +51,7 @@ def write_often(root, barrier, writer, mode, months):
 
 
 def race(root, mode, months):
-    "Run the writers; the rows that are there afterwards"
+    "Run the writers and return the rows of the table afterwards"
     barrier = spawn.Barrier(writers)
     jobs = [spawn.Process(target=write_often, args=(root, barrier, i, mode, months)) for i in range(writers)]
     for job in jobs:
@@ -62,27 +62,27 @@ def race(root, mode, months):
     return Lake(root).read("raw/flights")
 
 
-def test_appending_at_once_loses_and_doubles_nothing(root):
+def test_concurrent_appends_lose_and_duplicate_nothing(root):
     rows = race(root, "append", ["2013-01"] * writers)
     assert len(rows) == writers * writes * 5
     assert not rows.duplicated().any()
 
 
-def test_replacing_different_months_at_once_keeps_each(root):
+def test_concurrent_replacements_of_different_months_keep_every_month(root):
     rows = race(root, "replace", ["2013-01", "2013-02", "2013-03"])
     assert rows.groupby("month").size().to_dict() == {"2013-01": 5, "2013-02": 5, "2013-03": 5}
     assert set(rows["write"]) == {writes - 1}
 
 
 @pytest.mark.parametrize("mode", ["replace", "overwrite"])
-def test_replacing_the_same_rows_at_once_leaves_one_writers(root, mode):
+def test_concurrent_replacements_of_the_same_rows_leave_those_of_one_writer(root, mode):
     rows = race(root, mode, ["2013-01"] * writers)
     assert len(rows) == 5
     assert rows["writer"].nunique() == 1 and set(rows["row"]) == set(range(5))
     assert set(Lake(root).versions("raw/flights")["version"]) == set(range(writers * writes))
 
 
-def test_a_lake_from_name_to_lineage(root, monkeypatch):
+def test_a_lake_from_the_first_write_to_lineage(root, monkeypatch):
     lake = Lake(root)
     assert lake.tables() == []
     with pytest.raises(LakeError, match="there are: none yet"):
@@ -120,7 +120,7 @@ def test_a_writer_that_is_killed_leaves_the_table_as_it_was(tmp_path):
 
 
 def spilled(folder):
-    "Files in a folder, also those that are deleted and still open in this process"
+    "Files in a folder, including deleted ones that are still open in this process"
     opened = [os.path.realpath(link) for link in Path("/proc/self/fd").glob("*")]
     return [*folder.glob("*"), *(name for name in opened if name.startswith(f"{folder}/"))]
 
@@ -134,7 +134,7 @@ def watched(folder, found, batches=3):
 
 @pytest.fixture
 def spilling(tmp_path):
-    "A lake of the settings, and the folder that its streams wait in"
+    "A lake opened from settings, and the folder that its streams spill to"
     folder = tmp_path / "spill"
     env = {"MLPKG_LAKE__ROOT": str(tmp_path / "lake"), "MLPKG_LAKE__SPILL": str(folder)}
     return open_lake(load_settings(env=env)), folder
@@ -144,7 +144,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks for
 
 
 @linux
-def test_a_stream_waits_in_the_folder_of_the_settings_and_nothing_stays_there(spilling):
+def test_a_stream_spills_to_the_folder_in_the_settings_and_nothing_stays_there(spilling):
     lake, folder = spilling
     found = []
     lake.write("raw/flights", watched(folder, found))
@@ -166,7 +166,7 @@ def test_a_stream_that_fails_leaves_nothing_in_the_folder(spilling):
 
 
 @linux
-def test_a_generator_that_is_given_up_leaves_nothing_in_the_folder(tmp_path):
+def test_an_abandoned_generator_leaves_nothing_in_the_folder(tmp_path):
     batches = [pa.RecordBatch.from_pandas(frame("2013-01", write=write)) for write in range(3)]
 
     def repeated():
@@ -175,7 +175,7 @@ def test_a_generator_that_is_given_up_leaves_nothing_in_the_folder(tmp_path):
             yield from reopen()
             yield from reopen()
 
-    for taken in (1, 4):  # given up in the first reading, and in the second
+    for taken in (1, 4):  # abandoned in the first pass, and in the second
         reading = repeated()
         assert all(next(reading).num_rows == 5 for _ in range(taken))
         assert len(spilled(tmp_path)) in (1, 2)
@@ -226,7 +226,7 @@ print((after - before) / 1024, rows * parts * len(columns) * 8 / 2**20)
 
 
 def test_memory_stays_flat_when_a_large_table_is_written_copied_and_validated(tmp_path):
-    bound = 350  # MiB; what it takes does not grow with the table
+    bound = 350  # MiB; memory does not grow with the table
     for mode in ("spooled", "copied", "validated"):
         command = [sys.executable, "-c", copy_large, str(tmp_path), mode]
         done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603

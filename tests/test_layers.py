@@ -1,6 +1,6 @@
-"""The architecture holds: no import runs upward, none runs in a circle, and nothing knows the example but itself.
+"""The layers hold: no import goes upward, no import is circular, and only the example imports the example.
 
-What is allowed stands in pyproject.toml, under `[tool.importlinter]`.
+The rules are in pyproject.toml, under `[tool.importlinter]`.
 """
 
 import shutil
@@ -37,7 +37,7 @@ def test_the_package_keeps_its_layers():
     ("module", "imported"),
     [("data/lake", "models.registry"), ("settings", "data.lake"), ("steps/run", "airflow.dags")],
 )
-def test_an_import_that_runs_upward_is_refused_by_name(package, module, imported):
+def test_an_import_that_goes_upward_is_refused_by_name(package, module, imported):
     with (package / f"mlpkg/{module}.py").open("a") as file:
         file.write(f"\n\ndef later():\n    import mlpkg.{imported}\n")
     done = lint(package)
@@ -53,7 +53,7 @@ def test_an_import_of_the_example_is_refused_by_name(package):
     assert "mlpkg.cli.main -> mlpkg.examples.flights" in done.stdout
 
 
-def test_a_circle_in_one_layer_is_refused_by_name(package):
+def test_a_circular_import_in_one_layer_is_refused_by_name(package):
     with (package / "mlpkg/data/lake.py").open("a") as file:
         file.write("\nfrom mlpkg.data.contracts import check\n")
     done = lint(package)

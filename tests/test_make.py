@@ -1,6 +1,6 @@
 """The Makefile sets up the virtual environment when, and only when, what is installed has changed.
 
-The interpreter is a stand-in here, which writes down what it was asked for: a real set-up takes minutes.
+A stand-in for the interpreter writes down its arguments, because a real set-up takes minutes.
 """
 
 import os
@@ -31,7 +31,7 @@ def checkout(tmp_path):
 
 
 def setups(checkout) -> int:
-    "Run `make setup`; how often packages were installed so far"
+    "Run `make setup` and return how often packages have been installed so far"
     env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     command = ["make", "setup", "PYTHON=./python"]
     done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
@@ -39,7 +39,7 @@ def setups(checkout) -> int:
     return (checkout / "calls").read_text().count("--requirement requirements.lock")
 
 
-def test_a_new_time_without_a_change_sets_nothing_up(checkout):
+def test_a_new_modification_time_alone_sets_nothing_up(checkout):
     assert setups(checkout) == 1
     for name in ("requirements.lock", "pyproject.toml", "setup.py"):
         os.utime(checkout / name, (4e9, 4e9))
@@ -47,7 +47,7 @@ def test_a_new_time_without_a_change_sets_nothing_up(checkout):
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "pyproject.toml", "setup.py"])
-def test_a_change_sets_up_again_and_so_does_taking_it_back(checkout, name):
+def test_a_change_sets_up_again_and_so_does_undoing_it(checkout, name):
     assert setups(checkout) == 1
     before = (checkout / name).read_text()
     (checkout / name).write_text(before + "\n# changed\n")

@@ -1,7 +1,7 @@
-"""How often the alarm is false, and that it fires when it should, on the flights of 2013; and windows in any state.
+"""False alarms are rare and the alarm fires when it should, on the flights of 2013; also windows in any state.
 
-A page can show one false alarm or none, not how rare they are; and whether numbers stay the same with other threads
-needs another process.
+A page can show one false alarm or none, but not how rare they are. Whether figures stay the same with another number
+of threads takes another process to see.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ def day(table: pd.DataFrame) -> pd.Series:
 
 
 class Flights:
-    "August to December with a champion that has learned from August and September and was judged on October"
+    "August to October and December, with a champion that learned from August and September and was judged on October"
 
     def __init__(self):
         wanted = [*months("2013-08..2013-10"), "2013-12"]
@@ -74,13 +74,13 @@ def test_the_alarm_fires_in_december(flights):
         assert [one.check for one in report.at("alarm")] == ["joint"]
 
 
-def test_the_month_itself_is_quiet(flights):
+def test_the_held_out_month_is_quiet(flights):
     report = flights.judge(flights.month("2013-10"), slices=["origin"], window="2013-10")
     assert report.status == "quiet" and report.verdict.startswith("No alarm in 2013-10: ROC AUC")
 
 
 def draws(window: Window, number: int, by: str):
-    "Bootstrap samples of a window: rows are drawn anew, or whole days"
+    "Bootstrap samples of a window, drawn by row or by whole day"
     labels = pd.factorize(np.asarray(window.blocks))[0]
     places = [np.flatnonzero(labels == one) for one in range(labels.max() + 1)]
     for seed in range(number):
@@ -97,7 +97,7 @@ FEW = ("sched_hour", "temp", "pressure", "wind_gust", "visib", "carrier", "origi
 @pytest.mark.parametrize(("by", "number"), [("rows", 100), ("days", 30)])
 def test_bootstrap_samples_of_a_month_raise_few_alarms(flights, by, number):
     october = flights.month("2013-10")
-    october = october.take(np.arange(0, len(october.rows), 20))  # fast enough to be done often
+    october = october.take(np.arange(0, len(october.rows), 20))  # small enough to repeat often
     held, few = october.judged, [one for one in flights.inputs if one.name in FEW]
     alarms = signs = 0
     for window in draws(october, number, by):
@@ -108,7 +108,7 @@ def test_bootstrap_samples_of_a_month_raise_few_alarms(flights, by, number):
     assert signs <= 0.05 * number
 
 
-# Windows in any state, on small tables of its own
+# Windows in any state, on small tables
 
 INPUTS = [
     Input("weight", "number", low=0, high=500),
@@ -130,7 +130,7 @@ def judge(window: Window, learned: Window | None = None, rules: MonitoringSettin
 
 
 @pytest.mark.parametrize("rows", [0, 1, 499])
-def test_too_few_rows_conclude_nothing(rows):
+def test_too_few_rows_allow_no_conclusion(rows):
     for window, learned in ((parcels().take(np.arange(rows)), parcels()), (parcels(), parcels().take(np.arange(rows)))):
         report = judge(window, learned)
         assert (report.alarm, report.status) == (False, "unknown")

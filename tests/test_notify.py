@@ -1,4 +1,4 @@
-"""Messages as they arrive: by a webhook and by e-mail, at servers that the tests start."""
+"""Messages as they arrive by e-mail, at a server that the tests start, and messages that cannot be delivered."""
 
 import email
 import socketserver
@@ -13,7 +13,7 @@ DRIFT = Message("flights: drift", "late flights rose from 17 % to 33 %", "http:/
 
 
 class Mailbox(socketserver.StreamRequestHandler):
-    "As much of SMTP as it takes to receive a letter"
+    "Just enough SMTP to receive a message"
 
     def handle(self):
         self.say("220 here")
@@ -44,7 +44,7 @@ def rules(**values) -> NotifySettings:
     return NotifySettings(**values)
 
 
-def test_a_letter_arrives_with_its_link(mailbox):
+def test_an_email_arrives_with_its_link(mailbox):
     place = f"127.0.0.1:{mailbox.server_address[1]}"
     send(DRIFT, rules(channel="email", email="team@example.org", sender="mlpkg@example.org", smtp=place))
     (letter,) = mailbox.letters
@@ -59,7 +59,7 @@ def test_a_title_cannot_add_headers(mailbox):
     assert letter["Bcc"] is None and "Bcc" in letter["Subject"]
 
 
-def test_a_password_does_not_travel_in_clear(mailbox, monkeypatch):
+def test_a_password_is_not_sent_in_clear_text(mailbox, monkeypatch):
     monkeypatch.setenv("MLPKG_SMTP_USER", "somebody")
     monkeypatch.setenv("MLPKG_SMTP_PASSWORD", "not to be seen")
     place = f"127.0.0.1:{mailbox.server_address[1]}"
@@ -76,7 +76,7 @@ def test_a_password_does_not_travel_in_clear(mailbox, monkeypatch):
     ],
     ids=["email", "webhook"],
 )
-def test_what_could_not_be_delivered_is_an_error_and_in_the_log(values, caplog):
+def test_a_message_that_cannot_be_delivered_raises_an_error_and_is_logged(values, caplog):
     with pytest.raises(OSError):
         send(DRIFT, rules(**values))
     assert "late flights rose" in caplog.text

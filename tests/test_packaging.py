@@ -46,8 +46,8 @@ def hook(name: str, folder: Path, before: str = "") -> subprocess.CompletedProce
     return run(f"{before}\nfrom setuptools import build_meta\nbuild_meta.{name}('dist')", folder)
 
 
-def misspell(folder: Path) -> None:
-    "Change one exported line in the first library notebook"
+def change_notebook(folder: Path) -> None:
+    "Add one exported line to the first library notebook"
     notebook = next((folder / "nbs" / "api").glob("00_*.ipynb"))
     content = json.loads(notebook.read_text())
     cell = next(cell for cell in content["cells"] if "".join(cell["source"]).startswith("#| export\nclass"))
@@ -73,7 +73,7 @@ def test_an_export_leaves_pyproject_alone(project):
     done = run("from nbdev.doclinks import nbdev_export; nbdev_export()", project)
     assert done.returncode == 0, done.stderr
     assert (project / "pyproject.toml").read_text() == before
-    assert (project / "pyproject.toml").stat().st_mtime == 1e9, "its time too: tools look at it"
+    assert (project / "pyproject.toml").stat().st_mtime == 1e9, "nor its modification time, which tools look at"
 
 
 def test_wheel_holds_package_and_entry_points(project):
@@ -97,7 +97,7 @@ def test_wheel_holds_package_and_entry_points(project):
 
 @pytest.mark.parametrize("name", ["build_wheel", "build_sdist"])
 def test_refuses_when_a_notebook_was_changed(project, name):
-    misspell(project)
+    change_notebook(project)
     done = hook(name, project)
     assert done.returncode != 0
     assert "out of step with nbs/" in done.stderr
@@ -114,7 +114,7 @@ def test_refuses_a_module_without_notebook(project):
 
 
 def test_editable_install_needs_no_nbdev(project):
-    misspell(project)
+    change_notebook(project)
     done = hook("build_editable", project, before=NO_NBDEV)
     assert done.returncode == 0, done.stderr
 

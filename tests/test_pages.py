@@ -26,7 +26,7 @@ def measure(project: Path, *args: str) -> subprocess.CompletedProcess:
 
 
 def write(path: Path, *cells: str, output: str = "") -> None:
-    "Write a notebook; a cell that starts with `#` and a blank is prose, and the output is that of the last cell"
+    "Write a notebook; a cell that starts with `#` and a space is prose, and the output is that of the last cell"
     path.parent.mkdir(parents=True, exist_ok=True)
     prose, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
     made = [prose(text) if text.startswith("# ") else code(text) for text in cells]
@@ -43,7 +43,7 @@ def limit(project: Path, *rows: str) -> None:
 
 @pytest.fixture
 def project(tmp_path):
-    "A project without pages whose limits are those of this project"
+    "A project without pages, with the limits of this project"
     (tmp_path / "CONTRIBUTING.md").write_text((ROOT / "CONTRIBUTING.md").read_text())
     return tmp_path
 
@@ -72,7 +72,7 @@ def test_lengths_of_definition_cells(project):
     assert figure(project, "longest definition cell", START, imports) is None
 
 
-def test_examples_stand_within_three_cells(project):
+def test_examples_must_be_within_three_cells(project):
     name = "definitions with an example"
     assert figure(project, name, START, COUNT, PROSE, PROSE, SHOWN) == 100
     assert figure(project, name, START, COUNT, PROSE, PROSE, PROSE, SHOWN) == 0
@@ -81,7 +81,7 @@ def test_examples_stand_within_three_cells(project):
     assert figure(project, name, START, COUNT, COUNT, SHOWN, LONG) == pytest.approx(66.667)
 
 
-def test_private_definitions_want_no_example(project):
+def test_private_definitions_need_no_example(project):
     private = "#| export\ndef _count(rows):\n    return len(rows)"
     assert figure(project, "definitions with an example", START, private) is None
     assert figure(project, "definitions with an example", START, private + "\n\nclass Rows: ...", SHOWN) == 100
@@ -187,7 +187,7 @@ def test_cells_that_are_not_python_are_named(project):
     assert found["pages"]["10_rows"]["exported lines"] == 3
 
 
-def test_what_is_not_a_notebook_is_named(project):
+def test_a_file_that_is_not_a_notebook_is_named(project):
     page = project / "nbs" / "api" / "10_rows.ipynb"
     write(page, START)
     page.write_text("<<<<<<< ours")
@@ -314,8 +314,8 @@ NOISE = r"\x1b\[|site-packages|/tmp/|/home/|/root/|[a-z]Warning: "
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.relative_to(ROOT / "nbs").as_posix())
-def test_stored_outputs_hold_nothing_of_the_machine_that_made_them(notebook):
-    "No escape codes, no paths, no warnings of libraries: a page looks the same on every machine"
+def test_stored_outputs_show_nothing_of_the_machine_that_made_them(notebook):
+    "No escape codes, no paths, no library warnings: a page looks the same on every machine"
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     texts = [json.dumps(output, ensure_ascii=False) for cell in cells for output in cell.get("outputs", [])]
     assert [text[:200] for text in texts if re.search(NOISE, text.replace("\\u001b", "\x1b"))] == []

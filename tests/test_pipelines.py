@@ -54,11 +54,11 @@ def test_steps_name_the_tables_they_used(flights):
     assert lake(flights).lineage("clean/flights") == clean.info.run_id
 
 
-def test_the_model_is_registered_and_its_evidence_is_honest(flights):
+def test_the_model_is_registered_and_its_metrics_are_plausible(flights):
     newest, oldest = flights.pipeline_runs("flights_train")
     first, second = (flights.steps(run)["register"] for run in (oldest, newest))
     model = flights.mlflow.get_registered_model("flights")
-    assert model.aliases["champion"] == 1, "the same data and seed make no better model"
+    assert model.aliases["champion"] == 1, "the same data and seed do not make a better model"
     assert first.data.metrics["version"] == 1 and second.data.metrics["version"] == 2
     assert 0.55 < first.data.metrics["metrics.roc_auc"] < 0.75, "far more than that means a leak"
     assert "Model flights version 1, alias champion" in flights.outputs[0]
@@ -118,7 +118,7 @@ def test_an_alarm_stays_open_until_a_training_succeeds(flights):
 
     from mlpkg.steps.run import run_step
 
-    assert flights.pipeline_runs("flights_train")[0].info.status == "FAILED", "the last training broke"
+    assert flights.pipeline_runs("flights_train")[0].info.status == "FAILED", "the last training failed"
     row = {"month": ["2013-02"], "alarm": [True], "words": ["late flights rose"]}
     lake(flights).write("monitoring/flights", pd.DataFrame(row), mode="replace", partition={"month": "2013-02"})
     watch = run_step(flights.root / "nbs/pipelines/flights/40_watch.ipynb", settings=flights.settings)
@@ -172,7 +172,7 @@ def contest(project):
 
 
 def register_alone(project, **parameters) -> dict:
-    "Run the register step; what it glued"
+    "Run the register step alone and return what it glued"
     from conftest import ROOT
 
     from mlpkg.steps.run import run_step

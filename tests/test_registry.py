@@ -1,7 +1,7 @@
 """What loading a model may and may not do, and that there is always a champion.
 
-That code was not run is shown by the trace it would have left, and that the alias has no gap by a thread that asks for
-it all the time; neither fits a page.
+Code that runs would leave a trace, so a missing trace shows that it did not run. A thread that keeps asking for the
+alias shows that there is never a gap. Neither fits a page.
 """
 
 import json
@@ -33,7 +33,7 @@ NUMERIC, CATEGORICAL = ["distance", "weight"], ["carrier"]
 
 @pytest.fixture(scope="module", autouse=True)
 def store():
-    "A throw-away MLflow store"
+    "A temporary MLflow store"
     with temporary_store() as store:
         yield store
 
@@ -48,7 +48,7 @@ def parcels() -> pd.DataFrame:
 
 
 def logged(parcels: pd.DataFrame, name: str = "logistic_regression") -> str:
-    "URI of a small model that was logged"
+    "Log a small model and return its URI"
     return log_model(fit(name, parcels, "late", NUMERIC, CATEGORICAL), parcels[NUMERIC + CATEGORICAL])
 
 
@@ -86,7 +86,7 @@ def test_the_model_belongs_to_the_run_that_the_environment_names(parcels, monkey
 
 
 def forge(uri: str, module: str, name: str) -> None:
-    "Replace a type in a stored skops file, and let its MLmodel vouch for it"
+    "Replace a type in a stored skops file, and list it as trusted in its MLmodel file"
     file = stored(uri) / "model.skops"
     with zipfile.ZipFile(file) as archive:
         content = {entry: archive.read(entry) for entry in archive.namelist()}
@@ -114,7 +114,7 @@ def test_a_type_that_is_not_trusted_is_named_and_not_even_imported(parcels, tmp_
         load_model("evil", version)
     assert not trace.exists()
     mlflow.sklearn.load_model(f"models:/evil/{version}")
-    assert trace.exists(), "MLflow alone trusts what the model says of itself; if this changes, the test shows nothing"
+    assert trace.exists(), "MLflow alone trusts what the model says about itself; if that changes, this test is moot"
 
 
 class Bomb:
@@ -152,7 +152,7 @@ def test_a_pickle_that_is_called_skops_is_refused(parcels, tmp_path):
     assert not (tmp_path / "trace").exists()
 
 
-def test_a_model_outside_its_folder_is_not_found(parcels):
+def test_a_model_file_outside_its_folder_is_refused(parcels):
     uri = logged(parcels)
     register(uri, "elsewhere")
     description = stored(uri) / "MLmodel"
@@ -161,7 +161,7 @@ def test_a_model_outside_its_folder_is_not_found(parcels):
         load_model("elsewhere", 1)
 
 
-def test_another_scikit_learn_is_said(parcels):
+def test_another_version_of_scikit_learn_gives_a_warning(parcels):
     uri = logged(parcels)
     register(uri, "old")
     description = stored(uri) / "MLmodel"
@@ -218,7 +218,7 @@ def test_decide(challenger, champion, rules, promote, reason):
     assert reason in "; ".join(decision.reasons)
 
 
-def test_a_metric_without_a_better_side_cannot_decide():
+def test_a_metric_without_a_better_direction_cannot_decide():
     with pytest.raises(ValueError, match="metric 'base_rate' does not say which model is better"):
         decide({"base_rate": 0.2}, None, PromotionSettings(metric="base_rate"))
 
@@ -270,7 +270,7 @@ from mlpkg.models.registry import RegistryError
 uri, name, version, against = sys.argv[1:]
 mlflow.set_tracking_uri(uri)
 mlflow.set_registry_uri(uri)
-mlflow.MlflowClient().get_registered_model(name)  # what takes seconds is done before both begin
+mlflow.MlflowClient().get_registered_model(name)  # this takes seconds, so it is done before both begin
 print("ready", flush=True)
 sys.stdin.readline()
 try:
@@ -282,7 +282,7 @@ except RegistryError as error:
 
 
 def compete(name: str, champion: int, challengers: tuple[int, int]) -> list[str]:
-    "Promote two versions at the same time, each in a process of its own; what each of them says"
+    "Promote two versions at the same time, each in a separate process, and return what each prints"
     command = [sys.executable, "-c", PROMOTE, mlflow.get_tracking_uri(), name]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     rivals = [subprocess.Popen([*command, str(n), str(champion)], **pipes) for n in challengers]
@@ -294,7 +294,7 @@ def compete(name: str, champion: int, challengers: tuple[int, int]) -> list[str]
     return [rival.communicate(timeout=60)[0].strip() for rival in rivals]
 
 
-def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(contest):
+def test_one_of_two_simultaneous_promotions_wins_and_the_other_is_told(contest):
     name, (one, two, three) = contest
     promote(name, one, Decision(True, ["first"]))
     said = compete(name, one, (two, three))
@@ -306,7 +306,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(contest):
 
 @pytest.fixture
 def temporary(tmp_path, monkeypatch) -> Path:
-    "A temporary folder of its own, for this process and those that it starts"
+    "A separate temporary folder for this process and those that it starts"
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -327,7 +327,7 @@ def test_promotions_leave_no_file_behind(contest, store, temporary):
     assert sorted(store.folder.rglob("*")) == before
 
 
-def test_a_store_on_a_server_is_locked_without_a_file_too(temporary, monkeypatch):
+def test_locking_a_store_on_a_server_leaves_no_file_either(temporary, monkeypatch):
     monkeypatch.setattr(mlflow, "get_registry_uri", lambda: "http://mlflow:5000")
     order = []
 
@@ -363,7 +363,7 @@ def test_what_promotion_writes(contest):
     assert history(name)["promotion"].tolist() == ["promoted", "refused", "promoted"]
 
 
-def test_a_step_that_is_tried_again_changes_nothing(contest, parcels):
+def test_a_retried_step_changes_nothing(contest, parcels):
     name, (one, *_) = contest
     uri = MlflowClient().get_model_version(name, str(one)).source
     assert register(uri, name) == one

@@ -46,7 +46,7 @@ from mlpkg.testing import temporary_store
 COLUMNS = ["distance", "weight", "carrier", "zone"]
 CONTRACT = pa.DataFrameSchema(
     {
-        "distance": pa.Column(float, pa.Check.in_range(0, 1000), description="Way to go, km"),
+        "distance": pa.Column(float, pa.Check.in_range(0, 1000), description="Distance to travel, km"),
         "weight": pa.Column(float, pa.Check.ge(0), nullable=True, description="Weight, kg"),
         "carrier": pa.Column(str, nullable=True, description="Who brings it"),
         "zone": pa.Column(str, pa.Check.isin(["E", "W"]), description="Part of town"),
@@ -56,7 +56,7 @@ GOOD = {"distance": 812.5, "weight": 2.25, "carrier": "red", "zone": "E"}
 
 
 def parcels() -> pd.DataFrame:
-    "Rows to learn from"
+    "Rows to train on"
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"distance": rng.uniform(5, 900, 1500), "weight": rng.uniform(0, 20, 1500)})
     frame["carrier"], frame["zone"] = rng.choice(["blue", "green", "red"], 1500), rng.choice(["E", "W"], 1500)
@@ -84,7 +84,7 @@ def base() -> Iterator[Path]:
 
 @pytest.fixture
 def store(base, tmp_path) -> Path:
-    "A store of the test's own, version 1 being champion"
+    "A separate store for each test, with version 1 as champion"
     shutil.copy(base / "mlflow.db", tmp_path / "mlflow.db")
     (tmp_path / "lake").mkdir()
     point_to(tmp_path)
@@ -95,7 +95,7 @@ def store(base, tmp_path) -> Path:
 def point_to(folder: Path) -> None:
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     mlflow.set_registry_uri(f"sqlite:///{folder}/mlflow.db")
-    os.environ.pop("MLFLOW_TRACKING_URI", None)  # as the settings say, and nothing else
+    os.environ.pop("MLFLOW_TRACKING_URI", None)  # only the settings decide
 
 
 def settings(folder: Path, **serving: object) -> Settings:
@@ -108,7 +108,7 @@ def settings(folder: Path, **serving: object) -> Settings:
 
 @contextmanager
 def serving(folder: Path, client: str = "127.0.0.1", **keys: object) -> Iterator[TestClient]:
-    "The application, started"
+    "The application, running"
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     app = create_app(settings(folder, **keys))
     with TestClient(app, "http://localhost", client=(client, 1), raise_server_exceptions=False) as api:
@@ -116,7 +116,7 @@ def serving(folder: Path, client: str = "127.0.0.1", **keys: object) -> Iterator
 
 
 def refresh(api: TestClient) -> None:
-    "Do at once what the loader would do by itself a little later"
+    "Make the loader look now, not at its next poll"
     api.app.state.parts.loader.refresh()
 
 
@@ -139,7 +139,7 @@ def ask(api: TestClient, *records: object, **more: object):
 
 
 def problem(answer, status: int) -> dict:
-    "Check that an error has the form that every error has; its content"
+    "Check that an error has the form of all errors, and return its content"
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     found = answer.json()
@@ -167,7 +167,7 @@ def record(**changed: str) -> str:
 
 WRONG = {
     "missing": (body(record(weight="")), "records[0].weight", "missing; use null"),
-    "missing and needed": (body(record(zone="")), "records[0].zone", "missing"),
+    "missing and required": (body(record(zone="")), "records[0].zone", "missing"),
     "extra": (body(record(colour='"red"')), "records[0].colour", "no such field (known: distance"),
     "misspelt": (body(record(distanse="1")), "records[0].distanse", "did you mean 'distance'?"),
     "text for a number": (body(record(), record(distance='"12"')), "records[1].distance", "valid number"),
@@ -238,7 +238,7 @@ def test_an_unknown_category_counts_as_missing_where_the_contract_is_open(shared
     assert pink == none != ask(shared, GOOD).json()["predictions"]
 
 
-def test_documentation_tells_the_truth(shared):
+def test_the_openapi_document_describes_the_model(shared):
     schemas = shared.get("/openapi.json").json()["components"]["schemas"]
     fields = schemas["Record"]["properties"]
     assert (fields["distance"]["minimum"], fields["distance"]["maximum"]) == (0, 1000)
@@ -248,7 +248,7 @@ def test_documentation_tells_the_truth(shared):
     assert shared.get("/docs").status_code == 200
 
 
-def test_cors_is_off_unless_it_is_wanted(shared, store):
+def test_cors_is_off_unless_it_is_configured(shared, store):
     origin = {"origin": "https://shop.example"}
     assert "access-control-allow-origin" not in shared.get("/healthz", headers=origin).headers
     with serving(store, cors="https://shop.example") as api:
@@ -311,7 +311,7 @@ def test_rate_limit(store):
 # Errors inside
 
 
-def test_no_trace_of_an_error_leaves_the_process(api, monkeypatch, caplog):
+def test_clients_see_no_details_of_an_internal_error(api, monkeypatch, caplog):
     def fail(records):
         raise RuntimeError("secret detail")
 
@@ -321,7 +321,7 @@ def test_no_trace_of_an_error_leaves_the_process(api, monkeypatch, caplog):
     assert "secret" not in answer.text and found["request_id"] in caplog.text and "secret detail" in caplog.text
 
 
-def test_a_request_that_fails_does_not_harm_those_in_its_batch(api):
+def test_a_request_that_fails_does_not_affect_others_in_its_batch(api):
     parts = api.app.state.parts
     champion = parts.loader.arms.champion
     score, entered, go_on = champion.scorer.records, threading.Event(), threading.Event()
@@ -344,7 +344,7 @@ def test_a_request_that_fails_does_not_harm_those_in_its_batch(api):
     assert entered.wait(10)
     for thread in threads[1:]:
         thread.start()
-    wait_for(lambda: len(parts.batcher.waiting) == 3, 10, "the others wait")
+    wait_for(lambda: len(parts.batcher.waiting) == 3, 10, "the others to wait")
     go_on.set()
     for thread in threads:
         thread.join()
@@ -363,7 +363,7 @@ def test_more_requests_than_may_wait(store):
         assert entered.wait(10)
         for thread in threads[1:]:
             thread.start()
-        wait_for(lambda: len(parts.batcher.waiting) == 2, 10, "two wait")
+        wait_for(lambda: len(parts.batcher.waiting) == 2, 10, "two requests to wait")
         answer = ask(api, GOOD)
         assert problem(answer, 503)["type"].endswith("overloaded") and answer.headers["retry-after"] == "1"
         go_on.set()
@@ -424,7 +424,7 @@ def test_no_champion_yet(base, tmp_path):
         ready = api.get("/readyz")
         assert ready.status_code == 503 and "no champion" in ready.json()["problems"][0]["words"]
         promote_by_hand("parcels", 1, "at last")
-        wait_for(lambda: api.get("/readyz").status_code == 200, 20, "it serves")
+        wait_for(lambda: api.get("/readyz").status_code == 200, 20, "the server to be ready")
         assert ask(api, GOOD).json()["model_version"] == 1
         assert "Record" in api.get("/openapi.json").json()["components"]["schemas"]
 
@@ -442,7 +442,7 @@ def test_a_champion_alias_that_is_deleted_while_serving(api):
     assert ask(api, GOOD).json()["model_version"] == 2 and not api.get("/readyz").json()["problems"]
 
 
-def test_a_model_that_answers_is_not_a_warning(store, caplog):
+def test_a_new_model_is_logged_as_info_and_not_as_a_warning(store, caplog):
     caplog.set_level(logging.INFO, "mlpkg.serving.loader")
     with serving(store) as api:
         promote_by_hand("parcels", 2, "the next")
@@ -480,7 +480,7 @@ def test_cold_start_without_mlflow(store, monkeypatch):
         patch.setattr("mlpkg.serving.loader.client", failing(ConnectionError("no route")))
         marker = next((store / "serving").rglob("last-good.json"))
         (marker.parent / json.loads(marker.read_text())["folder"] / "model.skops").write_bytes(b"half a file")
-        with serving(store) as api:  # a copy that cannot be used is not served, and reported
+        with serving(store) as api:  # a copy that cannot be used is reported and not served
             words = {one["about"]: one["words"] for one in api.get("/readyz").json()["problems"]}
             assert "cannot be used" in words["champion"] and problem(ask(api, GOOD), 503)
 
@@ -501,25 +501,25 @@ def test_a_version_that_cannot_be_loaded(api):
     assert 'mlpkg_reloads_total{result="failed"} 1.0' in api.get("/metrics").text
 
 
-def test_a_model_for_which_no_scorer_can_be_made_is_a_serving_error(store, monkeypatch):
+def test_a_scorer_that_cannot_be_made_is_a_serving_error(store, monkeypatch):
     monkeypatch.setattr("mlpkg.serving.loader.Scorer", failing(ValueError("Negative values in data")))
     with pytest.raises(ServingError, match="model 'parcels' version 1 fails on synthetic records: .*Negative values"):
         prepare_model(load_model("parcels"), most=100)
 
 
-def test_the_watch_goes_on_whatever_happens(store, monkeypatch):
+def test_the_loader_keeps_watching_after_an_error(store, monkeypatch):
     with serving(store, poll_seconds=0.1) as api:
         with monkeypatch.context() as patch:
             patch.setattr(
                 "mlpkg.serving.loader.mark_good", lambda *args: (_ for _ in ()).throw(OSError("disk is full"))
             )
             promote_by_hand("parcels", 2, "on a bad day")
-            problems = wait_for(lambda: api.get("/readyz").json()["problems"], 20, "the problem is reported")
+            problems = wait_for(lambda: api.get("/readyz").json()["problems"], 20, "the problem to be reported")
             assert "disk is full" in problems[0]["words"] and ask(api, GOOD).json()["model_version"] == 2
-        wait_for(lambda: not api.get("/readyz").json()["problems"], 20, "all is well")
+        wait_for(lambda: not api.get("/readyz").json()["problems"], 20, "the problem to end")
         assert last_good_copy("parcels", store / "serving").name.startswith("2-")
         promote_by_hand("parcels", 1, "and on")
-        wait_for(lambda: api.get("/v1/model").json()["version"] == 1, 20, "it follows")
+        wait_for(lambda: api.get("/v1/model").json()["version"] == 1, 20, "version 1 to answer")
 
 
 def test_a_challenger_with_other_columns_takes_no_part(store):
@@ -566,7 +566,7 @@ def test_clients_do_not_notice_a_shadow_that_fails(store, caplog):
     with serving(store, strategy="shadow") as api:
         score_with(api.app.state.parts.loader.arms.challenger, lambda records: 1 / 0)
         assert ask(api, GOOD).status_code == 200
-        wait_for(lambda: "mlpkg_shadow_lost_total 1.0" in api.get("/metrics").text, 10, "the loss is counted")
+        wait_for(lambda: "mlpkg_shadow_lost_total 1.0" in api.get("/metrics").text, 10, "the loss to be counted")
         assert "ZeroDivisionError" in caplog.text
 
 
@@ -611,7 +611,7 @@ def server(store) -> Iterator[tuple[Project, int, subprocess.Popen]]:
     project = Project(store)
     process = project.start(sys.executable, "-c", f"from mlpkg.serving.app import serve; serve(port={port})")
     try:
-        wait_for(lambda: process.poll() is not None or reaches(port), 60, "the server answers")
+        wait_for(lambda: process.poll() is not None or reaches(port), 60, "the server to answer")
         yield project, port, process
         if process.poll() is None:
             stop(process)
@@ -655,7 +655,7 @@ def test_a_promotion_under_load(server):
     for number in (2, 1, 2):
         time.sleep(1)
         promote_by_hand("parcels", number, "under load")
-        wait_for(lambda: found[-1][1].get("model_version") == number, 20, f"version {number} answers")  # noqa: B023
+        wait_for(lambda: found[-1][1].get("model_version") == number, 20, f"version {number} to answer")  # noqa: B023
     over.set()
     for thread in threads:
         thread.join()
@@ -676,7 +676,7 @@ def listening(settings: Settings) -> Iterator[int]:
     thread = threading.Thread(target=running.run)
     thread.start()
     try:
-        wait_for(lambda: running.started, 30, "the server starts")
+        wait_for(lambda: running.started, 30, "the server to start")
         yield running.config.port
     finally:
         running.should_exit = True

@@ -1,4 +1,4 @@
-"""Every setting does something. It takes all files to see that nothing reads a key, so no page can show it."""
+"""Every setting is read somewhere. Seeing that nothing reads a key takes all files, so a page cannot show it."""
 
 import ast
 

@@ -1,4 +1,4 @@
-"""What a page cannot show of sources: servers that break off, refuse or send secrets, large downloads, a real S3 store.
+"""What a page cannot show of sources: servers that break off, refuse or send secrets, slow downloads, a real S3 store.
 
 The S3 test runs where AWS_ENDPOINT_URL (and credentials) point to a server; it makes a bucket of its own.
 """

@@ -42,7 +42,7 @@ def last_run(project):
 
 
 def fails(project, notebook, contains: str, error=StepError, **kwargs):
-    "Run a notebook that fails; the run it left"
+    "Run a notebook that fails and return the run it left"
     with pytest.raises(error) as raised:
         run_step(notebook, settings=kwargs.pop("settings", project.settings), **kwargs)
     assert contains in str(raised.value)
@@ -54,7 +54,7 @@ def fails(project, notebook, contains: str, error=StepError, **kwargs):
 
 
 def statuses(nb) -> list[str]:
-    "What each cell of the source says of itself"
+    "Status of each cell of the source in an executed notebook"
     added = {"injected-parameters", "papermill-error-cell-tag"}
     return [c.metadata.papermill["status"] for c in nb.cells if not added & set(c.metadata.get("tags", []))]
 
@@ -72,7 +72,7 @@ def test_a_notebook_that_raises(project):
     assert nb.metadata.mlpkg["status"] == "FAILED"
 
 
-def test_a_cell_that_exceeds_its_time(project):
+def test_a_cell_that_exceeds_its_time_limit(project):
     notebook = project.notebook("slow", "x: int = 1", "import time; time.sleep(60)")
     run = fails(project, notebook, "the cell ran longer than 1 s", settings=with_limits(project, cell_timeout=1))
     nb = project.stored(run)
@@ -127,7 +127,7 @@ def test_bytes_that_are_not_text(project):
     assert run.info.status == "FINISHED"
     assert project.artifacts(run) == ["bytes.html", "bytes.ipynb"]
     text = "".join(output.text for output in project.stored(run).cells[-1].outputs)
-    assert "?" in text, "the message with half a character was lost"
+    assert "?" in text, "the output with half a character was lost"
 
 
 def test_an_unknown_kernel(project):
@@ -137,7 +137,7 @@ def test_an_unknown_kernel(project):
 
 
 def kernel_made_of(project, code: str) -> dict:
-    "A kernel that runs this code instead of listening to anybody, found below the project"
+    "A kernel that runs this code and never answers, installed in the project"
     spec = project.root / "kernels" / "odd" / "kernel.json"
     spec.parent.mkdir(parents=True)
     command = [sys.executable, "-c", code, "{connection_file}"]
@@ -237,7 +237,7 @@ def test_a_step_that_is_terminated_leaves_nothing_behind(project, temporary):
     assert list(temporary.iterdir()) == []
 
 
-def test_what_a_step_that_is_killed_outright_leaves_behind_is_removed_by_the_next(project, temporary):
+def test_the_next_step_removes_what_a_killed_step_left_behind(project, temporary):
     process = start_slow_step(project, TMPDIR=str(temporary))
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -347,7 +347,7 @@ def served(project, server):
     return project.settings.model_copy(update={"tracking": tracking})
 
 
-def test_mlflow_that_is_away_at_the_start(project):
+def test_mlflow_that_is_unreachable_at_the_start(project):
     settings = project.settings
     away = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"uri": "http://127.0.0.1:9"})})
     with pytest.raises(TrackingError, match=r"MLflow at http://127.0.0.1:9 cannot be reached.*Start it"):

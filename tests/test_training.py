@@ -19,7 +19,7 @@ NUMERIC, CATEGORICAL = ["weight", "distance", "express"], ["carrier", "city"]
 
 
 def parcels(rows: int = 3000) -> pd.DataFrame:
-    "A table with numbers, a boolean, categories, holes and a label that depends on them"
+    "A table with numbers, a boolean, categories, missing values and a label that depends on them"
     rng = np.random.default_rng(1)
     data = pd.DataFrame(
         {
@@ -50,7 +50,7 @@ for name in ("logistic_regression", "random_forest", "hist_gradient_boosting"):
 
 
 def fingerprints(threads: int) -> list[str]:
-    "Scores and probabilities of every candidate, from a process with so many threads"
+    "Scores and probabilities of every candidate, from a process with this many threads"
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
     env = {**os.environ, **dict.fromkeys(names, str(threads))}
     code = FINGERPRINT.format(folder=os.path.dirname(__file__))

@@ -8,7 +8,7 @@ from mypy.types import UnboundType
 
 
 def _patch(node: Expression) -> str:
-    "The decorator that a method would have: property or classmethod or none at all; no text for another decorator"
+    "What `@patch` makes of a function: a property, a classmethod or a method; empty for any other decorator"
     call = node if isinstance(node, CallExpr) else None
     name = call.callee if call else node
     if not isinstance(name, NameExpr) or name.name != "patch":

@@ -1,8 +1,8 @@
 """
 ### Flights: the training pipeline with the stock `PapermillOperator`
 
-The step notebooks of `flights_train`, unchanged. Executed notebooks stay on local disk; what one step found, the next
-one gets from a task that reads the scraps of the stored notebook.
+The step notebooks of `flights_train`, unchanged. Executed notebooks stay on local disk. Between two steps, a
+task reads the scraps of the stored notebook and passes them on.
 """
 
 from datetime import datetime

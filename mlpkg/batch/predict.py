@@ -180,7 +180,7 @@ def _check_values(source: Source, filters: Filters) -> None:
 def _types(
     inputs: Sequence[Input],
     filters: Filters,
-    table: pa.Schema | None,  # Of the predictions that are there already
+    table: pa.Schema | None,  # Of the table of predictions, if it exists
 ) -> dict[str, pa.DataType]:
     "The types of a CSV's columns, as far as they are known"
     known = {column.name: column.type for column in table or ()}
@@ -201,8 +201,8 @@ def _prepare(
     keep: list[str],  # Columns of the source to write
     by: list[str],  # Columns to count by
     threshold: float,
-    table: pa.Schema | None,  # Of the predictions that are there already
-) -> _Job:  # BatchError where the source does not fit
+    table: pa.Schema | None,  # Of the table of predictions, if it exists
+) -> _Job:  # BatchError if the source does not fit
     "Match a source with a model"
     absent = match_inputs(source, loaded.inputs, [*keep, *by])
     _check_values(source, filters)
@@ -214,7 +214,7 @@ def _prepare(
 # %% ../../nbs/api/batch/14_predict.ipynb #3cf2c3f7
 @patch
 def schemas(self: _Job) -> tuple[pa.Schema, pa.Schema]:
-    "Of the predictions, and of the quarantine"
+    "Schemas of the predictions and of the quarantine"
     origin = [(name, _repeated(value, 0).type) for name, value in self.origin.items()]
     answer = [("prediction", pa.int64()), ("probability", pa.float64())]
     reason = [("reasons", pa.string()), ("inputs", pa.string())]
@@ -240,7 +240,7 @@ def refused(self: _Job, batch: ScoredBatch) -> pa.RecordBatch:
 # %% ../../nbs/api/batch/14_predict.ipynb #041deaf2
 @patch
 def check_found(self: _Job) -> None:
-    "BatchError where a value of the partition has no rows"
+    "BatchError if a value of the partition has no rows"
     seen = self.summary.groups.keys()
     if lacking := [f"{name} {one}" for name, _, some in self.filters for one in some if (name, one) not in seen]:
         raise BatchError(
@@ -269,15 +269,15 @@ def run(self: _Job, bad: Spill, rows: int, threads: int | None) -> Generator[pa.
 def score(
     lake: Lake,
     loaded: Loaded,  # From `mlpkg.models.registry.load_model`
-    source: str,  # Table, path or s3 URL, see `open_source`
+    source: str,  # Table, path, or http(s) or s3 URL, see `open_source`
     to: str,  # Table of predictions; bad rows go to "quarantine/" + this
     partition: Mapping[str, Any],  # Rows to score, and to replace: column -> value or list of values
     keep: Sequence[str] = (),  # Columns of the source that identify a row
     by: Sequence[str] = (),  # Columns of the source to count by, besides those of the partition; few distinct values
-    threshold: float = 0.5,  # Probability from which on the prediction is 1
+    threshold: float = 0.5,  # Probability from which the prediction is 1
     rows: int = 49_152,  # Scored at once
     threads: int | None = None,  # As many as there are cores, at most 8, unless given
-) -> BatchResult:  # BatchError, LakeError or ContractError where the input cannot be scored, and nothing was written
+) -> BatchResult:  # BatchError, SourceError, LakeError or ContractError if it cannot be scored; nothing is written
     "Score a table or a file, and write the predictions"
     began = time.perf_counter()
     if not 0 <= threshold <= 1:

@@ -43,7 +43,7 @@ def _misfits(
     schema: pa.Schema,  # Of the source
     inputs: Sequence[Input],  # What the model takes
     others: Iterable[str],  # Further columns that must exist
-) -> list[str]:  # In words; empty where all is well
+) -> list[str]:  # In words; empty if all is well
     "Why a source cannot be scored"
     names = schema.names
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -61,7 +61,7 @@ def match_inputs(
     source: Source,  # Only its columns are read
     inputs: Sequence[Input],  # What the model takes
     others: Iterable[str] = (),  # Further columns that must exist
-) -> list[str]:  # Inputs that the source lacks and that may be missing; BatchError where it cannot be scored
+) -> list[str]:  # Inputs that the source lacks and that may be missing; BatchError if it cannot be scored
     "Compare a source's columns with a model's"
     names = source.schema.names
     if misfits := _misfits(source.schema, inputs, others):
@@ -86,7 +86,7 @@ def _new_texts(values: pd.Series, one: Input) -> pd.Series:
 def fast_check(
     table: pd.DataFrame,  # From `mlpkg.data.inputs.shape`, at least one row
     inputs: Sequence[Input],  # What the model takes
-) -> list[Input] | None:  # Inputs with new categories, where every row surely keeps the contract; None: look closer
+) -> list[Input] | None:  # Inputs with new categories, if every row certainly keeps the contract; None: look closer
     "Check a table by its extremes and distinct values"
     unknown = []
     for one in inputs:
@@ -113,7 +113,7 @@ class Screened:
 
 # %% ../../nbs/api/batch/10_screening.ipynb #9b542fff
 def _shaped(batch: pa.RecordBatch, inputs: Sequence[Input]) -> pd.DataFrame:
-    "A batch's columns as the model takes them; BatchError where a text is not a number"
+    "A batch's columns as the model takes them; BatchError if a text is not a number"
     names = [one.name for one in inputs if one.name in batch.schema.names]
     try:
         return shape(batch.select(names).to_pandas(), inputs)
@@ -132,7 +132,7 @@ def screen(
     batch: pa.RecordBatch,  # At least one row; the model's inputs and any other columns
     inputs: Sequence[Input],  # What the model takes
     contract: DataFrameSchema,  # From `mlpkg.data.inputs.as_contract`
-) -> Screened:  # BatchError where a text is not a number
+) -> Screened:  # BatchError if a text is not a number
     "Separate the rows that may be scored from those that may not"
     table = _shaped(batch, inputs)
     if (unknown := fast_check(table, inputs)) is not None:

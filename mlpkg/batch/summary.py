@@ -35,9 +35,9 @@ class SummaryBuilder:
     "Counts over a stream of scored batches"
 
     by: tuple[str, ...]  # Columns of the source to group by, with few distinct values
-    threshold: float  # Probability from which on a prediction is 1
-    rows: int = 0  # That came in
-    bad: int = 0  # Of them refused
+    threshold: float  # Probability from which a prediction is 1
+    rows: int = 0  # Rows that came in
+    bad: int = 0  # Rows that were refused
     histogram: np.ndarray = field(default_factory=lambda: np.zeros(20, int))  # Of the probability, in steps of 0.05
     groups: dict[tuple[str, Any], np.ndarray] = field(default_factory=lambda: defaultdict(lambda: np.zeros(4)))
     violations: list[pd.DataFrame] = field(default_factory=list)
@@ -127,11 +127,11 @@ def table(
 class BatchResult:
     "What a batch prediction did"
 
-    rows: int  # That came in
+    rows: int  # Rows that came in
     predicted: int
     quarantined: int
-    positive_rate: float  # Share of the predicted rows that got a 1; NaN where none was predicted
-    mean_probability: float  # NaN where none was predicted
+    positive_rate: float  # Share of the predicted rows that got a 1; NaN if none was predicted
+    mean_probability: float  # NaN if none was predicted
     threshold: float
     tables: dict[str, int]  # Tables read and written -> version
     absent: list[str]  # Inputs that the source does not have, taken as missing
@@ -149,7 +149,7 @@ def result(
     self: SummaryBuilder,
     tables: dict[str, int],  # Tables read and written -> version
     absent: list[str],  # Inputs that the source does not have
-    seconds: float,  # Taken in all
+    seconds: float,  # Time taken in all
 ) -> BatchResult:  # Its totals are those of the first column in `by`
     "What was counted, at the end of the stream"
     groups = self.table()

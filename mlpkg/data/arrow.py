@@ -49,7 +49,7 @@ def plain_type(
 # %% ../../nbs/api/data/12_arrow.ipynb #ee701d71
 def plain_schema(
     schema: pa.Schema,  # Of any data
-) -> pa.Schema:  # Same columns in plain types, nullable; LakeError where no table could have them
+) -> pa.Schema:  # Same columns in plain types, nullable; LakeError if no table could have them
     "The schema of a table that stores such data"
     if not schema.names:
         raise LakeError("the data has no columns, so there is no table to write: check the step that made it")
@@ -67,7 +67,7 @@ def plain_schema(
 def plain_batch(
     batch: pa.RecordBatch,
     schema: pa.Schema,  # Columns to keep, in any order
-) -> pa.RecordBatch:  # LakeError where a value does not fit
+) -> pa.RecordBatch:  # LakeError if a value does not fit
     "Bring a batch to the types and the order of a schema"
     arrays = []
     for field in schema:
@@ -80,7 +80,7 @@ def plain_batch(
 
 # %% ../../nbs/api/data/12_arrow.ipynb #0d90147a
 def from_frame(
-    frame: pd.DataFrame,  # The index is dropped where it only counts rows
+    frame: pd.DataFrame,  # The index is dropped if it only counts rows
 ) -> pa.Table:  # LakeError for a named index, for a column that occurs twice, and for mixed types in one column
     "A pandas data frame as an Arrow table"
     if named := [str(name) for name in frame.index.names if name is not None]:
@@ -100,7 +100,7 @@ def as_reader(
     if isinstance(data, pd.DataFrame):
         return from_frame(data).to_reader()
     if isinstance(data, pa.RecordBatchReader):
-        return data  # as it is, for `from_stream` would turn an error of its source into ArrowInvalid
+        return data  # as it is, because `from_stream` would turn an error of its source into ArrowInvalid
     if hasattr(data, "__arrow_c_stream__"):
         return pa.RecordBatchReader.from_stream(data)
     if hasattr(data, "__arrow_c_array__"):
@@ -123,7 +123,7 @@ Filters = list[tuple[str, str, Any]] | list[list[tuple[str, str, Any]]]
 
 def filter_columns(
     filters: Filters | None,
-) -> list[str]:  # A column as often as it occurs
+) -> list[str]:  # A column is listed as often as it occurs
     "The columns that filters look at"
     return [part[0] for item in filters or [] for part in (item if isinstance(item, list) else [item])]
 
@@ -132,7 +132,7 @@ def read_files(
     data: ds.FileSystemDataset,  # Of Parquet files
     columns: list[str] | None,  # All unless given
     filters: Filters | None,
-) -> pa.RecordBatchReader:  # LakeError where a filter cannot be applied
+) -> pa.RecordBatchReader:  # LakeError if a filter cannot be applied
     "Stream a dataset in a fixed order, one row group at a time and none ahead, so memory stays flat"
     try:
         condition = filters_to_expression(filters) if filters else None
@@ -150,7 +150,7 @@ def read_files(
 def in_partition(
     batch: pa.RecordBatch,
     partition: Mapping[str, Any],  # Column -> value, or list of values; empty: every row belongs
-) -> pa.RecordBatch:  # The same; LakeError where a row does not belong
+) -> pa.RecordBatch:  # The same; LakeError if a row does not belong
     "Refuse a batch with rows outside the partition"
     for column, value in partition.items():
         if column not in batch.schema.names:
@@ -189,8 +189,8 @@ def as_predicate(
 def fit_schema(
     name: str,  # Of the table, for messages
     given: pa.Schema,  # Plain schema of the data
-    table: pa.Schema | None,  # Plain schema of the table; None where it does not exist yet
-) -> pa.Schema:  # Schema to write; LakeError where the data does not fit the table, naming the columns
+    table: pa.Schema | None,  # Plain schema of the table; None if it does not exist yet
+) -> pa.Schema:  # Schema to write; LakeError if the data does not fit the table, naming the columns
     "Compare the data's columns and types with the table's"
     if table is None:
         if empty := [field.name for field in given if pa.types.is_null(field.type)]:

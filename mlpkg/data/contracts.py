@@ -32,7 +32,7 @@ class Outcome:
     rows: int  # Rows that were checked
     violations: pd.DataFrame  # check, column, count, rate, examples; the most frequent first
     bad: pd.DataFrame  # Rows that break a rule, with a column `reasons`
-    good: pd.DataFrame | None = None  # The others; None where the rows came in batches
+    good: pd.DataFrame | None = None  # The others; None if the rows came in batches
     bad_rows: int = 0  # How many rows are bad; more than `bad` holds where a stream had too many to keep
 
     def __repr__(self) -> str:
@@ -89,9 +89,9 @@ def _rule(
 
 # %% ../../nbs/api/data/18_contracts.ipynb #dc7b8d28
 def _shape(faults: list[SchemaError], data: pd.DataFrame, name: str) -> None:
-    "Raise ContractError where the table does not have the shape that its rules need"
+    "Raise ContractError if the table does not have the shape that its rules need"
     wrong = sorted({_say(fault, data) for fault in faults if fault.reason_code not in _of_values | {_broken}})
-    broken = sorted({f"rule {_rule(f)[0]!r} failed itself: {_first(f)}" for f in faults if f.reason_code == _broken})
+    broken = sorted({f"rule {_rule(f)[0]!r} failed to run: {_first(f)}" for f in faults if f.reason_code == _broken})
     if wrong or broken:
         raise ContractError(f"{name}: {'; '.join(wrong or broken)}. Change the step that makes it, or the contract")
 
@@ -132,7 +132,7 @@ def check(
     data: pd.DataFrame,  # Its index is ignored
     schema: pa.DataFrameSchema,  # The contract
     name: str = "data",  # What to call the table in errors
-) -> Outcome:  # ContractError where columns or types are not those of the contract, or a rule itself fails
+) -> Outcome:  # ContractError if columns or types are not those of the contract, or a rule fails to run
     "Apply every rule to every row"
     data = data.reset_index(drop=True)
     faults = _faults(data, schema, name)
@@ -150,7 +150,7 @@ def quarantine(
     name: str,  # Of the table that was checked
     outcome: Outcome,  # From `check`
     partition: Mapping[str, Any],  # Which rows were checked: column -> value or list of values
-) -> int | None:  # Version of the quarantine table; None where no row was ever bad
+) -> int | None:  # Version of the quarantine table; None if no row was ever bad
     "Set bad rows aside"
     table = f"quarantine/{name}"
     if outcome.bad.empty and not lake.exists(table):
@@ -163,8 +163,8 @@ def gate(
     outcome: Outcome,  # From `check`
     max_rate: float | str | None = None,  # Share of rows that may be bad, 0 to 1; None or "": that of the settings
     settings: Settings | None = None,  # Those of `load_settings` unless given
-) -> Outcome:  # The same; ContractError where more rows are bad than allowed, or there are no rows at all
-    "Stop where too many rows break the contract"
+) -> Outcome:  # The same; ContractError if more rows are bad than allowed, or there are no rows at all
+    "Stop if too many rows break the contract"
     unset = max_rate is None or max_rate == ""
     limit = (settings or load_settings()).contracts.max_violation_rate if unset else float(max_rate or 0)
     if not 0 <= limit <= 1:
@@ -174,8 +174,8 @@ def gate(
     if outcome.rate > limit:
         raise ContractError(
             f"{outcome.bad_rows} of {outcome.rows} rows ({outcome.rate:.2%}) break the contract, "
-            f"allowed are {limit:.2%}:\n{_listed(outcome)}\n"
-            "Correct the source, or raise contracts.max_violation_rate if this is to be accepted"
+            f"the limit is {limit:.2%}:\n{_listed(outcome)}\n"
+            "Correct the source, or raise contracts.max_violation_rate if this is acceptable"
         )
     return outcome
 

@@ -31,7 +31,7 @@ class Input:
     kind: Literal["number", "text"]
     description: str = ""  # What it is, and its unit
     nullable: bool = True  # May it be missing?
-    low: float | None = None  # Least number allowed
+    low: float | None = None  # Smallest number allowed
     high: float | None = None  # Largest number allowed
     categories: tuple[str, ...] = ()  # Known values of a text, sorted; empty: any
     pattern: str = ""  # Regular expression that a text must match
@@ -84,7 +84,7 @@ def inputs_from(
     contract: "pa.DataFrameSchema",  # Of the feature columns; others in it are ignored
     table: "pd.DataFrame",  # Rows the model was trained on
     columns: Sequence[str],  # Feature columns, in the order the model takes them
-) -> list[Input]:  # InputsError where the contract lacks a column
+) -> list[Input]:  # InputsError if the contract lacks a column
     "Describe the inputs of a model"
     if absent := [name for name in columns if name not in contract.columns]:
         raise InputsError(
@@ -144,7 +144,7 @@ def _column(one: Input) -> "pa.Column":
 # %% ../../nbs/api/data/20_inputs.ipynb #7f26ef6c
 def as_contract(
     inputs: Iterable[Input],
-) -> "pa.DataFrameSchema":  # Columns that no input names are let through
+) -> "pa.DataFrameSchema":  # Columns that no input names are not checked
     "What a table must look like to be predicted from"
     import pandera.pandas as pa
 
@@ -154,7 +154,7 @@ def as_contract(
 def shape(
     table: "pd.DataFrame",  # Any columns, in any order
     inputs: Iterable[Input],
-) -> "pd.DataFrame":  # These columns as float64 and str, in their order; InputsError where one is absent or unfit
+) -> "pd.DataFrame":  # These columns as float64 and str, in their order; InputsError if one is missing or does not fit
     "Bring a table to the columns and types of the inputs"
     import pandas as pd
 

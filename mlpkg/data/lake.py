@@ -40,7 +40,7 @@ from ..settings import Settings, load_settings
 # %% ../../nbs/api/data/14_lake.ipynb #441298b8
 def check_name(
     name: str,  # Like "raw/flights"
-) -> str:  # The same; LakeError where it is not the name of a table
+) -> str:  # The same; LakeError if it is not the name of a table
     "Refuse a name that no table can have"
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_-]*)*", name):
         raise LakeError(f"{name!r} is not a table name: use a-z, 0-9, _, - in parts split by '/', as in 'raw/flights'")
@@ -67,7 +67,7 @@ class Lake:
         self,
         root: str | Path,  # Folder or URL below which the tables live; need not exist yet
         options: Mapping[str, str] | None = None,  # Storage options for deltalake, over those of the environment
-        log: str | Path | None = None,  # File to note uses in, a JSON object a line; MLPKG_TABLE_LOG unless given
+        log: str | Path | None = None,  # File to note uses in, one JSON object per line; MLPKG_TABLE_LOG unless given
         spill: str | Path | None = None,  # Folder where streams wait; the system's temporary folder unless given
     ):
         self.root = str(root).rstrip("/") if "://" in str(root) else str(Path(root).absolute())
@@ -81,7 +81,7 @@ class Lake:
 # %% ../../nbs/api/data/14_lake.ipynb #252c7cb7
 @patch
 def _find(self: Lake, name: str, version: int | None = None) -> DeltaTable | None:
-    "The table, or None where it does not exist"
+    "The table, or None if it does not exist"
     try:
         return DeltaTable(f"{self.root}/{check_name(name)}", version=version, storage_options=self.options)
     except TableNotFoundError:
@@ -90,7 +90,7 @@ def _find(self: Lake, name: str, version: int | None = None) -> DeltaTable | Non
 # %% ../../nbs/api/data/14_lake.ipynb #61ec7d42
 @patch
 def _open(self: Lake, name: str, version: int | None = None) -> DeltaTable:
-    "The table as it is, or was at a version; LakeError where there is none"
+    "The table as it is, or was at a version; LakeError if there is none"
     table = self._find(name)
     if table is None:
         there = ", ".join(self.tables()) or "none yet"
@@ -104,7 +104,7 @@ def _open(self: Lake, name: str, version: int | None = None) -> DeltaTable:
 
 # %% ../../nbs/api/data/14_lake.ipynb #22bd96f5
 @patch
-def tables(self: Lake) -> list[str]:  # Sorted; empty where the lake does not exist yet
+def tables(self: Lake) -> list[str]:  # Sorted; empty if the lake does not exist yet
     "Names of all tables"
     from deltalake.fs import DeltaStorageHandler
     from pyarrow.fs import FileSelector, FileType, PyFileSystem
@@ -130,7 +130,7 @@ def exists(self: Lake, name: str) -> bool:
 
 
 @patch
-def version(self: Lake, name: str) -> int:  # From 0 on; LakeError where there is no such table
+def version(self: Lake, name: str) -> int:  # From 0 on; LakeError if there is no such table
     "Number of the newest version"
     return self._open(name).version()
 
@@ -168,7 +168,7 @@ def _note(self: Lake, mode: str, name: str, table: DeltaTable, version: int, row
 def _scan(
     self: Lake, name: str, columns: list[str] | None, filters: Filters | None, version: int | None
 ) -> tuple[DeltaTable, pa.RecordBatchReader]:
-    "The table at the version, and a stream of what is asked for; LakeError where a column is unknown"
+    "The table at the version, and a stream of what is asked for; LakeError if a column is unknown"
     table = self._open(name, version)
     data = table.to_pyarrow_dataset()
     for column in chain(columns or [], filter_columns(filters)):
@@ -180,7 +180,7 @@ def _scan(
 @patch
 def batches(
     self: Lake, name: str, columns: list[str] | None = None, filters: Filters | None = None, version: int | None = None
-) -> pa.RecordBatchReader:  # To be read once; LakeError where table, version or column does not exist; see `read`
+) -> pa.RecordBatchReader:  # To be read once; LakeError if table, version or column does not exist; see `read`
     "Stream a table that may be larger than memory"
     table, reader = self._scan(name, columns, filters, version)
     self._note("read", name, table, table.version(), None)
@@ -190,7 +190,7 @@ def batches(
 @patch
 def table(
     self: Lake, name: str, columns: list[str] | None = None, filters: Filters | None = None, version: int | None = None
-) -> pa.Table:  # LakeError where table, version or column does not exist; see `read` for what to give
+) -> pa.Table:  # LakeError if table, version or column does not exist; see `read` for what to give
     "Read as an Arrow table"
     table, reader = self._scan(name, columns, filters, version)
     data = reader.read_all()
@@ -214,7 +214,7 @@ Mode = Literal["append", "overwrite", "replace"]
 
 
 def _check_mode(mode: str, partition: Mapping[str, Any] | None, change_schema: bool) -> None:
-    "Refuse what does not belong together"
+    "Refuse arguments that contradict each other"
     if mode not in ("append", "overwrite", "replace"):
         raise LakeError(f"unknown mode {mode!r} (there are: append, overwrite, replace)")
     if mode == "replace" and not partition:
@@ -238,21 +238,21 @@ def _watched(batches: Iterator[pa.RecordBatch], faults: list[Exception]) -> Iter
 # %% ../../nbs/api/data/14_lake.ipynb #4725a45a
 @patch
 def _layout(self: Lake, name: str, table: DeltaTable | None, partition_by: list[str]) -> list[str]:
-    "Columns that split the table into files; LakeError where that differs or the name is inside another table"
+    "Columns that split the table into files; LakeError if that differs or the name is inside another table"
     if table is not None:
         columns = table.metadata().partition_columns
         if partition_by and partition_by != columns:
-            raise LakeError(f"table {name!r} is partitioned by {columns}, not {partition_by}: leave that out")
+            raise LakeError(f"table {name!r} is partitioned by {columns}, not {partition_by}: leave partition_by out")
         return columns
     if clash := [t for t in self.tables() if t.startswith(f"{name}/") or name.startswith(f"{t}/")]:
-        raise LakeError(f"no table {name!r} possible beside {clash[0]!r}: tables cannot be inside each other")
+        raise LakeError(f"table {name!r} cannot exist beside {clash[0]!r}: tables cannot be inside each other")
     return partition_by
 
 # %% ../../nbs/api/data/14_lake.ipynb #b7c5fe2d
 def _commit_options(
     mode: str, partition: Mapping[str, Any], layout: list[str], change_schema: bool, mark: str
 ) -> dict[str, Any]:
-    "How deltalake is to write"
+    "Options for deltalake"
     run = os.environ.get("MLFLOW_RUN_ID")
     return {
         "mode": "append" if mode == "append" else "overwrite",
@@ -292,7 +292,7 @@ def _commit(
 # %% ../../nbs/api/data/14_lake.ipynb #d997969c
 @patch
 def _written(self: Lake, name: str, mark: str) -> tuple[DeltaTable, dict[str, Any]] | None:
-    "The table and its log's entry for the write with this mark, None where it was not committed"
+    "The table and its log's entry for the write with this mark, None if it was not committed"
     table = self._find(name)
     entries = chain.from_iterable(table.history(limit) for limit in (20, None)) if table is not None else ()
     entry = next((entry for entry in entries if entry.get("write_id") == mark), None)
@@ -326,7 +326,7 @@ def write(
     partition: Mapping[str, Any] | None = None,  # Rows that this write is about: column -> value or list of values
     partition_by: list[str] | None = None,  # Columns that split a new table; those of `partition` unless given
     change_schema: bool = False,  # With mode "overwrite": may columns and types differ from the table's?
-) -> int:  # Version; LakeError where the data does not fit, CommitFailedError when all attempts were refused
+) -> int:  # Version; LakeError if the data does not fit, CommitFailedError when all attempts were refused
     "Write rows in one atomic commit"
     check_name(name)
     _check_mode(mode, partition, change_schema)
@@ -369,7 +369,7 @@ def lineage(
     self: Lake,
     name: str,
     version: int | None = None,  # The newest unless given
-) -> str | None:  # MLflow run id, None where it was written outside a run
+) -> str | None:  # MLflow run id, None if it was written outside a run
     "The run that wrote a version"
     wanted = self._open(name, version).version()
     entries = self._open(name).history()

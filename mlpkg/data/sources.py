@@ -53,7 +53,7 @@ class Source:
 def table_source(
     lake: Lake,
     name: str,  # Like "clean/flights"
-) -> Source:  # LakeError where there is no such table
+) -> Source:  # LakeError if there is no such table
     "A table of the lake as it is now"
     version = lake.version(name)
     return Source(name, version, lake.schema(name, version), lambda c, f: lake.batches(name, c, f, version))
@@ -84,7 +84,7 @@ _kinds = "that ends in .csv, .csv.zip, .csv.gz or .parquet"
 
 def file_kind(
     source: str,  # Path, or http(s) or s3 URL
-) -> str:  # ".csv", ".zip", ".gz" or ".parquet"; "" for anything else; SourceError where an address is not valid
+) -> str:  # ".csv", ".zip", ".gz" or ".parquet"; "" for anything else; SourceError if an address is not valid
     "What kind of file this is, by its name"
     scheme = source.partition("://")[0].lower() if "://" in source else ""
     web = _web_address(source)
@@ -117,7 +117,7 @@ _errors = (
 def reading(
     name: str,  # Of the source, without secrets
 ) -> Iterator[None]:  # SourceError for whatever is raised while reading
-    "Say which source it is that cannot be read"
+    "Name the source that cannot be read"
     try:
         yield
     except MlpkgError:
@@ -159,7 +159,7 @@ def _web_reason(
 def _request(
     url: str,  # http(s)
 ) -> urllib.request.Request:  # InvalidURL where it is not valid
-    "What is asked of a server, user and password in a header"
+    "The request to a server, with user and password in a header"
     parts = _web_address(url)
     if parts is None or not parts.hostname:
         raise http.client.InvalidURL(_invalid)
@@ -177,11 +177,11 @@ _longest = 3600.0  # Seconds that a download may take in all
 def _copy(
     url: str,
     copy: IO[bytes],
-) -> str:  # Why it is not all there; empty if it is
+) -> str:  # Why the copy is not complete; empty if it is
     "Write the content of a web address to a file"
     until = time.monotonic() + _longest
     with urllib.request.urlopen(_request(url), timeout=60) as answer:  # noqa: S310
-        while part := answer.read1(2**20):  # what is there: a slow server does not delay the look at the clock
+        while part := answer.read1(2**20):  # what has arrived: a slow server does not delay the check of the time
             copy.write(part)
             if time.monotonic() > until:
                 return f"took longer than {_longest:g} seconds to download: give a copy on disk or in an S3 store"
@@ -192,7 +192,7 @@ def _copy(
 def _download(
     url: str,
     folder: str | Path | None,  # Where the copy is kept
-) -> IO[bytes]:  # SourceError where it is not all there, or where it takes longer than an hour
+) -> IO[bytes]:  # SourceError if it is not complete, or takes longer than an hour
     "The content of a web address, in a temporary file"
     copy = TemporaryFile(dir=spill_folder(folder), prefix="spill-")  # noqa: SIM115
     try:
@@ -270,7 +270,7 @@ def csv_source(
     path: str,  # Path or URL that ends in .csv, .zip or .gz; a header line and UTF-8
     types: Mapping[str, pa.DataType],  # Of the columns that are known; others are guessed from the first rows
     folder: str | Path | None = None,  # See `opener`
-) -> Source:  # SourceError where it cannot be read, also while it is
+) -> Source:  # SourceError if it cannot be read, also later while it is read
     "A CSV file"
     name = public_name(path)
     convert = partial(csv.ConvertOptions, column_types=dict(types), null_values=_missing)
@@ -291,7 +291,7 @@ def parquet_source(
     path: str,  # Path or URL
     folder: str | Path | None = None,  # See `opener`
     rows: int = 65_536,  # In a batch
-) -> Source:  # SourceError where it cannot be read, also while it is
+) -> Source:  # SourceError if it cannot be read, also later while it is read
     "A Parquet file"
     name = public_name(path)
 
@@ -332,7 +332,7 @@ def open_source(
 def read_frame(
     source: str,  # Path or http(s) or s3 URL that ends in .csv, .zip, .gz or .parquet
     folder: str | Path | None = None,  # See `opener`
-) -> pd.DataFrame:  # SourceError where it is missing, empty, without rows, or not what its name says
+) -> pd.DataFrame:  # SourceError if it is missing, empty, without rows, or not what its name says
     "Read a file that fits into memory"
     name = public_name(source)
     if not (kind := file_kind(source)):

@@ -41,7 +41,7 @@ class Spill:
         folder: str | Path | None = None,  # Made if it does not exist; the system's temporary folder unless given
     ):
         self.schema, self.rows = schema, 0
-        with NamedTemporaryFile(dir=spill_folder(folder), prefix="spill-") as named:  # the name goes with this block
+        with NamedTemporaryFile(dir=spill_folder(folder), prefix="spill-") as named:  # the name lasts for this block
             self._file = open(named.name, "rb", buffering=0)  # noqa: SIM115
             self._sink = pa.OSFile(named.name, "wb")
         self._writer = pa.ipc.new_stream(self._sink, schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
@@ -55,13 +55,13 @@ class Spill:
 # %% ../../nbs/api/data/13_spill.ipynb #a03c4044
 @patch
 def add(self: Spill, batch: pa.RecordBatch) -> None:
-    "Write a batch, of the schema given at the start"
+    "Write a batch that has the schema given at the start"
     self._writer.write_batch(batch)
     self.rows += batch.num_rows
 
 # %% ../../nbs/api/data/13_spill.ipynb #2f6ea50a
 class FileView(io.RawIOBase):
-    "An open file, read with a place of its own in it"
+    "An open file, read from a position of its own"
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class FileView(io.RawIOBase):
 # %% ../../nbs/api/data/13_spill.ipynb #5937bbc0
 @patch
 def _finish(self: Spill) -> None:
-    "No more batches; may be called again"
+    "End the writing; may be called more than once"
     if not self._sink.closed:
         self._writer.close()
         self._sink.close()
@@ -98,14 +98,14 @@ def _finish(self: Spill) -> None:
 def read(
     self: Spill,
 ) -> pa.RecordBatchReader:  # From the first batch on, at each call
-    "Stream what was added; nothing can be added any more"
+    "Stream what was added; nothing can be added afterwards"
     self._finish()
     return pa.ipc.open_stream(pa.PythonFile(FileView(self._file), mode="r"))
 
 # %% ../../nbs/api/data/13_spill.ipynb #ff3419dc
 @patch
 def close(self: Spill) -> None:
-    "Give the disk space back; may be called again"
+    "Free the disk space; may be called more than once"
     try:
         self._finish()
     finally:
@@ -128,7 +128,7 @@ def replayable(
     def reopen() -> pa.RecordBatchReader:
         if next(readings, False):
             return pa.RecordBatchReader.from_batches(spill.schema, live)
-        deque(live, maxlen=0)  # what an attempt that was refused did not draw
+        deque(live, maxlen=0)  # what a refused attempt did not read
         return spill.read()
 
     return reopen

@@ -38,7 +38,7 @@ def linear_columns(
     categorical: Sequence[str],  # Columns of strings, NaN and None allowed
     seed: int,  # Unused: nothing here is random
 ) -> ColumnTransformer:  # Unfitted; other columns of a table are ignored
-    "Columns as a linear model wants them"
+    "Columns as a linear model needs them"
     fill = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
     return ColumnTransformer(
         [
@@ -53,7 +53,7 @@ def tree_columns(
     categorical: Sequence[str],  # Columns of strings, NaN and None allowed
     seed: int,  # Decides the folds of the cross-fitting; at least five rows are needed
 ) -> ColumnTransformer:  # Unfitted; other columns of a table are ignored
-    "Columns as trees want them"
+    "Columns as trees need them"
     means = TargetEncoder(target_type="binary", cv=KFold(5, shuffle=True, random_state=seed))
     return ColumnTransformer(
         [
@@ -130,7 +130,7 @@ class LabelError(MlpkgError, ValueError):
 # %% ../../nbs/api/models/12_candidates.ipynb #ce063135
 def binary_label(
     y: Any,  # Label, shape (n,): booleans or 0 and 1; NaN is refused
-    name: str = "label",  # How errors call it
+    name: str = "label",  # What errors call it
 ) -> np.ndarray:  # int8, shape (n,); LabelError unless both classes are there
     "The label as 0 and 1"
     y = pd.Series(y)

@@ -92,7 +92,7 @@ def _metrics(
     p: np.ndarray,  # Probabilities
     threshold: float,
     seed: int,
-) -> dict[str, float]:  # NaN where a metric is not defined
+) -> dict[str, float]:  # NaN if a metric is not defined
     "Every metric by name"
     low, high = auc_interval(y, p, seed=seed)
     flagged = p >= threshold
@@ -165,7 +165,7 @@ _lines = ("-", "--", "-.", ":")
 
 
 def _step(x: np.ndarray, points: int = 400) -> np.ndarray:
-    "At most so many places of a long curve, ends included"
+    "At most this many points of a long curve, ends included"
     return np.unique(np.linspace(0, len(x) - 1, min(points, len(x))).astype(int))
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #42451a4b
@@ -206,7 +206,7 @@ def plot_evaluations(
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #56c46468
 def _slices_of(evaluation: Evaluation, column: str) -> pd.DataFrame:
-    "The slices of one column; EvaluationError where there are none"
+    "The slices of one column; EvaluationError if there are none"
     table = evaluation.slices[evaluation.slices["column"] == column]
     if table.empty:
         known = ", ".join(evaluation.slices["column"].unique()) or "none: give evaluate some groups"

@@ -35,7 +35,7 @@ class Decision:
 def _unmet(
     metrics: Mapping[str, float],  # Of the challenger, NaN allowed
     minimum: Mapping[str, float],  # Least value by metric; for losses the largest
-) -> list[str]:  # A sentence for each that is not met; EvaluationError for a metric without a better side
+) -> list[str]:  # A sentence for each that is not met; EvaluationError for a metric without a better direction
     "Find the minimums that a model misses"
     from mlpkg.models.evaluation import higher_is_better
 
@@ -51,7 +51,7 @@ def _unmet(
 # %% ../../nbs/api/models/24_promotion.ipynb #0e78437d
 def decide(
     challenger: Mapping[str, float],  # Metrics on the held-out data, NaN allowed
-    champion: Mapping[str, float] | None,  # The champion's on the same data; None if nobody serves yet
+    champion: Mapping[str, float] | None,  # The champion's on the same data; None if no version serves yet
     rules: PromotionSettings,  # metric, margin, minimum
 ) -> Decision:  # Never promotes on a metric that is NaN or missing; EvaluationError as in `higher_is_better`
     "Compare a challenger with the champion"
@@ -144,10 +144,10 @@ def promote(
 def submit(
     model_uri: str,  # As `mlpkg.models.storage.log_model` returned it; empty: register nothing
     name: str,  # Registered model
-    tables: Mapping[str, int] | None = None,  # As for `register`, like the rest
+    tables: Mapping[str, int] | None = None,  # As for `register`, like the next two
     metrics: Mapping[str, float] | None = None,
     tags: Mapping[str, str] | None = None,
-) -> Version:  # RegistryError where there is no model to look at
+) -> Version:  # RegistryError if there is no model to look at
     "Register a model as challenger, or look at the one that is there"
     if model_uri:
         return get_version(name, register(model_uri, name, tables, metrics, tags))
@@ -158,7 +158,7 @@ def comparable_metrics(
     challenger: Version,
     metrics: Mapping[str, float],  # Its metrics as measured in this run; empty: not measured
     champion_metrics: Mapping[str, float],  # The champion's, measured on the same rows; empty: not measured
-) -> tuple[dict[str, float], dict[str, float] | None]:  # For `decide`; None if nobody else serves
+) -> tuple[dict[str, float], dict[str, float] | None]:  # For `decide`; None if no other version serves
     "Choose metrics of challenger and champion that were measured on the same rows"
     serving = champion(challenger.name)
     opposed = serving is not None and serving.version != challenger.version  # a second attempt may meet itself
@@ -186,7 +186,7 @@ def promote_by_hand(
 def _predecessor(
     name: str,  # Registered model
     version: Version,  # The champion
-) -> Version:  # RegistryError where there is none
+) -> Version:  # RegistryError if there is none
     "The version that a champion replaced"
     replaced = [v for v in versions(name) if v.tags.get("replaced.by") == str(version.version)]
     replaced = [v for v in replaced if v.tags.get("promotion") != "rolled back"]
@@ -200,7 +200,7 @@ def _predecessor(
 def rollback(
     name: str,  # Registered model
     why: str,  # For the history
-) -> Version:  # The champion now; RegistryError where there is no champion, or none before it
+) -> Version:  # The champion now; RegistryError if there is no champion, or none before it
     "Make the champion's predecessor champion again"
     from mlflow import MlflowClient
 

@@ -37,7 +37,7 @@ class Version:
     aliases: tuple[str, ...]  # champion, challenger
     metrics: dict[str, float]  # As given when it was registered
     tables: dict[str, int]  # Tables it was made from and their versions
-    tags: dict[str, str]  # All tags, those above included
+    tags: dict[str, str]  # All tags, including those above
     created: datetime  # UTC
 
     @property
@@ -58,7 +58,7 @@ def _version(
     entry: "ModelVersion",  # As MLflow has it
     aliases: Mapping[str, str],  # Alias -> version, of all versions of the model
 ) -> Version:
-    "MLflow's version as ours"
+    "Convert MLflow's version to a `Version`"
     return Version(
         name=entry.name,
         version=int(entry.version),
@@ -132,7 +132,7 @@ def champion(
 def _create(
     name: str,  # Of a model that did not exist a moment ago
 ) -> None:
-    "Make a registered model; that another process was faster is fine"
+    "Make a registered model, unless another process was faster"
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -163,7 +163,7 @@ def _tags(
 # %% ../../nbs/api/models/22_registry.ipynb #98b85a2a
 def register(
     model_uri: str,  # As `mlpkg.models.storage.log_model` returned it
-    name: str,  # Registered model, made if need be
+    name: str,  # Registered model, made if it does not exist
     tables: Mapping[str, int] | None = None,  # Lake table -> version it was made from
     metrics: Mapping[str, float] | None = None,  # Metrics on the held-out data, NaN allowed
     tags: Mapping[str, str] | None = None,  # Anything else worth knowing: candidate, months
@@ -196,9 +196,9 @@ class Loaded:
 
 # %% ../../nbs/api/models/22_registry.ipynb #8e1b608a
 def load_folder(
-    path: Path,  # From `mlpkg.models.storage.download`, on this occasion or an earlier one
-    what: str,  # How errors call the model
-    version: Version | None = None,  # What it is, where it is registered
+    path: Path,  # From `mlpkg.models.storage.download`, now or earlier
+    what: str,  # What errors call the model
+    version: Version | None = None,  # What it is, if it is registered
 ) -> Loaded:  # UntrustedModelError for what must not be loaded
     "Load a model from a folder, without MLflow"
     stored = read_folder(path, what)
@@ -207,7 +207,7 @@ def load_folder(
 # %% ../../nbs/api/models/22_registry.ipynb #00107fc4
 def _fetch(
     uri: str,  # Of a logged model or a version
-    what: str,  # How errors call the model
+    what: str,  # What errors call the model
     version: Version | None = None,
 ) -> Loaded:  # UntrustedModelError for what must not be loaded
     "Load a model from the store; its copy is deleted"

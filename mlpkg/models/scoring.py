@@ -46,7 +46,7 @@ def features(
     data: pd.DataFrame,  # Table with at least these columns
     numeric: Sequence[str],  # Numeric feature columns, NaN allowed
     categorical: Sequence[str],  # Categorical feature columns; None, NA and NaN allowed
-) -> pd.DataFrame:  # These columns only, NaN for what is missing; ScoringError where some are absent, or none was named
+) -> pd.DataFrame:  # These columns only, NaN for what is missing; ScoringError if some are absent, or none was named
     "The raw feature columns of a table"
     wanted = [*numeric, *categorical]
     if not wanted:
@@ -59,7 +59,7 @@ def features(
 # %% ../../nbs/api/models/10_scoring.ipynb #7a28745b
 def sample_positions(
     table: Sized,  # Such as a data frame
-    rows: int,  # At most so many
+    rows: int,  # At most this many
     seed: int | np.random.RandomState = 0,  # Decides which; a `RandomState` draws as `DataFrame.sample` does
 ) -> np.ndarray:  # Positions, increasing; all of them where the table has no more rows
     "Positions of random rows, without replacement"
@@ -77,7 +77,7 @@ def _pools() -> ThreadpoolController:
 # %% ../../nbs/api/models/10_scoring.ipynb #0af0a554
 def native_threads(
     limit: int = 1,  # Threads of each OpenMP and BLAS pool
-) -> Any:  # A context manager that puts the former limits back when it is left
+) -> Any:  # A context manager that restores the former limits at its end
     "Limit the native threads, from the call on"
     return _pools().limit(limits=limit)
 
@@ -141,7 +141,7 @@ def _nameless(
 
 # %% ../../nbs/api/models/10_scoring.ipynb #3526bb08
 def _block(transformer: Any, names: list[str], inputs: Mapping[str, Input], arrays: bool) -> ColumnBlock | None:
-    "A block of a column transformer; None where arrays are wanted and numbers and texts are mixed"
+    "A block of a column transformer; None if arrays are wanted and numbers and texts are mixed"
     kinds = {inputs[name].kind for name in names}
     if arrays and len(kinds) > 1:
         return None
@@ -157,7 +157,7 @@ def column_blocks(
     pipeline: Any,  # Fitted
     inputs: Sequence[Input],  # What it takes
     arrays: bool = True,  # Are transformers to be given arrays? If not, frames
-) -> list[ColumnBlock]:  # Empty where the pipeline cannot be taken apart
+) -> list[ColumnBlock]:  # Empty if the pipeline cannot be taken apart
     "The blocks of a pipeline's column transformer"
     columns, named = pipeline[0] if isinstance(pipeline, Pipeline) else None, {one.name: one for one in inputs}
     if not isinstance(columns, ColumnTransformer) or columns.transformer_weights:
@@ -203,7 +203,7 @@ def _combinations(
 def _transformed(
     block: ColumnBlock,
     table: pd.DataFrame,  # From `mlpkg.data.inputs.shape`
-    many: int,  # Rows from which on it pays to look for combinations
+    many: int,  # Number of rows from which it pays to look for combinations
 ) -> Any:  # Dense or sparse
     "What a block's transformer gives for a table"
     part = table[block.names]
@@ -247,7 +247,7 @@ def proof_rows(
 
 # %% ../../nbs/api/models/10_scoring.ipynb #7543ca1e
 class Scorer:
-    "Gives the probabilities of `probability`, bit by bit, as fast as the model allows"
+    "Gives the probabilities of `probability`, bit for bit, as fast as the model allows"
 
     def __init__(
         self,
@@ -259,7 +259,7 @@ class Scorer:
         self.model = pipeline[-1] if isinstance(pipeline, Pipeline) else pipeline  # What takes encoded rows
         self.way, self.blocks = "plain", list[ColumnBlock]()
         self.order: Literal["C", "F"] = "C"  # Are encoded rows stored row by row, or column by column?
-        self.many = 0  # Rows from which on texts are encoded once; 0 while it is tried
+        self.many = 0  # Number of rows from which texts are encoded once; 0 while the scorer is tried
         _pools.cache_clear()  # the model may have come with a library that has threads of its own
         self._choose(sample)
         self.many = 2000
@@ -269,7 +269,7 @@ class Scorer:
 
 # %% ../../nbs/api/models/10_scoring.ipynb #8f49ccb8
 def _plain_steps(pipeline: Any, rows: pd.DataFrame) -> Any:
-    "What the steps but the last make of rows, the plain way"
+    "What all steps but the last make of rows, the plain way"
     several = isinstance(pipeline, Pipeline) and len(pipeline) > 1
     return pipeline[:-1].transform(rows) if several else rows
 
@@ -292,7 +292,7 @@ def _joined(self: Scorer, parts: list[Any]) -> Any:
 def _proved(
     self: Scorer,
     table: pd.DataFrame,  # From `proof_rows`, and perhaps more rows
-) -> bool:  # False as well where encoding fails
+) -> bool:  # False also if encoding fails
     "Do these rows become the same as in the plain way, as a table and as one and as many records?"
     records = synthetic_records(self.inputs)
     try:
@@ -309,8 +309,8 @@ def _proved(
 def _reads_any_order(
     self: Scorer,
     encoded: np.ndarray,  # Rows that the model may get
-) -> bool:  # False as well where the model does not take these rows
-    "Is it the same to the model whether encoded rows are stored row by row or column by column?"
+) -> bool:  # False also if the model does not take these rows
+    "Does the model give the same for encoded rows stored row by row and column by column?"
     try:
         with native_threads():
             rows, columns = self.predict(np.ascontiguousarray(encoded)), self.predict(np.asfortranarray(encoded))
@@ -322,7 +322,7 @@ def _reads_any_order(
 # %% ../../nbs/api/models/10_scoring.ipynb #4a7460a4
 @patch
 def _choose(self: Scorer, sample: pd.DataFrame | None) -> None:
-    "Take the first way that is proved"
+    "Take the first way that is proved equal"
     table = pd.concat([proof_rows(self.inputs), sample], ignore_index=True)
     for way in ("arrays", "frames"):
         self.way, self.blocks = way, column_blocks(self.pipeline, self.inputs, way == "arrays")
@@ -331,13 +331,13 @@ def _choose(self: Scorer, sample: pd.DataFrame | None) -> None:
                 self.order = "C"
             return
         if self.blocks:
-            log.warning("%r does not encode as scikit-learn does, so a slower way is taken", self)
+            log.warning("%r does not encode as scikit-learn does, so a slower way is used", self)
     self.way, self.blocks = "plain", []
 
 # %% ../../nbs/api/models/10_scoring.ipynb #7b1e89a8
 @patch(as_prop=True)
 def fast(self: Scorer) -> bool:
-    "Are records and tables encoded as arrays? If not, a slower way was taken, and that was logged"
+    "Are records and tables encoded as arrays? If not, a slower way is used, and that was logged"
     return self.way == "arrays"
 
 # %% ../../nbs/api/models/10_scoring.ipynb #b9d97019

@@ -43,7 +43,7 @@ def untrusted_types(
 
 # %% ../../nbs/api/models/20_storage.ipynb #a71de479
 def _refuse(
-    what: str,  # How the message calls the model
+    what: str,  # What the message calls the model
     types: Sequence[str],  # From `untrusted_types`
 ) -> None:
     "Raise if there are untrusted types"
@@ -56,7 +56,7 @@ def _refuse(
 # %% ../../nbs/api/models/20_storage.ipynb #9e9da29e
 def skops_flavor(
     flavors: Mapping[str, Any],  # From MLflow's description of the model
-    what: str,  # How the message calls the model
+    what: str,  # What the message calls the model
 ) -> Mapping[str, Any]:  # What MLflow says about the scikit-learn model; UntrustedModelError unless skops wrote it
     "Refuse a model that is not stored in skops format"
     flavor = flavors.get("sklearn")
@@ -94,7 +94,7 @@ def _requirements() -> list[str]:  # As pip reads them
 def log_model(
     pipeline: Any,  # Fitted scikit-learn Pipeline that takes raw columns
     example: "pd.DataFrame",  # Some rows of the feature columns and no others; the first three are stored
-    name: str = "model",  # How MLflow's pages call it
+    name: str = "model",  # What MLflow's pages call it
     metadata: Mapping[str, Any] | None = None,  # Stored beside it: candidate, seed and the like
     inputs: Sequence[Input] = (),  # What the columns are, from `mlpkg.data.inputs.inputs_from`
 ) -> str:  # Model URI; UntrustedModelError for a type that `read_folder` would refuse
@@ -122,7 +122,7 @@ def log_model(
 # %% ../../nbs/api/models/20_storage.ipynb #c8350622
 def download(
     model_uri: str,  # Of a logged model, or the `uri` of a registered version
-    folder: str | Path,  # Where it goes; made if need be
+    folder: str | Path,  # Where it goes; made if it does not exist
 ) -> Path:  # Folder of the model, for `read_folder`
     "Copy a stored model to this machine"
     from mlflow.artifacts import download_artifacts
@@ -142,7 +142,7 @@ class StoredModel:
 def _checked_file(
     folder: Path,  # Of the model
     name: str,  # Of its skops file, as its description gives it
-    what: str,  # How errors call the model
+    what: str,  # What errors call the model
 ) -> Path:  # UntrustedModelError for a file that must not be loaded
     "Find the skops file of a model and check the types in it"
     stored = folder / Path(name).name
@@ -155,10 +155,10 @@ def _checked_file(
 
 # %% ../../nbs/api/models/20_storage.ipynb #a0fc4eef
 def _warn_versions(
-    what: str,  # How the warning calls the model
+    what: str,  # What the warning calls the model
     fitted: str,  # Version of scikit-learn that it was fitted with
 ) -> None:
-    "Warn where this process has another scikit-learn than the one that fitted a model"
+    "Warn if this process has another scikit-learn than the one that fitted a model"
     from importlib.metadata import version
 
     if fitted != (here := version("scikit-learn")):
@@ -167,8 +167,8 @@ def _warn_versions(
 
 # %% ../../nbs/api/models/20_storage.ipynb #ee6817a6
 def read_folder(
-    folder: Path,  # From `download`, on this occasion or an earlier one
-    what: str,  # How errors call the model
+    folder: Path,  # From `download`, now or earlier
+    what: str,  # What errors call the model
 ) -> StoredModel:  # UntrustedModelError for what must not be loaded
     "Read a model without running code that came with it"
     import skops.io

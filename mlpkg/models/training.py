@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def _hold_empty(
     X: pd.DataFrame,  # Features
     numeric: Sequence[str],  # The numeric ones
-) -> pd.DataFrame:  # The same, columns without any value being zero
+) -> pd.DataFrame:  # The same, with zeros in columns without any value
     "Numeric columns without any value, made constant"
     return X.assign(**{name: 0.0 for name in numeric if X[name].isna().all()})
 
@@ -98,7 +98,7 @@ class SearchResult:
 # %% ../../nbs/api/models/14_training.ipynb #749d267e
 def _sample(
     data: pd.DataFrame,  # Rows to choose from
-    rows: int | None,  # At most so many; None or 0 takes all
+    rows: int | None,  # At most this many; None or 0 takes all
     seed: int,  # Decides which
 ) -> pd.DataFrame:  # A random part, in the order it had
     "Some rows of a table"
@@ -156,7 +156,7 @@ def search(
     categorical: Sequence[str],  # Categorical feature columns, NaN and None allowed
     budget: int = 3,  # Number of trials; 0 and 1 try the defaults alone
     seed: int = 0,  # Same data and seed, same result to the last digit
-    row_cap: int | None = 60_000,  # At most so many training rows a trial; None for all. The refit takes every row
+    row_cap: int | None = 60_000,  # At most this many training rows per trial; None for all. The refit takes every row
     score: Callable[..., float] = roc_auc_score,  # Takes label and probability
     maximize: bool = True,  # Is a larger score better?
     threads: int = 1,  # Of OpenMP and BLAS, see `fit`
@@ -206,7 +206,7 @@ def importances(
     label: str,  # Column with 0 and 1
     numeric: Sequence[str],  # Numeric feature columns
     categorical: Sequence[str],  # Categorical feature columns
-    rows: int = 2000,  # At most so many rows are used
+    rows: int = 2000,  # At most this many rows are used
     seed: int = 0,  # Decides which rows, and how they are shuffled
 ) -> pd.Series:  # Mean loss of ROC AUC over three shuffles, by column, largest first
     "Permutation importance of the raw columns"

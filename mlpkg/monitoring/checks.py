@@ -64,7 +64,7 @@ def take(
 @patch
 def at_most(
     self: Window,
-    rows: int,  # So many at most
+    rows: int,  # At most this many
     seed: int = 0,  # Decides which
 ) -> Window:  # All rows where there are no more
     "Some of the rows, drawn at random and left in their order"
@@ -86,20 +86,20 @@ class Finding:
 
     check: str  # contract, missing, new values, drift, joint, prediction, truth, performance, slice
     column: str  # What was looked at
-    level: str  # One of `levels`; "unknown" where there was too little to conclude anything
+    level: str  # One of `levels`; "unknown" if there was too little to conclude anything
     words: str  # In words
     value: float = float("nan")
     low: float = float("nan")  # Confidence interval of the value, where there is one
     high: float = float("nan")
     reference: float = float("nan")  # What it was before, or on held-out rows
-    threshold: float = float("nan")  # From where it counts
-    p_value: float = float("nan")  # How likely by chance, corrected where there are many; NaN where not tested
+    threshold: float = float("nan")  # Value from which it counts
+    p_value: float = float("nan")  # How likely by chance, corrected where there are many; NaN if not tested
     since: str = ""  # First window of an unbroken series of warnings or alarms
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #7f3623a4
 def _level(
     large: bool,
-    p_value: float,  # NaN where it could not be tested
+    p_value: float,  # NaN if it could not be tested
     alpha: float,  # Level of the test
     raised: str = "warning",  # Level of a change that counts
 ) -> str:  # One of `levels`
@@ -214,7 +214,7 @@ def check_joint(
     rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
     truth_known: bool,  # See `truth_is_known`: is this only a warning?
     seed: int = 0,  # Decides which rows are drawn
-) -> Finding:  # "unknown" where blocks are too few for an interval
+) -> Finding:  # "unknown" if blocks are too few for an interval
     "Drift of all columns together"
     names = [one.name for one in inputs]
     found = joint_drift(learned.rows, current.rows, names, (learned.blocks, current.blocks), seed=seed)
@@ -223,7 +223,7 @@ def check_joint(
     words = f"a classifier tells new rows from old ones with an AUC of {found.auc:.2f}"
     level = ("warning" if truth_known else "alarm") if large else "ok"
     if np.isnan(found.low):
-        level, words = "unknown", f"{words}, but too few blocks say how sure that is"
+        level, words = "unknown", f"{words}, but there are too few blocks to say how certain that is"
     words += f", mainly by {by}" if large and by else ""
     return Finding("joint", "all columns", level, words, found.auc, found.low, found.high, 0.5, rules.joint_auc)
 
@@ -263,7 +263,7 @@ def _performance(
     before: Estimate,  # On held-out rows
     words: str,
     level: str,
-    p: float,  # NaN where an error is unknown
+    p: float,  # NaN if an error is unknown
     bound: float,  # Threshold
 ) -> Finding:
     "A finding about an estimate"
@@ -299,7 +299,7 @@ def check_calibration(
     before: Estimate,  # The same for the held-out rows
     rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
     positive_rate: float,  # Observed in the window
-) -> Finding:  # "unknown" where the error is unknown
+) -> Finding:  # "unknown" if the error is unknown
     "Is the positive rate the predicted one?"
     excess = excess_miscalibration(now.value, before.value)
     p = float(2 * stats.norm.sf(max(excess, 0.0) / now.error)) if now.error else float("nan")
@@ -370,5 +370,5 @@ def check_positive_rate(
     old = Estimate(float(then.y.mean()), standard_error(then.y, then.blocks))
     p = float(2 * stats.norm.sf(abs(z_score(new, old))))
     level = _level(abs(new.value - old.value) >= rules.calibration, p, rules.alpha)
-    words += f" (rows learned from: {old.value:.1%})"
+    words += f" (training rows: {old.value:.1%})"
     return Finding("truth", "share", level, words, new.value, *new.interval, old.value, rules.calibration, p)

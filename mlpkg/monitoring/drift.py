@@ -30,7 +30,7 @@ class DriftError(MlpkgError, ValueError):
 def psi(
     before: np.ndarray,  # Rows in each bin of the reference
     now: np.ndarray,  # Rows in the same bins of the current table
-) -> float:  # 0 (the same) and up; NaN where one side has no rows
+) -> float:  # 0 (the same) and up; NaN if one side has no rows
     "Population stability index of two histograms"
     if not before.sum() or not now.sum():
         return float("nan")
@@ -49,7 +49,7 @@ def number_drift(
     reference: pd.Series,  # Numbers or booleans, shape (n,); NaN and infinity are ignored
     current: pd.Series,  # The same, shape (m,)
     blocks: tuple[np.ndarray | None, np.ndarray | None] = (None, None),  # Labels of the rows of both
-) -> dict[str, float]:  # psi, ks, wasserstein, p_value; NaN where one side has no number
+) -> dict[str, float]:  # psi, ks, wasserstein, p_value; NaN if one side has no number
     "How far a column of numbers has moved"
     (old, old_blocks), (new, new_blocks) = _known(reference, blocks[0]), _known(current, blocks[1])
     if not len(old) or not len(new):
@@ -82,7 +82,7 @@ def _merge_rare(
 def _chi_squared(
     counts: np.ndarray,  # Shape (2, values)
     wide: float,  # From `inflation`
-) -> float:  # 1 where there is only one value
+) -> float:  # 1 if there is only one value
     "P-value of the test that both rows have the same shares"
     if counts.shape[1] < 2:
         return 1.0
@@ -94,7 +94,7 @@ def text_drift(
     reference: pd.Series,  # Text, shape (n,); missing values are ignored
     current: pd.Series,  # The same, shape (m,)
     blocks: tuple[np.ndarray | None, np.ndarray | None] = (None, None),  # Labels of the rows of both
-) -> dict[str, float]:  # psi, js, p_value; NaN where one side has no value
+) -> dict[str, float]:  # psi, js, p_value; NaN if one side has no value
     "How far a column of text has moved"
     there = reference.notna().to_numpy(), current.notna().to_numpy()
     if not there[0].any() or not there[1].any():
@@ -125,7 +125,7 @@ def missing_drift(
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #555e506f
 def adjust_p_values(
-    p_values: pd.Series,  # NaN where a test could not be made
+    p_values: pd.Series,  # NaN if a test could not be made
 ) -> pd.Series:  # The same length; NaN stays
     "Correct p-values for their number (Benjamini-Hochberg)"
     made = p_values.notna()
@@ -212,8 +212,8 @@ def _losses(
     model: Any,  # A fitted classifier
     X: pd.DataFrame,  # Rows it has not seen
     side: np.ndarray,  # 0 or 1 for each row
-    rows: int = 1000,  # At most so many are shuffled
-) -> pd.Series:  # By column; 0 where all rows are of one side
+    rows: int = 1000,  # At most this many are shuffled
+) -> pd.Series:  # By column; 0 if all rows are of one side
     "What shuffling each column costs in AUC"
     some = sample_positions(X, rows, seed)
     if len(set(side[some])) < 2:
@@ -248,9 +248,9 @@ class JointDrift:
     "How well old and new rows can be told apart"
 
     auc: float  # 0.5: not at all
-    low: float  # Confidence interval; NaN where all rows are of one block
+    low: float  # Confidence interval; NaN if all rows are of one block
     high: float
-    columns: pd.Series  # By how much the AUC falls without each column, the most telling first; 0 where it says nothing
+    columns: pd.Series  # By how much the AUC falls without each column, the most telling first; 0 if it says nothing
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #59ec1c4c
 def joint_drift(
@@ -258,10 +258,10 @@ def joint_drift(
     current: pd.DataFrame,  # Rows to compare
     columns: Sequence[str],  # To compare, in both tables; numbers or text, NaN allowed
     blocks: tuple[np.ndarray | None, np.ndarray | None] = (None, None),  # Labels of the rows of both
-    rows: int = 8000,  # At most so many of each table are looked at
+    rows: int = 8000,  # At most this many of each table are looked at
     folds: int = 4,  # Classifiers, each asked about the rows that it has not learned from
     seed: int = 0,  # Decides which rows; same seed, same result
-) -> JointDrift:  # DriftError where a table has fewer rows than twice the folds
+) -> JointDrift:  # DriftError if a table has fewer rows than twice the folds
     "Can a classifier tell old rows from new ones?"
     if min(len(reference), len(current)) < 2 * folds:
         raise DriftError(f"{len(reference)} rows to compare with {len(current)}: {2 * folds} of each are needed")
@@ -288,5 +288,5 @@ def prediction_drift(
     old, new = (pd.Series(np.asarray(p, dtype="float64")) for p in (before, now))
     for what, p in (("before", old), ("now", new)):
         if p.empty or p.isna().any():
-            raise DriftError(f"predictions {what}: {len(p)} of which {p.isna().sum()} are missing; drop these rows")
+            raise DriftError(f"predictions {what}: {p.isna().sum()} of {len(p)} are missing; drop these rows")
     return {**number_drift(old, new, blocks), "mean_before": float(old.mean()), "mean_now": float(new.mean())}

@@ -71,7 +71,7 @@ def plot_columns(
     learned: Window,  # In the shape of `mlpkg.monitoring.checks.coerce_inputs`
     current: Window,  # The same
     columns: Sequence[str],  # Those to show, in both windows; columns without any value are left out
-) -> "Figure | None":  # None where there is nothing to show
+) -> "Figure | None":  # None if there is nothing to show
     "Values before and now"
     import matplotlib.pyplot as plt
 
@@ -147,9 +147,9 @@ def _label_axis(
 # %% ../../nbs/api/monitoring/16_plots.ipynb #7f2174dd
 def plot_history(
     history: pd.DataFrame,  # From `mlpkg.monitoring.report.read_history`
-    windows: int = 24,  # At most so many, the last ones
+    windows: int = 24,  # At most this many, the last ones
     window_column: str = "window",  # Column of `history` that names the window
-) -> "Figure":  # HistoryError where there is no such column
+) -> "Figure":  # HistoryError if there is no such column
     "Performance, and predicted and observed positive rates, over time"
     import matplotlib.pyplot as plt
 

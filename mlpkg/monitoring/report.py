@@ -61,7 +61,7 @@ def get(
     self: Report,
     check: str,  # Such as "performance"
     column: str,  # Such as "roc_auc"
-) -> Finding | None:  # None where the check was not made
+) -> Finding | None:  # None if the check was not made
     "One finding"
     return next((one for one in self.findings if (one.check, one.column) == (check, column)), None)
 
@@ -73,7 +73,7 @@ def alarm(self: Report) -> bool:
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #14583dbd
 @patch(as_prop=True)
-def status(self: Report) -> str:  # "alarm", "quiet", or "unknown" where nothing could be concluded
+def status(self: Report) -> str:  # "alarm", "quiet", or "unknown" if nothing could be concluded
     "The verdict in one word"
     return "alarm" if self.alarm else "unknown" if {f.level for f in self.findings} <= {"unknown"} else "quiet"
 
@@ -142,7 +142,7 @@ def verdict(self: Report) -> str:
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #d98b637b
 def _too_few(learned: Window, current: Window, rules: MonitoringSettings) -> list[Finding]:
-    "Why nothing can be concluded; empty where there are enough rows"
+    "Why nothing can be concluded; empty if there are enough rows"
     rows = {"the window": len(current.rows), "the reference": len(learned.rows)}
     return [
         Finding("rows", what, "unknown", f"{what} has {count:,} rows, {rules.min_rows:,} are needed", count)
@@ -287,7 +287,7 @@ def require_window_column(
 def window_names(
     table: pd.DataFrame,  # Rows of stored reports
     window_column: str,  # Column that names the window
-) -> pd.Series:  # HistoryError where there is no such column
+) -> pd.Series:  # HistoryError if there is no such column
     "The window of each row"
     require_window_column(table, window_column)
     return table[window_column]

@@ -73,7 +73,7 @@ class Answer:
     probability: float  # Of a 1
     inputs: str  # The record as JSON
     key: str = ""  # Name of the API key that was used
-    sticky: str = ""  # What kept the client with one arm, if anything
+    sticky: str = ""  # Key that kept the client with one arm, if there was one
 
     @property
     def weight(self) -> int:
@@ -198,7 +198,7 @@ def drop(
 
 # %% ../../nbs/api/serving/18_answer_log.ipynb #b121f91c
 def answers_folder(
-    folder: str | Path,  # In which the server keeps its things
+    folder: str | Path,  # The folder of the server, `serving.folder`
     table: str,  # Name of the table of answers
 ) -> Path:
     "Where answers wait for the lake"
@@ -240,7 +240,7 @@ def _known(self: LakeWriter, rows: pa.Table, names: list[str]) -> list[str]:
 # %% ../../nbs/api/serving/18_answer_log.ipynb #07cf85f7
 @patch
 def _read(self: LakeWriter, segment: Segment) -> pa.Table | None:
-    "The answers of a segment; None where the file cannot be read at all"
+    "The answers of a segment; None if the file cannot be read at all"
     try:
         good, bad = from_lines(segment.path.read_bytes())
     except OSError as error:

@@ -53,7 +53,7 @@ log = logging.getLogger("mlpkg.serving.app")
 
 # %% ../../nbs/api/serving/30_app.ipynb #a0e788b2
 def check_serving(
-    settings: Settings,  # The group `serving` is looked at
+    settings: Settings,  # Only the group `serving` is checked
 ) -> Settings:  # The same; SettingsError that names the key to change
     "Refuse settings that a server cannot work with"
     serving = settings.serving
@@ -61,7 +61,7 @@ def check_serving(
         raise SettingsError("serving.model is empty: name the registered model to serve in settings.ini")
     for name, value in serving.keys.items():
         if not re.fullmatch(r"[0-9a-fA-F]{64}", value):
-            raise SettingsError(f"serving.keys: {name!r} has no SHA-256 digest. Make one with: mlpkg key {name}")
+            raise SettingsError(f"serving.keys: {name!r} has an invalid digest. Make one with: mlpkg key {name}")
     try:
         rate_limit(serving.rate)
     except ValueError:
@@ -73,10 +73,10 @@ def check_host(
     settings: Settings,  # `serving.keys` decides
     host: str,  # Address to listen on
 ) -> None:  # SettingsError if other machines could send requests without a key
-    "Refuse to listen to others as long as there are no keys"
+    "Refuse to listen to other machines as long as there are no keys"
     if not settings.serving.keys and not is_local(host):
         raise SettingsError(
-            f"refusing to listen on {host} without API keys: anybody could ask. Make a key with `mlpkg key NAME` and "
+            f"refusing to listen on {host} without API keys: anyone could use it. Make a key with `mlpkg key NAME` and "
             "put its digest into serving.keys (or MLPKG_SERVING__KEYS), or listen on 127.0.0.1"
         )
 
@@ -97,7 +97,7 @@ class Components:
 def make_components(
     settings: Settings,  # Lake, tracking and the group `serving`
 ) -> Components:  # SettingsError if a server cannot work with them
-    "Everything an application needs, nothing of it started"
+    "Everything an application needs, not yet started"
     serving = check_serving(settings).serving
     lake, table, metrics = open_lake(settings), f"served/{serving.model}", Metrics()
     answers = AnswerLog(lake, table, serving.folder, serving.log_rows, serving.log_seconds)
@@ -196,7 +196,7 @@ def describe_readiness(
 # %% ../../nbs/api/serving/30_app.ipynb #e4929110
 def answers_of(
     request: Request,  # With the id and the key's name that the middleware has noted
-    model: ServedModel,  # Which has answered
+    model: ServedModel,  # The one that answered
     arm: str,  # Name of the model's arm
     asked: dict[str, Any],  # Body of the request, checked
     found: list[float],  # P(1) for each of its records

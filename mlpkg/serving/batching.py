@@ -51,7 +51,7 @@ def predict_together(
 
 # %% ../../nbs/api/serving/26_batching.ipynb #811e8a83
 class OverloadedError(MlpkgError, RuntimeError):
-    "Too many requests wait for the model already"
+    "Too many requests are already waiting for the model"
 
 # %% ../../nbs/api/serving/26_batching.ipynb #95edc2eb
 class MicroBatcher:
@@ -118,7 +118,7 @@ async def predict(
 ) -> np.ndarray:  # P(1), shape (n,); OverloadedError if too many wait
     "Wait for the prediction of this model and no other"
     if len(self.waiting) >= self.limit:
-        raise OverloadedError(f"{self.limit} requests wait for the model already. Try again in a second")
+        raise OverloadedError(f"{self.limit} requests are already waiting for the model. Try again in a second")
     loop = asyncio.get_running_loop()
     request = PendingRequest(model, records, loop.create_future())
     self.waiting.append(request)

@@ -38,7 +38,7 @@ class Truth:
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #ef351ee9
 class TruthError(MlpkgError, ValueError):
-    "A truth that is not one, or is about something that cannot be a record"
+    "A truth other than 0 or 1, or one about something that cannot be a record"
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #b1445eb1
 def check_truths(
@@ -127,7 +127,7 @@ def answered(
     names: Collection[str],  # Ids of requests, or any other texts
 ) -> set[Row]:  # Request and record
     "Those records of these requests that were answered"
-    names = {name for name in names if request_date(name)}  # other texts are the id of nothing
+    names = {name for name in names if request_date(name)}  # other texts are not ids
     found = self._in_segments(names) | self._in_lake(self.answers_table, names)
     if any(self._young(name) for name in names - {name for name, _ in found}):
         time.sleep(2 * AnswerLog.drain_seconds)
@@ -190,4 +190,4 @@ def give(
         with FileLock(self.folder / "feedback.mutex", timeout=30, thread_local=False):
             return self._settle(items, answered, self._given(names))
     except Exception as error:
-        raise FeedbackError("the truth could not be stored, please give it again later") from error
+        raise FeedbackError("the truth could not be stored, please send it again later") from error

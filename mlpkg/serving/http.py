@@ -143,7 +143,8 @@ def identify_client(
         raise ApiError(401, "unauthorized", hint, headers={"WWW-Authenticate": 'ApiKey realm="mlpkg"'})
     host = re.sub(r":\d+$", "", _header(scope, b"host"))
     if not (is_local(client) and is_local(host)):
-        raise ApiError(403, "local-only", "Without API keys the server answers this machine only: `mlpkg key NAME`")
+        hint = "Without API keys the server answers this machine only. Make a key with `mlpkg key NAME`"
+        raise ApiError(403, "local-only", hint)
     return ""
 
 # %% ../../nbs/api/serving/28_http.ipynb #46829446

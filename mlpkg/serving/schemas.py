@@ -158,7 +158,7 @@ def whole_number(
 _truth: Any = strict_type(
     "Truth",
     {
-        "request_id": Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}-[0-9a-f]{32}$", description="As answered")],
+        "request_id": Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}-[0-9a-f]{32}$", description="From the answer")],
         "record": whole_number(10**6, "Place of the record in its request, from 0"),
         "truth": whole_number(1, "What really happened: 0 or 1"),
     },

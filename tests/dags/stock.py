@@ -1,4 +1,4 @@
-"""Airflow's own PapermillOperator, with its notebook stored by an mlflow:// path."""
+"""Airflow's own PapermillOperator, with its notebook stored under an mlflow:// path."""
 
 from airflow.providers.papermill.operators.papermill import PapermillOperator
 from airflow.sdk import DAG
