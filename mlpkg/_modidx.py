@@ -703,7 +703,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlpkg.models.training._hold_empty': ( 'api/models/training.html#_hold_empty',
                                                                               'mlpkg/models/training.py'),
                                        'mlpkg.models.training._quiet': ('api/models/training.html#_quiet', 'mlpkg/models/training.py'),
-                                       'mlpkg.models.training._sample': ('api/models/training.html#_sample', 'mlpkg/models/training.py'),
                                        'mlpkg.models.training._study': ('api/models/training.html#_study', 'mlpkg/models/training.py'),
                                        'mlpkg.models.training._trials': ('api/models/training.html#_trials', 'mlpkg/models/training.py'),
                                        'mlpkg.models.training._try': ('api/models/training.html#_try', 'mlpkg/models/training.py'),

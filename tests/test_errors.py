@@ -27,7 +27,6 @@ DEMANDED: dict[str, str] = {}
 BUILT_IN = {
     "mlpkg.settings": "pydantic collects the ValueError of a validator into an error that names the setting",
     "mlpkg.serving.feedback": "a lake that does not exist is handled like one that is unreachable, which is an OSError",
-    "mlpkg.models.training": "it has no error classes of its own yet",
 }
 
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import optuna
 import pandas as pd
 from sklearn.exceptions import ConvergenceWarning
@@ -23,7 +22,7 @@ from sklearn.pipeline import Pipeline
 
 from ..errors import MlpkgError
 from .candidates import binary_label, get_candidate
-from .scoring import features, native_threads, probability
+from .scoring import features, native_threads, probability, sample_positions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,17 +94,6 @@ class SearchResult:
     trials: pd.DataFrame  # A row for each trial: number, value, its parameters, seconds
     pipeline: Pipeline  # Fitted on training and validation part together
 
-# %% ../../nbs/api/models/14_training.ipynb #749d267e
-def _sample(
-    data: pd.DataFrame,  # Rows to choose from
-    rows: int | None,  # At most this many; None or 0 takes all
-    seed: int,  # Decides which
-) -> pd.DataFrame:  # A random part, in the order it had
-    "Some rows of a table"
-    if not rows or len(data) <= rows:
-        return data
-    return data.iloc[np.sort(np.random.default_rng(seed).choice(len(data), rows, replace=False))]
-
 # %% ../../nbs/api/models/14_training.ipynb #2a4bce25
 def _try(
     candidate: str,
@@ -167,7 +155,8 @@ def search(
     if budget < 0:
         raise SearchError(f"budget {budget}: give the number of trials, 0 or more (0 and 1 try the defaults alone)")
     defaults = candidate.build(numeric, categorical, seed).get_params()
-    sample, reports, total = _sample(train, row_cap, seed), list[TrialReport](), max(budget, 1)
+    sample = train.iloc[sample_positions(train, row_cap or len(train), seed)]
+    reports, total = list[TrialReport](), max(budget, 1)
     with _quiet():
         study = _study({key: defaults[key] for key in candidate.space}, maximize, seed)
         for number in range(total):
@@ -210,7 +199,7 @@ def importances(
     seed: int = 0,  # Decides which rows, and how they are shuffled
 ) -> pd.Series:  # Mean loss of ROC AUC over three shuffles, by column, largest first
     "Permutation importance of the raw columns"
-    sample = _sample(data, rows, seed)
+    sample = data.iloc[sample_positions(data, rows, seed)]
     X, y = features(sample, numeric, categorical), binary_label(sample[label], label)
     with native_threads():
         found = permutation_importance(pipeline, X, y, scoring="roc_auc", n_repeats=3, random_state=seed)

@@ -79,7 +79,7 @@ class KernelError(MlpkgError, RuntimeError):
     def __init__(
         self,
         message: str,
-        words: str = "",  # What its process wrote to stderr; secrets in it are replaced
+        words: str = "",  # What its process wrote; secrets in it are replaced
     ):
         self.words = redact(words)
         super().__init__(redact(message))
@@ -119,13 +119,13 @@ class StepKernel(AsyncKernelManager):
         super().__init__(kernel_name=kernel_name, transport="ipc", **files)
 
     async def start_kernel(self, **kwargs: Any) -> None:  # type: ignore[override]
-        "Start the process; what it writes goes to a file"
+        "Start the process; what it writes goes to files"
         self.folder.mkdir(mode=0o700)
         if self.ipykernel:
             arguments = kwargs.pop("extra_arguments", [])
             kwargs["extra_arguments"] = [*arguments, f"--IPKernelApp.exec_lines={_prepare_kernel}"]
-        with open(self.folder / "stderr", "wb") as words:
-            await super().start_kernel(stdout=words, stderr=words, **kwargs)
+        with open(self.folder / "stdout", "wb") as stdout, open(self.folder / "stderr", "wb") as stderr:
+            await super().start_kernel(stdout=stdout, stderr=stderr, **kwargs)
         self.pid = getattr(self.provisioner, "pid", None)
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #1cbed6b5
@@ -144,9 +144,10 @@ def close(self: StepKernel) -> None:
 # %% ../../nbs/api/steps/16_kernels.ipynb #b0c35c99
 @patch
 def last_words(self: StepKernel) -> str:  # At most 4,000 characters; "" where it wrote nothing
-    "The end of what the kernel's process wrote to stderr"
-    file = self.folder / "stderr"
-    return file.read_bytes()[-4000:].decode("utf-8", "replace").strip() if file.is_file() else ""
+    "The end of what the kernel's process wrote, errors last"
+    files = [file for name in ("stdout", "stderr") if (file := self.folder / name).is_file()]
+    texts = [file.read_bytes()[-4000:].decode("utf-8", "replace").strip() for file in files]
+    return "\n".join(text for text in texts if text)[-4000:]
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #692e13b7
 @patch
