@@ -53,6 +53,8 @@ class StepSettings(Group):
     start_timeout: int = Field(120, gt=0, description="Longest a kernel may take to start, in seconds")
     output_limit: int = Field(1_000_000, gt=0, description="Characters a cell may print into the stored notebook")
     outbox: str = Field(description="Folder for notebooks being executed, and for those MLflow could not take yet")
+    upload_seconds: float = Field(10, ge=0, description="Shortest time between uploads of a running notebook; 0: none")
+    lost_after: int = Field(300, ge=60, description="Silence after which another machine is suspected lost, in seconds")
 
 # %% ../nbs/api/00_settings.ipynb #8422c0b2
 class ContractSettings(Group):

@@ -122,3 +122,36 @@ def test_a_parameter_that_a_notebook_refuses_fails_the_run(project):
     (step,) = project.steps(run).values()
     assert (run.info.status, step.info.status) == ("FAILED", "FAILED")
     assert project.artifacts(step) == ["count.html", "count.ipynb"]
+
+
+INTERRUPTED = """
+from pathlib import Path
+import mlpkg.airflow.dags as dags
+
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+exec(Path(__file__).with_name("small.py").read_text())
+dags.end_run = interrupt  # Ctrl-C while the teardown task runs
+"""
+
+
+def test_a_run_that_its_teardown_task_could_not_close(project):
+    small = project.root / "dags" / "small.py"
+    small.write_text(f"{small.read_text()}\n{INTERRUPTED.partition('exec(')[0]}dags.end_run = interrupt\n")
+    project.mlpkg("run", "small", code=None)
+    (run,) = project.pipeline_runs("small")
+    assert run.info.status in ("FINISHED", "FAILED")
+    assert [step.info.status for step in project.steps(run).values()] == ["FINISHED", "FINISHED"]
+
+
+def test_runs_that_airflow_knows_to_be_over(project):
+    project.mlpkg("run", "small")
+    (run,) = project.pipeline_runs("small")
+    project.mlflow.update_run(run.info.run_id, status="RUNNING")  # as if MLflow had been away when it was closed
+    assert f"closed run {run.info.run_id}: its DAG run is over" in project.mlpkg("sync")
+    assert project.mlflow.get_run(run.info.run_id).info.status == "FINISHED"
+
+    project.mlflow.update_run(run.info.run_id, status="RUNNING")
+    project.mlpkg("run", "small")
+    assert [run.info.status for run in project.pipeline_runs("small")] == ["FINISHED", "FINISHED"]

@@ -16,8 +16,9 @@ import pytest
 from conftest import processes_with, wait_for
 
 from mlpkg.steps.execution import StepError
-from mlpkg.steps.outbox import Entry, recover, waiting
+from mlpkg.steps.outbox import Entry, waiting
 from mlpkg.steps.parameters import ParameterError
+from mlpkg.steps.recovery import recover
 from mlpkg.steps.run import run_step
 from mlpkg.steps.tracking import TrackingError, client, open_pipeline_run, step_runs
 

@@ -105,9 +105,9 @@ def left_in_spool(
     return 0 if outbox.name == "spool" else len(list(outbox.parent.glob("spool/*/entry.json")))
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #316553e7
-def check_outbox() -> str:  # How many there are; InstallationError if some are in the old folder
+def check_outbox() -> str:  # What is in it; InstallationError if somebody has to look at some of it
     "Count the notebooks that wait for MLflow"
-    from mlpkg.steps.outbox import waiting
+    from mlpkg.steps.recovery import outbox_state
 
     settings = current_settings()
     outbox = Path(settings.steps.outbox)
@@ -115,8 +115,10 @@ def check_outbox() -> str:  # How many there are; InstallationError if some are 
         old, new = (shlex.quote(str(folder)) for folder in (outbox.with_name("spool"), outbox))
         move = f"mkdir -p {new} && mv {old}/* {new}/ && mlpkg sync"
         raise InstallationError(f"{left} entries wait in {old}, where nothing looks for them any more: {move}")
-    count = len(waiting(settings))
-    return f"{count} wait or are being executed: mlpkg sync" if count else "empty"
+    state = outbox_state(settings)
+    if problems := state.problems():
+        raise InstallationError("; ".join(problems))
+    return ", ".join(state.lines()) or "empty"
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #5f352109
 def check_dags() -> str:  # Their ids; DagError if a file cannot be read

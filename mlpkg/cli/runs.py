@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['runs', 'find_pipeline_run', 'find_step_run', 'log_path', 'run_planned', 'run_command', 'SimulationProgress',
-           'simulate_months', 'simulate_command', 'runs_command', 'open_in_browser', 'notebook_command',
+           'simulate_months', 'simulate_command', 'runs_command', 'open_in_browser', 'notebook_command', 'latest_runs',
            'status_command', 'sync_command']
 
 # %% ../../nbs/api/cli/12_runs.ipynb #fc89bc6d
 import io
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +51,8 @@ def find_pipeline_run(
     "Find a pipeline run by its id, or by the beginning of it"
     from mlpkg.steps.tracking import pipeline_runs
 
-    found = [r for r in pipeline_runs(mlflow, limit=1000) if r.info.run_id.startswith(run)]
+    begins = re.fullmatch("[0-9a-f]{1,32}", run)
+    found = pipeline_runs(mlflow, limit=2, where=f"attributes.run_id LIKE '{run}%'") if begins else []
     if len(found) == 1:
         return found[0]
     problem = "several runs begin" if found else "no run begins"
@@ -332,45 +334,58 @@ def notebook_command(
     else:
         print_notebook(nbformat.reads(text, as_version=4), Console())
 
-# %% ../../nbs/api/cli/12_runs.ipynb #df67598f
-def _latest_runs(mlflow: Any) -> dict[str, Any]:
-    "The latest pipeline run of each DAG, by the DAG's id"
-    from mlpkg.steps.tracking import pipeline_runs
+# %% ../../nbs/api/cli/12_runs.ipynb #f4a18d71
+def latest_runs(
+    mlflow: Any,  # MlflowClient
+) -> dict[str, Any]:  # DAG id -> its newest pipeline run, in the order of the ids
+    "The latest pipeline run of each DAG"
+    from mlpkg.steps.tracking import all_pages, pipeline_runs
 
-    latest: dict[str, Any] = {}
-    for found in pipeline_runs(mlflow, limit=200):
-        latest.setdefault(found.data.tags["mlpkg.dag_id"], found)
+    latest = {}
+    for experiment in all_pages(mlflow.search_experiments):  # one for each DAG, and others
+        for found in pipeline_runs(mlflow, experiment.name, limit=1):
+            latest[found.data.tags["mlpkg.dag_id"]] = found
     return dict(sorted(latest.items()))
 
-
+# %% ../../nbs/api/cli/12_runs.ipynb #df67598f
 @runs.command("status", rich_help_panel="Looking back")
 def status_command():
-    """Show the latest run of each DAG, the aliases of models, and what waits in the outbox."""
-    from mlpkg.steps.outbox import waiting
+    """Show the latest run of each DAG, the aliases of models, and what is in the outbox."""
+    from mlpkg.steps.recovery import outbox_state
     from mlpkg.steps.tracking import client
 
     settings, console = current_settings(), Console()
     mlflow = client(settings)
     table = plain_table("dag", "latest run", "started", "state")
-    for dag_id, found in _latest_runs(mlflow).items():
+    for dag_id, found in latest_runs(mlflow).items():
         info = found.info
         table.add_row(dag_id, info.run_id[:8], local_time(info.start_time), coloured_state(info.status))
     console.print(table if table.row_count else "No runs yet: mlpkg run DAG")
     for model in mlflow.search_registered_models():
         aliases = ", ".join(f"{alias} version {version}" for alias, version in sorted(model.aliases.items()))
         console.print(f"Model [bold]{model.name}[/bold]: {aliases or 'no alias'}")
-    if left := waiting(settings):
-        console.print(
-            f"{len(left)} notebooks are being executed or wait in {settings.steps.outbox}: mlpkg sync", soft_wrap=True
-        )
+    for line in outbox_state(settings).lines():
+        console.print(f"Outbox: {escape(line)}", soft_wrap=True)
 
 # %% ../../nbs/api/cli/12_runs.ipynb #12975edd
 @runs.command("sync", rich_help_panel="Looking back")
 def sync_command():
-    """Upload executed notebooks that MLflow could not take, and those of processes that were killed."""
-    from mlpkg.steps.outbox import recover, waiting
+    """Bring in what killed processes and an MLflow that was away left behind, and close runs that are over."""
+    from mlpkg.airflow.local import close_over, output_to
+    from mlpkg.steps.outbox import waiting
+    from mlpkg.steps.recovery import end_lost, outbox_state, recover
+    from mlpkg.steps.tracking import client
 
     settings = current_settings()
+    mlflow = client(settings)
     for run_id in recover(settings):
         typer.echo(f"uploaded to run {run_id}")
+    for run_id in end_lost(mlflow, settings):
+        typer.echo(f"ended run {run_id}: its process is gone")
+    with output_to(log_path(settings, "sync")):
+        closed = close_over(settings)
+    for run_id in closed:
+        typer.echo(f"closed run {run_id}: its DAG run is over")
     typer.echo(f"{len(waiting(settings))} left in {settings.steps.outbox}")
+    for line in outbox_state(settings).problems():
+        typer.echo(line)

@@ -7,6 +7,7 @@ __all__ = ['log', 'StepError', 'Execution', 'Record', 'text_size', 'BoundedClien
            'find_exit', 'execute']
 
 # %% ../../nbs/api/steps/18_execution.ipynb #b8693423
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from papermill.exceptions import PapermillExecutionError
 from ..errors import MlpkgError
 from ..redaction import redact
 from .kernels import KernelError, StepKernel, inherited_env, kill_group, socket_folder
-from .notebooks import describe_cell, find_unfinished
+from .notebooks import describe_cell, find_unfinished, write_whole
 
 # %% ../../nbs/api/steps/18_execution.ipynb #dfd1c0c3
 class StepError(MlpkgError, RuntimeError):
@@ -71,6 +72,7 @@ class Execution:
     sockets: Path = field(default_factory=socket_folder)  # Where the kernel's sockets are while it runs
     killed: str = ""  # Why it was ended from outside; empty if it was not
     kernel_pid: int | None = None  # None before the kernel starts
+    record: "Record | None" = None  # Of what was executed; None before the kernel starts
 
 # %% ../../nbs/api/steps/18_execution.ipynb #7d718048
 @patch
@@ -85,6 +87,20 @@ def kill(
 # %% ../../nbs/api/steps/18_execution.ipynb #9a5442f0
 class Record(NotebookExecutionManager):
     "papermill's record of an execution, which does not claim that a cell is complete when it is not"
+
+    def __init__(
+        self,
+        nb: nbformat.NotebookNode,  # With papermill's metadata
+        path: Path | None = None,  # Where it is saved at the start and end of every cell; nowhere unless given
+    ):
+        super().__init__(nb, log_output=False, progress_bar=False, autosave_cell_every=5)
+        self.path = path
+
+    def save(self, **kwargs: Any) -> None:
+        "Replace the file"
+        if self.path:
+            write_whole(self.path, nbformat.writes(self.nb))
+        self.last_save_time = self.now()
 
     def notebook_complete(self, **kwargs: Any) -> None:
         "Close the notebook's own record; the status of each cell stays"
@@ -259,12 +275,11 @@ class StepEngine(NBClientEngine):
         cls,
         nb,  # With its parameters in place
         kernel_name,  # From papermill: the notebook's own, or the one asked for
-        output_path=None,  # Where papermill saves the notebook
         execution=None,  # The `Execution`, always given
         **kwargs,  # What papermill gives to every engine
     ):
         "Execute a notebook and keep its record"
-        record = Record(nb, output_path=output_path, log_output=False, progress_bar=False)
+        record = execution.record = Record(nb, execution.output)
         record.notebook_start()
         try:
             StepClient(record, execution, kernel_name).execute()
@@ -312,7 +327,7 @@ def execute(
     try:
         nb = papermill.execute_notebook(
             str(execution.notebook),
-            str(execution.output),
+            None,
             parameters=dict(execution.parameters),
             engine_name="mlpkg",
             kernel_name=execution.kernel_name,
@@ -322,16 +337,17 @@ def execute(
     except BaseException as error:
         # Our error reports an error of the notebook itself in full; any other error is kept as the cause.
         cause = None if isinstance(error, PapermillExecutionError) else error
-        raise as_step_error(error, execution, _stopped_at(execution.output)) from cause
+        raise as_step_error(error, execution, _stopped_at(execution.record)) from cause
     if (index := find_exit(nb)) is not None:
         raise StepError("sys.exit was called, so the cells below it did not run", describe_cell(nb, index))
     return nb
 
 # %% ../../nbs/api/steps/18_execution.ipynb #eee862fb
-def _stopped_at(path: Path) -> str:
-    "The cell where the execution of the notebook at `path` stopped"
-    if not path.is_file():
+def _stopped_at(record: Record | None) -> str:
+    "The cell where an execution stopped; the notebook is saved as papermill left it"
+    if record is None:
         return ""
-    nb = nbformat.read(path, as_version=4)
-    index = find_unfinished(nb)
-    return "" if index is None else describe_cell(nb, index)
+    with contextlib.suppress(OSError):  # on a full disk it stays as it was
+        record.save()
+    index = find_unfinished(record.nb)
+    return "" if index is None else describe_cell(record.nb, index)

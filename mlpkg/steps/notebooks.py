@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['mlflow_io', 'step_name', 'code_digest', 'find_unfinished', 'describe_cell', 'mark', 'read_scraps', 'scrap_metrics',
-           'show_scraps', 'plot_title', 'describe_plots', 'render_html', 'store_notebook', 'NotebookPathError',
-           'split_path', 'MlflowHandler']
+           'show_scraps', 'plot_title', 'describe_plots', 'render_html', 'write_whole', 'store_notebook',
+           'NotebookPathError', 'split_path', 'MlflowHandler']
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #b6b5949e
 import ast
 import copy
 import hashlib
 import json
+import logging
 import numbers
 import os
 import re
@@ -122,8 +123,16 @@ def scrap_metrics(
         if isinstance(value, Mapping):
             found |= {f"{name}.{key}": number for key, number in scrap_metrics(value).items()}
         elif isinstance(value, numbers.Real) and not isinstance(value, bool):
-            found[re.sub(r"[^\w./ -]", "_", name)] = float(value)
+            found[name] = _as_float(value)
     return found
+
+
+def _as_float(value: numbers.Real) -> float:
+    "The nearest float, infinity where there is none"
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #6b4ad1b2
 _scrap_types = ("application/scrapbook.scrap.json+json", "application/scrapbook.scrap.text+json")
@@ -196,7 +205,32 @@ def render_html(
     describe_plots(page)
     return exporter.from_notebook_node(page, resources={"metadata": {"name": title}})[0]
 
+# %% ../../nbs/api/steps/14_notebooks.ipynb #b32e8188
+def write_whole(
+    path: Path,  # Replaced if it exists
+    text: str,  # Its new content
+) -> None:  # OSError where there is no room; the file is then as it was
+    "Write a file of which nobody ever sees a part"
+    draft = path.with_name(f"{path.name}.new")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
 # %% ../../nbs/api/steps/14_notebooks.ipynb #37ae10ea
+def _page(text: str, title: str) -> str:
+    "The rendered page of a notebook; empty where it cannot be rendered"
+    import nbformat
+
+    try:
+        return render_html(nbformat.reads(text, as_version=4), title)
+    except Exception as error:  # whatever nbconvert, its filters and the notebook come up with
+        logging.getLogger("mlpkg.steps").warning("notebook '%s' has no page: %s", title, error)
+        return ""
+
+
 def store_notebook(
     client: "MlflowClient",  # Of the store that has the run
     run_id: str,  # MLflow run
@@ -205,18 +239,15 @@ def store_notebook(
     html: bool = True,  # Also store the rendered page beside it?
 ) -> str:  # mlflow:// path of the stored notebook
     "Put an executed notebook into an MLflow run, without secrets"
-    import nbformat
-
     text = redact(Path(path).read_text(encoding="utf-8"))
     folder, name = os.path.split(artifact)
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / name
         target.write_text(text, encoding="utf-8")
         client.log_artifact(run_id, str(target), folder or None)
-        if html:
-            page = target.with_suffix(".html")
-            page.write_text(render_html(nbformat.reads(text, as_version=4), target.stem), encoding="utf-8")
-            client.log_artifact(run_id, str(page), folder or None)
+        if html and (page := _page(text, target.stem)):
+            target.with_suffix(".html").write_text(page, encoding="utf-8")
+            client.log_artifact(run_id, str(target.with_suffix(".html")), folder or None)
     return f"mlflow://{run_id}/{artifact}"
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #0f7ac4f4

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 from ..settings import Settings, load_settings
 from .execution import Execution, StepError, execute
 from .kernels import installed_kernels
-from .notebooks import code_digest, read_scraps, step_name
-from .outbox import Entry, conclude, locked_entry, recover, upload_or_keep
+from .live import reporting
+from .notebooks import code_digest, read_scraps, step_name, write_whole
+from .outbox import Entry, conclude, locked_entry, upload_or_keep
 from .parameters import check_parameters, read_parameters
+from .recovery import end_lost, recover
 from .tracking import client, end_run, log_params, start_step
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def check_step(
 ) -> None:  # ParameterError or StepError where it cannot be run
     "Check parameters and kernel, and log the parameters in the run"
     notebook = execution.notebook
-    shutil.copyfile(notebook, entry.notebook)
+    write_whole(entry.notebook, notebook.read_text(encoding="utf-8"))
     mlflow.set_tag(entry.run_id, "mlpkg.notebook_digest", code_digest(notebook))
     declared = read_parameters(notebook)
     execution.parameters = check_parameters(execution.parameters, declared, entry.step)
@@ -134,17 +135,15 @@ def _relative(path: Path, settings: Settings) -> str:
 
 # %% ../../nbs/api/steps/22_run.ipynb #e744902e
 def _conclude_failed(
-    mlflow: "MlflowClient",  # Of the entry's store
     entry: Entry,  # Of the execution that failed
     name: str,  # Of the step's run in the UI
     error: BaseException,  # What ended it
 ) -> None:
-    "Record a failed step, and upload its notebook"
+    "Write down why a step failed, and say so"
     fault = error if isinstance(error, StepError) else StepError(str(error) or type(error).__name__)
     conclude(entry, fault.status, fault.failure)
     log.error("%s", fault.traceback or fault)
     announce("end", entry.run_id, name, f"{fault.status}: {fault}", status=fault.status, error=str(fault))
-    upload_or_keep(mlflow, entry, error)
 
 # %% ../../nbs/api/steps/22_run.ipynb #fd870db7
 @contextlib.contextmanager
@@ -159,10 +158,32 @@ def _entry(
         try:
             entry = held.enter_context(locked_entry(settings, step, run_id))
         except OSError as error:
-            shutil.rmtree(Path(settings.steps.outbox) / run_id, ignore_errors=True)
             end_run(mlflow, run_id, "FAILED", {"error": str(error)})
             raise
         yield entry
+
+# %% ../../nbs/api/steps/22_run.ipynb #c602035c
+def _attempt(
+    mlflow: "MlflowClient",  # Of the entry's store
+    entry: Entry,  # Concluded at the end, whatever it is
+    name: str,  # Of the step's run in the UI
+    prepare: Callable[[], Execution],  # Makes the execution
+) -> dict[str, Any]:  # What the notebook glued; raises what `run_step` raises
+    "Check and execute a step, and conclude it"
+    try:
+        execution = prepare()
+        execution.progress = lambda at, of: announce(
+            "cell", entry.run_id, name, f"cell {at} of {of}", cell=at, cells=of
+        )
+        check_step(mlflow, entry, execution)
+        with killed_by_signals(execution):
+            execute(execution)
+        scraps = read_scraps(entry.notebook)
+    except BaseException as error:
+        _conclude_failed(entry, name, error)
+        raise
+    conclude(entry, "FINISHED")
+    return scraps
 
 # %% ../../nbs/api/steps/22_run.ipynb #4b1efd75
 def run_step(
@@ -180,27 +201,28 @@ def run_step(
     "Run a step notebook and record it in MLflow"
     settings, notebook = settings or load_settings(), Path(notebook).absolute()
     step = step or step_name(notebook)
+    name = name or step
     mlflow = client(settings)
     recover(settings)
+    end_lost(mlflow, settings)
     tags = {"mlpkg.notebook": _relative(notebook, settings), **(tags or {})}
-    name = name or step
     run_id = start_step(mlflow, settings, step, parent_run_id, tags, name)
     announce("start", run_id, name, f"started as MLflow run {run_id}")
+
+    def prepare():
+        execution = prepare_execution(settings, entry, notebook, parameters or {})
+        execution.kernel_name, execution.language = kernel_name, language
+        if on_start:
+            on_start(execution)
+        return execution
+
     with _entry(mlflow, settings, step, run_id) as entry:
         try:
-            execution = prepare_execution(settings, entry, notebook, parameters or {})
-            execution.kernel_name, execution.language = kernel_name, language
-            execution.progress = lambda at, of: announce("cell", run_id, name, f"cell {at} of {of}", cell=at, cells=of)
-            if on_start:
-                on_start(execution)
-            check_step(mlflow, entry, execution)
-            with killed_by_signals(execution):
-                execute(execution)
-            scraps = read_scraps(entry.notebook)
+            with reporting(mlflow, settings, run_id, entry.notebook):
+                scraps = _attempt(mlflow, entry, name, prepare)
         except BaseException as error:
-            _conclude_failed(mlflow, entry, name, error)
+            upload_or_keep(mlflow, entry, error)
             raise
-        conclude(entry, "FINISHED")
         stored = upload_or_keep(mlflow, entry)
         announce("end", run_id, name, f"FINISHED in {entry.seconds} s", status="FINISHED", scraps=scraps)
         return StepResult(step, run_id, stored, scraps)

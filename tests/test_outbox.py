@@ -1,0 +1,267 @@
+"""What steps leave behind: damaged entries, rivals, killed processes, lost machines. A page has one process only."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+from conftest import wait_for
+
+from mlpkg.steps.outbox import load_entry, locked_entry, waiting
+from mlpkg.steps.recovery import end_lost, outbox_state, recover
+from mlpkg.steps.run import run_step
+from mlpkg.steps.tracking import end_run, open_pipeline_run, start_step, step_runs
+
+NOTEBOOK = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
+RUN = "import sys; from mlpkg.steps.run import run_step; run_step(sys.argv[1])"
+SLOW = "import os, time\nprint(os.environ['WAREHOUSE_PASSWORD'])\nopen('{marker}', 'w').close()\ntime.sleep(120)"
+
+
+def abandoned(project, notebook: str = NOTEBOOK):
+    "An entry of the outbox as a process that was killed leaves it"
+    run_id = start_step(project.mlflow, project.settings, "count")
+    with locked_entry(project.settings, "count", run_id) as entry:
+        entry.notebook.write_text(notebook)
+    return entry
+
+
+def damage_entry(entry):
+    (entry.folder / "entry.json").write_text('{"of": "another version"}')
+
+
+def damage_tables(entry):
+    entry.tables.write_text('{"mode": }\n')
+
+
+def damage_notebook(entry):
+    entry.notebook.write_text(NOTEBOOK[:20])
+
+
+def empty_notebook(entry):
+    entry.notebook.write_text("")
+
+
+def lose_attachment(entry):
+    cell = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": "![plan](attachment:plan.png)"}
+    entry.notebook.write_text(NOTEBOOK.replace("[]", json.dumps([cell])))
+
+
+@pytest.mark.parametrize("damage", [damage_entry, damage_notebook, empty_notebook])
+def test_a_damaged_entry_stops_nobody_and_is_reported(project, damage):
+    first, second = abandoned(project), abandoned(project)
+    damage(first)
+    result = run_step(project.notebook("next", "x: int = 1"), settings=project.settings)
+    statuses = [project.mlflow.get_run(run_id).info.status for run_id in (result.run_id, second.run_id, first.run_id)]
+    assert statuses == ["FINISHED", "KILLED", "KILLED"]
+    assert waiting(project.settings) == []
+    aside = first.folder.parent / "set-aside" / first.run_id
+    assert "cannot be read" in (aside / "reason.txt").read_text()
+    for command in ("status", "sync"):
+        assert f"{aside} was set aside" in project.look(command)
+    assert f"{aside} was set aside" in " ".join(project.mlpkg("doctor", code=1).split())
+
+
+@pytest.mark.parametrize("damage", [damage_tables, lose_attachment])
+def test_a_small_damage_costs_only_what_is_damaged(project, damage):
+    entry = abandoned(project)
+    damage(entry)
+    run_step(project.notebook("next", "x: int = 1"), settings=project.settings)
+    run = project.mlflow.get_run(entry.run_id)
+    assert run.info.status == "KILLED" and "count.ipynb" in project.artifacts(run)
+    assert waiting(project.settings) == [] and outbox_state(project.settings).aside == {}
+
+
+def test_a_run_that_somebody_deleted_stops_nobody(project):
+    entry = abandoned(project)
+    project.mlflow.delete_run(entry.run_id)
+    run_step(project.notebook("next", "x: int = 1"), settings=project.settings)
+    assert waiting(project.settings) == []
+    assert list(outbox_state(project.settings).aside) == [entry.folder.parent / "set-aside" / entry.run_id]
+
+
+def test_the_notebook_is_whole_at_every_moment(project):
+    cells = ["print('x' * 900_000)"] * 12
+    notebook, seen, over = project.notebook("long", "x: int = 1", *cells), [0], threading.Event()
+
+    def watch():
+        while not over.is_set():
+            for file in (project.root / "var" / "outbox").glob("*/long.ipynb"):
+                try:
+                    json.loads(file.read_text())
+                    seen[0] += 1
+                except FileNotFoundError:
+                    pass
+                except ValueError as error:
+                    seen.append(error)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run_step(notebook, settings=project.settings)
+    over.set()
+    watcher.join()
+    assert seen[0] > 10 and seen[1:] == []
+
+
+def test_names_that_mlflow_refuses_and_numbers_that_are_too_large(project):
+    long = "isin([" + ", ".join(f"'AIRPORT{n}'" for n in range(80)) + "])"
+    found = {long: 3, long + " ": 4, "a<b": 1, "a_b": 2, "../up": 5, "": 6, "seconds": 7, "huge": 10**400}
+    cell = f"import scrapbook as sb\nsb.glue('violations', {found!r})\nsb.glue('seconds', -1)"
+    result = run_step(project.notebook("glue", "x: int = 1", cell), settings=project.settings)
+    assert result.scraps["violations"] == found
+    run = project.mlflow.get_run(result.run_id)
+    assert run.info.status == "FINISHED"
+    measured = {name: value for name, value in run.data.metrics.items() if name.startswith("violations")}
+    assert sorted(measured.values())[:7] == [1, 2, 3, 4, 5, 6, 7] and len(measured) == 8
+    assert measured["violations.a_b"] == 2
+    assert run.data.metrics["seconds"] > 0
+
+
+PRODUCE = """
+import sys
+from mlpkg.settings import load_settings
+from mlpkg.steps.outbox import conclude, locked_entry, upload
+from mlpkg.steps.tracking import client, start_step
+settings = load_settings()
+mlflow = client(settings)
+for _ in range(25):
+    run_id = start_step(mlflow, settings, "stress")
+    with locked_entry(settings, "stress", run_id) as entry:
+        (entry.folder / "tables.jsonl").touch()
+        conclude(entry, "FINISHED")
+        upload(mlflow, entry)
+"""
+RECOVER = """
+import sys
+from pathlib import Path
+from mlpkg.settings import load_settings
+from mlpkg.steps.recovery import recover
+settings = load_settings()
+while not Path(sys.argv[1]).exists():
+    if found := recover(settings):
+        sys.exit(f"took over {found}")
+"""
+
+
+def test_processes_that_recover_leave_living_entries_alone(project):
+    over = project.root / "over"
+    rivals = [project.start(sys.executable, "-c", RECOVER, str(over)) for _ in range(3)]
+    steps = [project.start(sys.executable, "-c", PRODUCE) for _ in range(2)]
+    said = [process.communicate(timeout=240)[0] for process in steps]
+    over.touch()
+    said += [process.communicate(timeout=60)[0] for process in rivals]
+    assert [process.returncode for process in steps + rivals] == [0] * 5, "\n".join(said)
+    experiment = project.mlflow.get_experiment_by_name("steps").experiment_id
+    runs = project.mlflow.search_runs([experiment])
+    assert len(runs) == 50
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert not any(name.startswith("mlpkg.failure") for run in runs for name in run.data.tags)
+    assert list((project.root / "var" / "outbox").iterdir()) == []
+
+
+def test_a_killed_step_ended_when_it_was_last_seen(project):
+    entry = abandoned(project)
+    for file in ("entry.json", "count.ipynb"):
+        os.utime(entry.folder / file, (entry.started + 7, entry.started + 7))
+    assert recover(project.settings) == [entry.run_id]
+    run = project.mlflow.get_run(entry.run_id)
+    assert run.data.metrics["seconds"] == pytest.approx(7, abs=0.1)
+    assert run.info.end_time == pytest.approx((entry.started + 7) * 1000, abs=100)
+
+
+def test_an_entry_whose_mlflow_has_another_address_now(project):
+    same, other = abandoned(project), abandoned(project)
+    for entry, uri in ((same, f"sqlite:///{project.root}/var/../var/mlflow.db"), (other, "http://old:5000")):
+        entry.tracking_uri = uri
+        entry.save()
+    moved = other.folder.rename(other.folder.with_name("e" * 32))
+    other = load_entry(moved)
+    other.run_id = "e" * 32  # which this store does not have
+    other.save()
+    assert recover(project.settings) == [same.run_id]
+    assert waiting(project.settings) == [moved]
+    for command in ("status", "sync"):
+        assert "MLFLOW_TRACKING_URI=http://old:5000 mlpkg sync" in project.look(command)
+
+
+STARTED = """
+from mlpkg.settings import load_settings
+from mlpkg.steps.tracking import client, start_step
+settings = load_settings()
+print(start_step(client(settings), settings, "count"))
+"""
+
+
+def test_a_process_that_is_killed_before_its_entry_exists(project):
+    process = project.start(sys.executable, "-c", STARTED)
+    run_id = process.communicate(timeout=60)[0].splitlines()[-1]
+    assert project.mlflow.get_run(run_id).info.status == "RUNNING"
+    run_step(project.notebook("next", "x: int = 1"), settings=project.settings)
+    run = project.mlflow.get_run(run_id)
+    assert run.info.status == "KILLED"
+    assert run.data.tags["mlpkg.failure.error"].endswith("was killed")
+
+
+@pytest.fixture
+def elsewhere(project, monkeypatch):
+    "The settings of another machine with the same MLflow, and this process as one of that machine"
+    monkeypatch.setattr("mlpkg.steps.owners.machine", lambda: "elsewhere 1")
+    steps = project.settings.steps.model_copy(update={"outbox": str(project.root / "elsewhere")})
+    return project.settings.model_copy(update={"steps": steps})
+
+
+def test_another_machine_ends_the_run_of_a_machine_that_is_gone_and_no_living_one(project, elsewhere):
+    marker = project.root / "started"
+    notebook = project.notebook("slow", "x: int = 1", SLOW.format(marker=marker), "x")
+    env = {"MLPKG_STEPS__UPLOAD_SECONDS": "1", "WAREHOUSE_PASSWORD": "a-very-secret-word"}
+    process = project.start(sys.executable, "-c", RUN, str(notebook), **env)
+    wait_for(marker.exists, what="the second cell")
+    experiment = project.mlflow.get_experiment_by_name("steps").experiment_id
+    (run,) = project.mlflow.search_runs([experiment])
+    wait_for(lambda: project.artifacts(run), 30, "the notebook in MLflow while the step runs")
+    assert "a-very-secret-word" not in json.dumps(project.stored(run))
+
+    def beat():
+        return project.mlflow.get_run(run.info.run_id).data.tags["mlpkg.heartbeat"]
+
+    # It lives; only the clocks differ by a thousand seconds.
+    before = beat()
+    assert end_lost(project.mlflow, elsewhere, now=time.time() + 1000) == []
+    wait_for(lambda: beat() != before, 30, "another heartbeat")
+    assert end_lost(project.mlflow, elsewhere, now=time.time() + 2000) == []
+
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    # The look before has noted a heartbeat, which is the last one or the last but one.
+    ended = [end_lost(project.mlflow, elsewhere, now=time.time() + later) for later in (3000, 4000)]
+    assert sum(ended, []) == [run.info.run_id]
+    run = project.mlflow.get_run(run.info.run_id)
+    assert run.info.status == "KILLED"
+    assert "has not been heard of since" in run.data.tags["mlpkg.failure.error"]
+    assert "This step was killed in cell 2" in project.stored(run).cells[0].source
+
+
+def test_a_step_that_was_taken_for_lost_has_the_last_word(project):
+    cell = (
+        "import os\nfrom mlflow import MlflowClient\n"
+        "client, run_id = MlflowClient(), os.environ['MLFLOW_RUN_ID']\n"
+        "client.set_tag(run_id, 'mlpkg.failure.error', 'not heard of')\nclient.set_terminated(run_id, 'KILLED')"
+    )
+    result = run_step(project.notebook("lives", "x: int = 1", cell), settings=project.settings)
+    run = project.mlflow.get_run(result.run_id)
+    assert run.info.status == "FINISHED" and "mlpkg.failure.error" not in run.data.tags
+
+
+def test_listings_see_more_than_a_thousand_runs(project):
+    monthly = open_pipeline_run(project.mlflow, project.settings, "monthly", "manual__1")
+    end_run(project.mlflow, monthly, "FINISHED")
+    first = open_pipeline_run(project.mlflow, project.settings, "hourly", "scheduled__0")
+    experiment = project.mlflow.get_run(first).info.experiment_id
+    tags = {"mlpkg.kind": "pipeline", "mlpkg.dag_id": "hourly", "mlflow.parentRunId": first}
+    for number in range(1, 1006):
+        project.mlflow.create_run(experiment, tags=tags | {"mlpkg.dag_run_id": f"scheduled__{number}"})
+    assert len(step_runs(project.mlflow, first)) == 1005
+    assert "monthly" in project.look("status")
+    assert "no run of step 'count'" in " ".join(project.look("notebook", monthly, "count", code=2).split())
