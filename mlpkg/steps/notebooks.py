@@ -127,7 +127,7 @@ def scrap_metrics(
     return found
 
 
-def _as_float(value: numbers.Real) -> float:
+def _as_float(value: Any) -> float:
     "The nearest float, infinity where there is none"
     try:
         return float(value)

@@ -348,7 +348,7 @@ def end_run(
     tags = {f"mlpkg.failure.{name}": _tag_value(value) for name, value in (failure or {}).items()}
     for name, value in tags.items():
         client.set_tag(run_id, name, value)
-    client.set_terminated(run_id, status, end_time=ended and int(ended * 1000))
+    client.set_terminated(run_id, status, end_time=None if ended is None else int(ended * 1000))
     before = client.get_run(run_id).data.tags
     for name in before.keys() - tags.keys():
         if name.startswith("mlpkg.failure."):
