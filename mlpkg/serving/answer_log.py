@@ -35,10 +35,11 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from ..data.lake import Lake
+from ..redaction import get_log
 from .health import Issues
 from .segments import Segment, SegmentQueue
 
-log = logging.getLogger("mlpkg.serving.answer_log")
+log = get_log("mlpkg.serving.answer_log")
 
 # %% ../../nbs/api/serving/18_answer_log.ipynb #1a071031
 _id_pattern = "[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9a-f]{32}"

@@ -31,6 +31,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from ..data.lake import open_lake
+from ..redaction import get_log
 from .answer_log import Answer, AnswerLog
 from .batching import MicroBatcher, OverloadedError, Shadow, choose_arm
 from .feedback import Feedback, FeedbackError, Truth
@@ -49,7 +50,7 @@ from .metrics import Metrics, StateCollector
 from .schemas import FeedbackAnswer, Predictions, feedback_type, request_type
 from ..settings import ServingSettings, Settings, SettingsError, load_settings
 
-log = logging.getLogger("mlpkg.serving.app")
+log = get_log("mlpkg.serving.app")
 
 # %% ../../nbs/api/serving/30_app.ipynb #a0e788b2
 def check_serving(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['mlflow_io', 'step_name', 'code_digest', 'find_unfinished', 'describe_cell', 'mark', 'read_scraps', 'scrap_metrics',
-           'show_scraps', 'plot_title', 'describe_plots', 'render_html', 'store_notebook', 'NotebookPathError',
-           'split_path', 'MlflowHandler']
+           'show_scraps', 'plot_title', 'describe_plots', 'make_passive', 'show_without_scripts', 'render_html',
+           'join_streams', 'redact_notebook', 'store_notebook', 'NotebookPathError', 'split_path', 'MlflowHandler']
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #b6b5949e
 import ast
@@ -20,13 +20,14 @@ import threading
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcore.basics import patch
 
 from ..errors import MlpkgError
-from ..redaction import redact
+from ..redaction import redact, redact_values, redactor
 from ..settings import load_settings
 from .tracking import client, tracking_uri
 
@@ -72,7 +73,7 @@ def describe_cell(
     added = sum(bool(_added & set(cell.metadata.get("tags", []))) for cell in nb.cells[: index + 1])
     lines = [line.strip() for line in nb.cells[index].source.splitlines()]
     code = [line for line in lines if line and not line.startswith("#")]
-    return f"cell {index + 1 - added}" + (f" (`{code[0][:60]}`)" if code else "")
+    return f"cell {index + 1 - added}" + (f" (`{redact(code[0])[:60]}`)" if code else "")
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #8bbd272f
 def mark(
@@ -82,7 +83,7 @@ def mark(
 ) -> None:
     "Write into an executed notebook how its execution really ended"
     now, index = datetime.now(UTC).isoformat(), find_unfinished(nb)
-    nb.metadata["mlpkg"] = {"status": status, "message": message, "ended": now}
+    nb.metadata["mlpkg"] = {"status": status, "message": redact(message), "ended": now}
     if status == "FINISHED":
         return
     nb.metadata.setdefault("papermill", {}).update(exception=True, end_time=now)
@@ -99,18 +100,19 @@ def _put_banner(nb: "NotebookNode", index: int | None, title: str, message: str)
     if any("papermill-error-cell-tag" in cell.metadata.get("tags", []) for cell in nb.cells):
         return
     where = f" in {describe_cell(nb, index)}" if index is not None else ""
-    text = f'<span style="color:red; font-size:1.6em">{title}{where}</span>\n\n{message}'
+    heading = f'<div style="color: red; font-size: 1.6em">{escape(title + where)}</div>'
+    text = f'{heading}\n\n<pre style="white-space: pre-wrap">{escape(redact(message))}</pre>'
     nb.cells.insert(0, new_markdown_cell(text, metadata={"tags": ["papermill-error-cell-tag"]}))
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #a8265ab9
 def read_scraps(
     path: str | Path,  # Executed notebook, local or mlflow://
-) -> dict[str, Any]:  # Name -> value; displays are left out
+) -> dict[str, Any]:  # Name -> value, without secrets; displays are left out
     "The values that a notebook glued"
     import scrapbook
 
     scraps = scrapbook.read_notebook(str(path)).scraps
-    return {name: scrap.data for name, scrap in scraps.items() if scrap.data is not None}
+    return redact_values({name: scrap.data for name, scrap in scraps.items() if scrap.data is not None})
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #91a3d634
 def scrap_metrics(
@@ -171,7 +173,88 @@ def describe_plots(
                 text = plot_title(cell.source) or f"Plot of {describe_cell(nb, index).partition(' (')[0]}"
                 output.metadata.setdefault(kind, {}).setdefault("alt", text)
 
+# %% ../../nbs/api/steps/14_notebooks.ipynb #60adc200
+_elements = frozenset(
+    "a abbr b blockquote body br caption center cite code col colgroup dd del details dfn dir div dl dt em figcaption "
+    "figure font h1 h2 h3 h4 h5 h6 head header hr html i img input ins kbd label li main mark meta ol p pre q s samp "
+    "section small span strike strong style sub summary sup table tbody td tfoot th thead title tr tt u ul var".split()
+)
+_dropped = frozenset(
+    "applet audio base canvas embed form frame frameset iframe link noembed noscript object plaintext script "
+    "select source template textarea track video xmp".split()
+)
+_attributes = frozenset(
+    "align alt bgcolor border cellpadding cellspacing charset checked class color colspan datetime dir disabled for "
+    "halign height href id lang name open role rowspan scope size span src start style summary tabindex title type "
+    "valign value width".split()
+)
+
+
+def _is_allowed(element: Any, name: str, value: str) -> bool:
+    "May an element of a page keep an attribute?"
+    address = re.sub(r"[\s\x00-\x1f]", "", value).lower()
+    if name == "href":
+        return element.name == "a" and (":" not in address or address.startswith(("http:", "https:", "mailto:", "#")))
+    if name == "src":
+        return element.name == "img" and address.startswith("data:image/")
+    if name in ("name", "charset") and element.name == "meta":
+        return True
+    if name == "content":
+        return element.name == "meta" and element.get("name") == "viewport"
+    return name in _attributes or name.startswith(("aria-", "data-"))
+
+# %% ../../nbs/api/steps/14_notebooks.ipynb #d396ba1e
+def _clean_element(element: Any) -> None:
+    "Take what is not allowed out of one element of a page, or the element itself"
+    if element.name in _dropped or (element.name == "style" and "<" in element.get_text()):
+        element.decompose()
+    elif element.name not in _elements or (element.name == "input" and element.get("type") != "checkbox"):
+        element.unwrap()
+    else:
+        values = {name: " ".join(text) if isinstance(text, list) else text for name, text in element.attrs.items()}
+        element.attrs = {name: text for name, text in values.items() if _is_allowed(element, name.lower(), text)}
+
+
+def make_passive(
+    page: str,  # HTML, a document or a part of one
+) -> str:  # The same, without what runs, loads, submits or redirects
+    "Keep of a page what can only be looked at"
+    from bs4 import BeautifulSoup, Doctype
+    from bs4.element import PreformattedString
+
+    soup = BeautifulSoup(page, "html.parser")
+    for text in soup.find_all(
+        string=lambda text: isinstance(text, PreformattedString) and not isinstance(text, Doctype)
+    ):
+        text.extract()  # a comment or the like
+    for element in soup.find_all(True):
+        if not element.decomposed:
+            _clean_element(element)
+    return str(soup)
+
+# %% ../../nbs/api/steps/14_notebooks.ipynb #f17f76af
+_shown = ("text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain")
+
+
+def show_without_scripts(
+    nb: "NotebookNode",  # Changed in place
+) -> None:
+    "Choose of each output what can be shown without a script"
+    from bs4 import BeautifulSoup
+
+    for output in (output for cell in nb.cells for output in cell.get("outputs", [])):
+        data = output.get("data", {})
+        hidden = data and not set(_shown) & data.keys()
+        if "<script" in data.get("text/html", "").lower():
+            rest = BeautifulSoup(make_passive(data["text/html"]), "html.parser")
+            if not rest.get_text(strip=True) and not rest.find("img"):
+                del data["text/html"]
+                hidden = not set(_shown) & data.keys()
+        if hidden:
+            data["text/plain"] = "[This output needs a script. It is in the notebook, which JupyterLab shows.]"
+
 # %% ../../nbs/api/steps/14_notebooks.ipynb #f76b7744
+_policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _template = """{% extends 'lab/index.html.j2' %}
 {% macro with_alt(image, kind, output) -%}
 {{ image | replace('<img', '<img alt="' ~ (output | get_metadata('alt', kind) | escape_html) ~ '"', 1) }}
@@ -189,12 +272,44 @@ def render_html(
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
-    # Pages are read inside MLflow, perhaps without internet: no script from another host.
-    config = Config({"HTMLExporter": {"mathjax_url": "", "require_js_url": "", "jquery_url": ""}})
+    config = Config({"NbConvertBase": {"display_data_priority": list(_shown)}})
     exporter, page = HTMLExporter(config=config, template_name="lab"), show_scraps(nb)
     exporter.raw_template = _template
     describe_plots(page)
-    return exporter.from_notebook_node(page, resources={"metadata": {"name": title}})[0]
+    show_without_scripts(page)
+    text = make_passive(exporter.from_notebook_node(page, resources={"metadata": {"name": title}})[0])
+    return text.replace("<head>", f'<head><meta http-equiv="Content-Security-Policy" content="{_policy}"/>', 1)
+
+# %% ../../nbs/api/steps/14_notebooks.ipynb #67535796
+def join_streams(
+    nb: "NotebookNode",  # Changed in place
+) -> None:
+    "Make outputs that follow each other in the same stream one output"
+    for cell in nb.cells:
+        joined: list = []
+        for output in cell.get("outputs", []):
+            last = joined[-1] if joined else {}
+            if output.output_type == "stream" and last.get("name") == output.name:
+                last["text"] += output["text"]
+            else:
+                joined.append(output)
+        if joined:
+            cell["outputs"] = joined
+
+
+def redact_notebook(
+    text: str,  # A notebook as JSON text
+) -> str:  # The same, without secrets
+    "Take secrets out of a notebook"
+    import nbformat
+
+    clean = redactor()
+    try:
+        nb = nbformat.v4.reads(text)
+        join_streams(nb)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return clean(text)
+    return nbformat.v4.writes(nbformat.from_dict(redact_values(nb, clean)))
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #37ae10ea
 def store_notebook(
@@ -207,7 +322,7 @@ def store_notebook(
     "Put an executed notebook into an MLflow run, without secrets"
     import nbformat
 
-    text = redact(Path(path).read_text(encoding="utf-8"))
+    text = redact_notebook(Path(path).read_text(encoding="utf-8"))
     folder, name = os.path.split(artifact)
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / name

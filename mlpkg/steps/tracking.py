@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from ..errors import MlpkgError
+from ..redaction import redact, redact_values, redactor
 from ..settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -201,7 +202,8 @@ def log_params(
     "Log parameters"
     from mlflow.entities import Param
 
-    client.log_batch(run_id, params=[Param(name, str(value)[:6000]) for name, value in params.items()])
+    clean = redactor()
+    client.log_batch(run_id, params=[Param(name, clean(str(value))[:6000]) for name, value in params.items()])
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #11346bf8
 def find_run(
@@ -245,7 +247,7 @@ def start_step(
     name: str | None = None,  # Shown in the UI; the step's name unless given
 ) -> str:  # MLflow run id, status RUNNING
     "Open the run of one attempt of a step"
-    own = {"mlpkg.kind": "step", "mlpkg.step": step, **(tags or {})}
+    own = {"mlpkg.kind": "step", "mlpkg.step": step, **redact_values(tags or {})}
     if parent_run_id:
         parent = client.get_run(parent_run_id)
         experiment = parent.info.experiment_id
@@ -253,7 +255,7 @@ def start_step(
         own["mlflow.parentRunId"] = parent_run_id
     else:
         experiment = experiment_id(client, "steps", settings)
-    return client.create_run(experiment, tags=provenance(settings) | own, run_name=name or step).info.run_id
+    return client.create_run(experiment, tags=provenance(settings) | own, run_name=redact(name or step)).info.run_id
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #4f14c105
 def step_runs(
@@ -287,7 +289,7 @@ def log_tables(
 
     inputs = []
     for use in uses:
-        source = json.dumps({"path": use["uri"], "delta_table_version": use["version"]})
+        source = json.dumps({"path": redact(use["uri"]), "delta_table_version": use["version"]})
         profile = json.dumps({"num_rows": use.get("rows")})
         data = Dataset(use["name"], f"v{use['version']}", "delta_table", source, profile=profile)
         inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", use["mode"])]))
@@ -306,7 +308,7 @@ def end_run(
 ) -> None:
     "Close a run with its true status"
     for name, value in (failure or {}).items():
-        client.set_tag(run_id, f"mlpkg.failure.{name}", _colours.sub("", str(value))[-5000:])
+        client.set_tag(run_id, f"mlpkg.failure.{name}", _colours.sub("", redact(str(value)))[-5000:])
     client.set_terminated(run_id, status)
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #e7415652
