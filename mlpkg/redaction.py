@@ -41,14 +41,20 @@ def _lenient(
 
 
 @functools.lru_cache(maxsize=1000)
-def _char(char: str) -> str:
+def _char(
+    char: str,  # One character, or several backslashes: one expression for each would try all ways to share them out
+) -> str:
     "Regular expression for a character in any of its spellings"
     if char.isascii() and char.isalnum():
         return char
-    indent = r"[ \t]*" if char == "\n" else ""
-    escaped = "" if char == "\\" else r"\\{0,8}"  # before a quote, or whatever else somebody escapes
+    if char[0] == "\\":  # escaped twice at least, and three times where it stands alone
+        count = len(char)
+        encoded = (f"(?:{re.escape(text)}){{{count}}}" for text in ("%5C", "%5c", "&#92;", "&#x5c;"))
+        return rf"(?:{'|'.join(encoded)}|\\{{{count},{max(8, 4 * count)}}})"
+    indent = r"[ \t]{0,40}" if char == "\n" else ""
     others = sorted(_spellings(char) - {char}, key=len, reverse=True)
-    return f"(?:{'|'.join([*map(_lenient, others), escaped + _lenient(char)])}){indent}"
+    # A quote, or whatever else somebody escapes, may have backslashes before it.
+    return rf"(?:{'|'.join(map(_lenient, others))}|\\{{0,8}}{re.escape(char)}){indent}"
 
 # %% ../nbs/api/04_redaction.ipynb #e979a2db
 def _base64(
@@ -68,8 +74,9 @@ def _openings(
     value: str,  # A secret, or its base64
 ) -> Iterator[tuple[str, str]]:  # First character as it may stand in a text, regular expression for the rest
     "The ways in which a secret may begin"
-    rest = "".join(map(_char, value[1:]))
-    for spelling in sorted(_spellings(value[0]), key=len, reverse=True):
+    start, *others = re.findall(r"\\+|[^\\]", value)
+    rest = "".join(map(_char, [*filter(None, [start[1:]]), *others]))
+    for spelling in sorted(_spellings(start[0]), key=len, reverse=True):
         tail = spelling.lstrip("\\") if spelling[0] == "\\" else spelling[1:]
         more = r"\\{0,7}" if spelling[0] == "\\" else ""
         yield spelling[0], more + _lenient(tail) + rest
@@ -82,12 +89,12 @@ def _pattern(
     "What finds secrets in any spelling"
     groups: dict[str, dict[str, None]] = {}
     for value in secrets:
-        for form in (value, *_base64(value)):
-            for first, rest in _openings(form):
-                groups.setdefault(first, {})[rest] = None
-    return (
-        re.compile("|".join(f"{re.escape(c)}(?:{'|'.join(rests)})" for c, rests in groups.items())) if groups else None
-    )
+        for first, rest in _openings(value):
+            groups.setdefault(first, {})[rest] = None
+        for first, rest in (opening for form in _base64(value) for opening in _openings(form)):
+            groups.setdefault(first, {})[rest + "[A-Za-z0-9+/_-]?={0,2}"] = None  # its end, mixed with what follows
+    branches = "|".join(f"{re.escape(first)}(?:{'|'.join(rests)})" for first, rests in groups.items())
+    return re.compile(branches) if groups else None
 
 # %% ../nbs/api/04_redaction.ipynb #8d85b6e7
 _url_password = re.compile(r"(://[^\s:/@\"']*:)[^\s/\"']+(@)")

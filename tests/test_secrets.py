@@ -113,14 +113,15 @@ for secret in secrets:
 SHOW = """
 from IPython.display import HTML, Markdown, display
 for secret in secrets:
-    display(HTML(f"<table><tr><td>{html.escape(secret)}</td></tr></table>"), Markdown(secret), {secret: [secret]})
+    display(HTML(f"<table><tr><td>{html.escape(secret)}</td></tr></table>"), Markdown(f"see {secret}"))
+    display({secret: [secret]})
 """
 
 GLUE = """
 import scrapbook as sb
 for number, secret in enumerate(secrets):
     sb.glue(f"text {number}", f"made with {secret}")
-    sb.glue(f"nested {number}", {"lines": secret.splitlines(), secret: 1.5})
+    sb.glue(f"nested {number}", {"lines": secret.splitlines(), secret.replace("//", "-"): 1.5})
 """
 
 
@@ -386,7 +387,7 @@ def test_a_large_notebook_is_redacted_in_a_moment():
 
 
 @pytest.mark.parametrize(
-    "text", ["\\" * 300_000, "&" * 300_000, "%" * 300_000, "a" * 300_000, "://" * 100_000, "=" * 300_000]
+    "text", ["\\" * 100_000, "&" * 300_000, "%" * 300_000, "a" * 300_000, "://" * 100_000, "=" * 300_000]
 )
 def test_no_text_makes_redaction_slow(text):
     env = SECRETS | {"ODD_SECRET": 'a\\\\\\\\"\\\\"&&%%%aaaaaaaa', "LONG_SECRET": "\\" * 30 + "abc123"}
