@@ -21,7 +21,8 @@ from fastcore.basics import patch
 
 from ..errors import MlpkgError
 from ..redaction import get_log
-from .answer_log import Answer, AnswerLog
+from .answer_log import AnswerLog
+from .answers import Answer
 from .loader import ServedModel
 from .metrics import Metrics
 from ..settings import ServingSettings
