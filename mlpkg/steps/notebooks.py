@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['mlflow_io', 'step_name', 'code_digest', 'find_unfinished', 'describe_cell', 'mark', 'read_scraps', 'scrap_metrics',
-           'show_scraps', 'plot_title', 'describe_plots', 'make_passive', 'show_without_scripts', 'render_html',
-           'join_streams', 'redact_notebook', 'store_notebook', 'NotebookPathError', 'split_path', 'MlflowHandler']
+           'show_scraps', 'plot_title', 'describe_plots', 'show_without_scripts', 'render_html', 'join_streams',
+           'redact_notebook', 'store_notebook', 'NotebookPathError', 'split_path', 'MlflowHandler']
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #b6b5949e
 import ast
@@ -29,6 +29,7 @@ from fastcore.basics import patch
 from ..errors import MlpkgError
 from ..redaction import redact, redact_values, redactor
 from ..settings import load_settings
+from .passive import make_passive
 from .tracking import client, tracking_uri
 
 if TYPE_CHECKING:
@@ -172,65 +173,6 @@ def describe_plots(
             for kind in {"image/png", "image/jpeg"} & set(output.get("data", {})):
                 text = plot_title(cell.source) or f"Plot of {describe_cell(nb, index).partition(' (')[0]}"
                 output.metadata.setdefault(kind, {}).setdefault("alt", text)
-
-# %% ../../nbs/api/steps/14_notebooks.ipynb #60adc200
-_elements = frozenset(
-    "a abbr b blockquote body br caption center cite code col colgroup dd del details dfn dir div dl dt em figcaption "
-    "figure font h1 h2 h3 h4 h5 h6 head header hr html i img input ins kbd label li main mark meta ol p pre q s samp "
-    "section small span strike strong style sub summary sup table tbody td tfoot th thead title tr tt u ul var".split()
-)
-_dropped = frozenset(
-    "applet audio base canvas embed form frame frameset iframe link noembed noscript object plaintext script "
-    "select source template textarea track video xmp".split()
-)
-_attributes = frozenset(
-    "align alt bgcolor border cellpadding cellspacing charset checked class color colspan datetime dir disabled for "
-    "halign height href id lang name open role rowspan scope size span src start style summary tabindex title type "
-    "valign value width".split()
-)
-
-
-def _is_allowed(element: Any, name: str, value: str) -> bool:
-    "May an element of a page keep an attribute?"
-    address = re.sub(r"[\s\x00-\x1f]", "", value).lower()
-    if name == "href":
-        return element.name == "a" and (":" not in address or address.startswith(("http:", "https:", "mailto:", "#")))
-    if name == "src":
-        return element.name == "img" and address.startswith("data:image/")
-    if name in ("name", "charset") and element.name == "meta":
-        return True
-    if name == "content":
-        return element.name == "meta" and element.get("name") == "viewport"
-    return name in _attributes or name.startswith(("aria-", "data-"))
-
-# %% ../../nbs/api/steps/14_notebooks.ipynb #d396ba1e
-def _clean_element(element: Any) -> None:
-    "Take what is not allowed out of one element of a page, or the element itself"
-    if element.name in _dropped or (element.name == "style" and "<" in element.get_text()):
-        element.decompose()
-    elif element.name not in _elements or (element.name == "input" and element.get("type") != "checkbox"):
-        element.unwrap()
-    else:
-        values = {name: " ".join(text) if isinstance(text, list) else text for name, text in element.attrs.items()}
-        element.attrs = {name: text for name, text in values.items() if _is_allowed(element, name.lower(), text)}
-
-
-def make_passive(
-    page: str,  # HTML, a document or a part of one
-) -> str:  # The same, without what runs, loads, submits or redirects
-    "Keep of a page what can only be looked at"
-    from bs4 import BeautifulSoup, Doctype
-    from bs4.element import PreformattedString
-
-    soup = BeautifulSoup(page, "html.parser")
-    for text in soup.find_all(
-        string=lambda text: isinstance(text, PreformattedString) and not isinstance(text, Doctype)
-    ):
-        text.extract()  # a comment or the like
-    for element in soup.find_all(True):
-        if not element.decomposed:
-            _clean_element(element)
-    return str(soup)
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #f17f76af
 _shown = ("text/html", "text/markdown", "image/svg+xml", "text/latex", "image/png", "image/jpeg", "text/plain")
