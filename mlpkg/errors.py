@@ -5,6 +5,15 @@
 # %% auto #0
 __all__ = ['MlpkgError']
 
+# %% ../nbs/api/02_errors.ipynb #eeb728b2
+from .redaction import redact_values
+
 # %% ../nbs/api/02_errors.ipynb #e0000003
 class MlpkgError(Exception):
-    "An error whose message says what is wrong and what to do about it"
+    "An error whose message says what is wrong and what to do about it, without secrets"
+
+    def __init__(
+        self,
+        *args: object,  # The message, as for any exception; secrets in texts are replaced
+    ):
+        super().__init__(*redact_values(args))

@@ -16,15 +16,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from .errors import MlpkgError
+from .secrets import hide, url_passwords
 
 # %% ../nbs/api/00_settings.ipynb #180f5e5c
 class Group(BaseModel):
     "A group of settings: unknown keys are refused, values are read-only"
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def model_post_init(self, context: object) -> None:
+        "Make what is secret in these settings known to redaction"
+        for value in self.__dict__.values():
+            if isinstance(value, SecretStr):
+                hide(value.get_secret_value())
+            elif isinstance(value, str):
+                hide(*url_passwords(value))
 
 
 class SettingsError(MlpkgError, ValueError):
@@ -142,7 +151,9 @@ class NotifySettings(Group):
     "Who is told about failures, alarms and promotions"
 
     channel: Literal["log", "webhook", "email"] = Field("log", description="How messages are sent")
-    webhook: str = Field("", description="Address that gets a JSON message; set it in the environment if it is secret")
+    webhook: SecretStr = Field(
+        SecretStr(""), description="Address that gets a JSON message: a secret, so set MLPKG_NOTIFY__WEBHOOK instead"
+    )
     email: str = Field("", description="Address that gets an e-mail")
     sender: str = Field("mlpkg@localhost", description="Address that e-mails come from")
     smtp: str = Field("localhost:25", description="Mail server; login from MLPKG_SMTP_USER and MLPKG_SMTP_PASSWORD")

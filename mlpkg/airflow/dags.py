@@ -21,6 +21,7 @@ from fastcore.basics import patch
 
 from .notify import Message, send
 from .operators import NotebookOperator, run_params, run_url
+from ..redaction import get_log
 from ..settings import load_settings
 from ..steps.notebooks import step_name
 from ..steps.recovery import end_lost, recover
@@ -110,7 +111,7 @@ def _close(
     return status
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #0cfd72c1
-log = logging.getLogger("mlpkg.steps")
+log = get_log("mlpkg.steps")
 
 
 def close_forgotten(

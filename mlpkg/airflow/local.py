@@ -25,13 +25,14 @@ from fastcore.basics import patch
 from filelock import FileLock
 
 from ..errors import MlpkgError
+from ..redaction import get_log
 from ..settings import Settings
 from ..steps.live import reporting
 from ..steps.outbox import Entry, conclude, locked_entry, upload
 from ..steps.owners import owner_tags
 from ..steps.tracking import client, end_orphans, end_run, pipeline_runs, step_runs
 
-log = logging.getLogger("mlpkg.steps")
+log = get_log("mlpkg.steps")
 
 # %% ../../nbs/api/airflow/16_local.ipynb #322c93b8
 def airflow_env(

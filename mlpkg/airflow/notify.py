@@ -7,16 +7,17 @@ __all__ = ['log', 'Message', 'send']
 
 # %% ../../nbs/api/airflow/10_notify.ipynb #f3a666bb
 import json
-import logging
 import os
 import smtplib
+import ssl
 import urllib.request
 from dataclasses import asdict, dataclass
 from email.message import EmailMessage
 
+from ..redaction import get_log, redact_values
 from ..settings import NotifySettings, SettingsError
 
-log = logging.getLogger("mlpkg.airflow.notify")
+log = get_log("mlpkg.airflow.notify")
 
 # %% ../../nbs/api/airflow/10_notify.ipynb #e9b44b8d
 @dataclass(frozen=True)
@@ -33,13 +34,14 @@ class Message:
 # %% ../../nbs/api/airflow/10_notify.ipynb #a5472598
 def _post(message: Message, rules: NotifySettings) -> None:
     "Send to the webhook; OSError where it does not answer, or answers with an error"
-    if not rules.webhook.startswith(("https://", "http://")):
+    address = rules.webhook.get_secret_value()
+    if not address.startswith(("https://", "http://")):
         raise SettingsError(
-            f"notify.webhook: {rules.webhook!r} is not allowed: give an http(s) address, for instance in the "
-            "environment variable MLPKG_NOTIFY__WEBHOOK"
+            "notify.webhook: what was given, a secret that is not shown, is not allowed: give an address that begins "
+            "with https:// or http:// in the environment variable MLPKG_NOTIFY__WEBHOOK"
         )
     body = json.dumps({**asdict(message), "text": str(message), "summary": message.text}).encode()
-    request = urllib.request.Request(rules.webhook, body, {"Content-Type": "application/json"})  # noqa: S310
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})  # noqa: S310
     with urllib.request.urlopen(request, timeout=10):  # noqa: S310  (scheme checked above)
         pass
 
@@ -61,7 +63,7 @@ def _mail(message: Message, rules: NotifySettings) -> None:
     user, password = os.environ.get("MLPKG_SMTP_USER"), os.environ.get("MLPKG_SMTP_PASSWORD")
     with smtplib.SMTP(host, int(port or 25), timeout=10) as server:
         if user and password:
-            server.starttls()  # a password is never sent unencrypted
+            server.starttls(context=ssl.create_default_context())  # encrypted, to the server that the certificate names
             server.login(user, password)
         server.send_message(letter)
 
@@ -70,7 +72,8 @@ def send(
     message: Message,
     rules: NotifySettings,  # From `load_settings().notify`
 ) -> None:  # SettingsError for an address that is not allowed, OSError or SMTPException where it is not reached
-    "Log a message, and deliver it through the channel in the settings"
+    "Log a message, and deliver it through the channel in the settings, without secrets"
+    message = Message(**redact_values(asdict(message)))
     log.warning("%s", message)
     if rules.channel == "webhook":
         _post(message, rules)

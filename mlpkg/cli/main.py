@@ -41,8 +41,9 @@ def mlflow_server(
     from mlpkg.steps.tracking import client, tracking_uri
 
     client(settings)  # creates the tables of a new store
-    artifacts = str(settings.tracking.artifacts)
-    store = ["--backend-store-uri", tracking_uri(settings), "--default-artifact-root", artifacts]
+    artifacts = settings.tracking.artifacts
+    root = ["--default-artifact-root", artifacts] if artifacts else []
+    store = ["--backend-store-uri", tracking_uri(settings), *root]
     return ["mlflow", "server", *store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
 
 # %% ../../nbs/api/cli/18_main.ipynb #18f749a6

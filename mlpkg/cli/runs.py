@@ -317,8 +317,8 @@ def notebook_command(
     Example: [bold]mlpkg notebook 3f2a91c0 train --open[/bold]
     """
     import nbformat
+    from mlpkg.steps.notebook_paths import mlflow_io
 
-    from mlpkg.steps.notebooks import mlflow_io
     from mlpkg.steps.tracking import client
 
     mlflow = client(current_settings())

@@ -26,8 +26,9 @@ from threadpoolctl import ThreadpoolController
 
 from ..data.inputs import Input, prepare
 from ..errors import MlpkgError
+from ..redaction import get_log
 
-log = logging.getLogger("mlpkg.models.scoring")
+log = get_log("mlpkg.models.scoring")
 
 # %% ../../nbs/api/models/10_scoring.ipynb #9ea18a34
 class ScoringError(MlpkgError, ValueError):

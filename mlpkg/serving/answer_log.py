@@ -25,11 +25,12 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from ..data.lake import Lake
+from ..redaction import get_log
 from .answers import Answer, from_lines, request_id_pattern, to_line
 from .health import Issues
 from .segments import Segment, SegmentQueue
 
-log = logging.getLogger("mlpkg.serving.answer_log")
+log = get_log("mlpkg.serving.answer_log")
 
 # %% ../../nbs/api/serving/18_answer_log.ipynb #4ac0249e
 class Buffer:

@@ -30,6 +30,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from ..data.lake import open_lake
+from ..redaction import get_log
 from .answer_log import AnswerLog
 from .answers import Answer
 from .batching import MicroBatcher, OverloadedError, Shadow, choose_arm
@@ -49,7 +50,7 @@ from .schemas import FeedbackAnswer, Predictions, feedback_type, request_type
 from .status import ModelDescription, Readiness, champion_model, describe_model, describe_readiness
 from ..settings import Settings, SettingsError, load_settings
 
-log = logging.getLogger("mlpkg.serving.app")
+log = get_log("mlpkg.serving.app")
 
 # %% ../../nbs/api/serving/30_app.ipynb #a0e788b2
 def check_serving(

@@ -9,7 +9,6 @@ __all__ = ['log', 'PendingRequest', 'predict_together', 'OverloadedError', 'Micr
 # %% ../../nbs/api/serving/26_batching.ipynb #c26d59ca
 import asyncio
 import hashlib
-import logging
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +20,14 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..errors import MlpkgError
+from ..redaction import get_log
 from .answer_log import AnswerLog
 from .answers import Answer
 from .loader import ServedModel
 from .metrics import Metrics
 from ..settings import ServingSettings
 
-log = logging.getLogger("mlpkg.serving.batching")
+log = get_log("mlpkg.serving.batching")
 
 # %% ../../nbs/api/serving/26_batching.ipynb #0c95daae
 @dataclass(slots=True)

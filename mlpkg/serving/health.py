@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from fastcore.basics import patch
 
-from ..redaction import redact
+from ..redaction import get_log, redact
 
 # %% ../../nbs/api/serving/10_health.ipynb #2777e6f7
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def issue_words(
     return " ".join(text.split())[:limit]
 
 # %% ../../nbs/api/serving/10_health.ipynb #a983223b
-log = logging.getLogger("mlpkg.serving.health")
+log = get_log("mlpkg.serving.health")
 
 
 class Issues:

@@ -10,7 +10,6 @@ __all__ = ['log', 'ApiError', 'FieldError', 'Problem', 'problem_response', 'key_
 import hashlib
 import hmac
 import ipaddress
-import logging
 import re
 import secrets
 import time
@@ -31,12 +30,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..data.inputs import Input
 from ..errors import MlpkgError
+from ..redaction import get_log
 from .answers import new_request_id
 from .metrics import Metrics
 from .schemas import field_errors
 from ..settings import ServingSettings
 
-log = logging.getLogger("mlpkg.serving.http")
+log = get_log("mlpkg.serving.http")
 
 # %% ../../nbs/api/serving/28_http.ipynb #10f904aa
 class ApiError(MlpkgError):
@@ -51,7 +51,7 @@ class ApiError(MlpkgError):
         headers: Mapping[str, str] | None = None,  # Further headers of the response
     ):
         super().__init__(detail)
-        self.status, self.kind, self.detail, self.errors = status, kind, detail, errors
+        self.status, self.kind, self.detail, self.errors = status, kind, str(self), errors  # without secrets
         self.headers = dict(headers or {})
 
 # %% ../../nbs/api/serving/28_http.ipynb #fa2031dd

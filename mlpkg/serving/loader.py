@@ -31,6 +31,7 @@ from ..errors import MlpkgError
 from ..models.registry import Loaded, Version, get_version, load_folder, registered_model
 from ..models.scoring import Scorer, synthetic_records
 from ..models.storage import download
+from ..redaction import get_log
 from .health import Issues
 from .schemas import request_type
 from ..settings import Settings
@@ -39,7 +40,7 @@ from ..steps.tracking import client, tracking_uri
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-log = logging.getLogger("mlpkg.serving.loader")
+log = get_log("mlpkg.serving.loader")
 
 # %% ../../nbs/api/serving/14_loader.ipynb #905a843f
 @dataclass(frozen=True, eq=False)

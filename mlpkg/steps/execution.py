@@ -23,7 +23,7 @@ from papermill.engines import NBClientEngine, NotebookExecutionManager, papermil
 from papermill.exceptions import PapermillExecutionError
 
 from ..errors import MlpkgError
-from ..redaction import redact
+from ..redaction import get_log, redact
 from .kernels import KernelError, StepKernel, inherited_env, kill_group, socket_folder
 from .notebooks import describe_cell, find_unfinished, write_whole
 
@@ -39,7 +39,8 @@ class StepError(MlpkgError, RuntimeError):
         status: str = "FAILED",  # FAILED, or KILLED when somebody ended it
     ):
         # Error messages often show values, and end up in logs and tags: secrets are taken out here, once and for all.
-        self.message, self.cell, self.traceback, self.status = redact(message), cell, redact(traceback), status
+        self.message, self.cell, self.traceback = map(redact, (message, cell, traceback))
+        self.status = status
         super().__init__(f"{cell}: {self.message}" if cell else self.message)
 
 # %% ../../nbs/api/steps/18_execution.ipynb #3068b2d1
@@ -52,7 +53,7 @@ def failure(
     return {name: text for name, text in parts.items() if text}
 
 # %% ../../nbs/api/steps/18_execution.ipynb #09ad757f
-log = logging.getLogger("mlpkg.steps")
+log = get_log("mlpkg.steps")
 
 
 @dataclass
@@ -131,6 +132,7 @@ class BoundedClient(PapermillNotebookClient):
     ):
         super().__init__(record, **kwargs)
         self.limit, self.printed, self.dropped = limit, 0, 0
+        self.unfinished: dict[str, str] = {}  # Stream -> what it printed after its last line break
 
 # %% ../../nbs/api/steps/18_execution.ipynb #b98b4d0a
 @patch
@@ -146,7 +148,7 @@ def fits(
     part = room if msg["msg_type"] == "stream" else 0
     self.dropped += size - part
     if part:
-        content["text"] = content["text"][:part]
+        content["text"] = redact(content["text"])[:part]  # else half of a secret might stay
     return part > 0
 
 # %% ../../nbs/api/steps/18_execution.ipynb #42d7374c
@@ -174,8 +176,11 @@ def log_output_message(
 ) -> None:
     "Send what a cell prints to the log while it runs"
     if output.output_type == "stream":
-        for line in output.text.splitlines():
-            log.info("%s", redact(line))
+        text = self.unfinished.pop(output.name, "") + output.text
+        end = max(text.rfind("\n"), text.rfind("\r")) + 1
+        self.unfinished[output.name] = text[end:]  # a line that has not ended may stop in the middle of a secret
+        for line in redact(text[:end]).splitlines():
+            log.info("%s", line)
 
 # %% ../../nbs/api/steps/18_execution.ipynb #6b3c40c5
 @patch
@@ -183,7 +188,10 @@ def note_dropped(
     self: BoundedClient,
     cell: nbformat.NotebookNode,  # The cell that has just ended
 ) -> None:
-    "Say in the notebook that output is missing, and start counting anew"
+    "Log a last line without a line break, say in the notebook that output is missing, and start counting anew"
+    for line in filter(None, self.unfinished.values()):
+        log.info("%s", line)
+    self.unfinished.clear()
     if self.dropped:
         text = f"\n[{self.dropped:,} more characters were dropped here: steps.output_limit in settings.ini]\n"
         cell.outputs.append(nbformat.v4.new_output("stream", name="stderr", text=text))

@@ -7,7 +7,6 @@ __all__ = ['log', 'installed_kernels', 'inherited_env', 'socket_folder', 'remove
            'KernelError', 'StepKernel']
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #adc3dad3
-import logging
 import os
 import secrets
 import shutil
@@ -22,7 +21,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
 from ..errors import MlpkgError
-from ..redaction import redact
+from ..redaction import get_log, redact
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #d113d2d0
 def installed_kernels() -> list[str]:  # Names, sorted
@@ -48,7 +47,7 @@ def remove_sockets(
         shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #b3225148
-log = logging.getLogger("mlpkg.steps")
+log = get_log("mlpkg.steps")
 
 
 def kill_group(
@@ -82,7 +81,7 @@ class KernelError(MlpkgError, RuntimeError):
         words: str = "",  # What its process wrote; secrets in it are replaced
     ):
         self.words = redact(words)
-        super().__init__(redact(message))
+        super().__init__(message)
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #fc1d97e3
 # Run by a Python kernel before its first cell. None of it changes what a notebook computes.
@@ -146,7 +145,8 @@ def close(self: StepKernel) -> None:
 def last_words(self: StepKernel) -> str:  # At most 4,000 characters; "" where it wrote nothing
     "The end of what the kernel's process wrote, errors last"
     files = [file for name in ("stdout", "stderr") if (file := self.folder / name).is_file()]
-    texts = [file.read_bytes()[-4000:].decode("utf-8", "replace").strip() for file in files]
+    # Secrets go before the text is cut: the rest of one that was cut in two would not be found.
+    texts = [redact(file.read_bytes()[-100_000:].decode("utf-8", "replace")).strip() for file in files]
     return "\n".join(text for text in texts if text)[-4000:]
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #692e13b7

@@ -7,7 +7,6 @@ __all__ = ['log', 'Reporter', 'reporting']
 
 # %% ../../nbs/api/steps/19_live.ipynb #15188cbf
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fastcore.basics import patch
 
+from ..redaction import get_log
 from ..settings import Settings
 from .notebooks import store_notebook
 from .owners import heartbeat
@@ -23,7 +23,7 @@ from .owners import heartbeat
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-log = logging.getLogger("mlpkg.steps")
+log = get_log("mlpkg.steps")
 
 # %% ../../nbs/api/steps/19_live.ipynb #1bea4b9d
 class Reporter:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from fastcore.basics import patch
 
 from ..errors import MlpkgError
+from ..redaction import get_log
 from ..settings import Settings
 from .metrics import log_metrics, metric_names
 from .notebooks import mark, read_scraps, scrap_metrics, store_notebook, write_whole
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 # %% ../../nbs/api/steps/20_outbox.ipynb #78fa83bc
-log = logging.getLogger("mlpkg.steps")
+log = get_log("mlpkg.steps")
 
 
 @dataclass

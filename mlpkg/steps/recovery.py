@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from fastcore.basics import patch
 
-from ..redaction import redact
+from ..redaction import get_log, redact
 from ..settings import Settings
 from .kernels import remove_sockets
 from .notebooks import mark, store_notebook, write_whole
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-log = logging.getLogger("mlpkg.steps")
+log = get_log("mlpkg.steps")
 
 # %% ../../nbs/api/steps/21_recovery.ipynb #904d0932
 def last_sign(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..redaction import get_log
 from ..settings import Settings, load_settings
 from .execution import Execution, StepError, execute
 from .kernels import installed_kernels
@@ -30,7 +31,7 @@ from .tracking import client, end_run, log_params, start_step
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-log = logging.getLogger("mlpkg.steps")
+log = get_log("mlpkg.steps")
 
 # %% ../../nbs/api/steps/22_run.ipynb #fe41059b
 @dataclass(frozen=True)

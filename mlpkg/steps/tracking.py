@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from ..errors import MlpkgError
+from ..redaction import get_log, redact, redact_values, redactor
 from ..settings import Settings, load_settings
 from .owners import owner_tags
 
@@ -40,7 +41,7 @@ class TrackingError(MlpkgError, RuntimeError):
     "MLflow cannot be used; the message says which store and what to do"
 
 
-log = logging.getLogger("mlpkg.steps")
+log = get_log("mlpkg.steps")
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #54d70484
 def tracking_uri(
@@ -206,7 +207,8 @@ def log_params(
     "Log parameters"
     from mlflow.entities import Param
 
-    client.log_batch(run_id, params=[Param(name, str(value)[:6000]) for name, value in params.items()])
+    clean = redactor()
+    client.log_batch(run_id, params=[Param(name, clean(str(value))[:6000]) for name, value in params.items()])
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #7ca5940c
 def refused(
@@ -259,7 +261,7 @@ def start_step(
     name: str | None = None,  # Shown in the UI; the step's name unless given
 ) -> str:  # MLflow run id, status RUNNING
     "Open the run of one attempt of a step"
-    own = {"mlpkg.kind": "step", "mlpkg.step": step, **owner_tags(), **(tags or {})}
+    own = {"mlpkg.kind": "step", "mlpkg.step": step, **owner_tags(), **redact_values(tags or {})}
     if parent_run_id:
         parent = client.get_run(parent_run_id)
         experiment = parent.info.experiment_id
@@ -267,7 +269,7 @@ def start_step(
         own["mlflow.parentRunId"] = parent_run_id
     else:
         experiment = experiment_id(client, "steps", settings)
-    return client.create_run(experiment, tags=provenance(settings) | own, run_name=name or step).info.run_id
+    return client.create_run(experiment, tags=provenance(settings) | own, run_name=redact(name or step)).info.run_id
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #56d1442b
 def all_pages(
@@ -320,7 +322,7 @@ def log_tables(
 
     inputs = []
     for use in uses:
-        source = json.dumps({"path": use["uri"], "delta_table_version": use["version"]})
+        source = json.dumps({"path": redact(use["uri"]), "delta_table_version": use["version"]})
         profile = json.dumps({"num_rows": use.get("rows")})
         data = Dataset(use["name"], f"v{use['version']}", "delta_table", source, profile=profile)
         inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", use["mode"])]))
@@ -345,7 +347,7 @@ def end_run(
     ended: float | None = None,  # When, in seconds since the epoch; now unless given
 ) -> None:
     "Close a run with its true status, in place of what was said before"
-    tags = {f"mlpkg.failure.{name}": _tag_value(value) for name, value in (failure or {}).items()}
+    tags = {f"mlpkg.failure.{name}": _tag_value(redact(str(value))) for name, value in (failure or {}).items()}
     for name, value in tags.items():
         client.set_tag(run_id, name, value)
     client.set_terminated(run_id, status, end_time=None if ended is None else int(ended * 1000))
