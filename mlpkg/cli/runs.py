@@ -345,7 +345,7 @@ def _latest_runs(mlflow: Any) -> dict[str, Any]:
 
 @runs.command("status", rich_help_panel="Looking back")
 def status_command():
-    """Show the latest run of each DAG, the aliases of models, and what waits in the outbox."""
+    """Show the latest run of each DAG, the aliases of models and holds on them, and what waits in the outbox."""
     from mlpkg.steps.outbox import waiting
     from mlpkg.steps.tracking import client
 
@@ -358,7 +358,8 @@ def status_command():
     console.print(table if table.row_count else "No runs yet: mlpkg run DAG")
     for model in mlflow.search_registered_models():
         aliases = ", ".join(f"{alias} version {version}" for alias, version in sorted(model.aliases.items()))
-        console.print(f"Model [bold]{model.name}[/bold]: {aliases or 'no alias'}")
+        held = f"; held: {escape(model.tags['hold'])}" if model.tags.get("hold") else ""
+        console.print(f"Model [bold]{model.name}[/bold]: {aliases or 'no alias'}{held}", soft_wrap=True)
     if left := waiting(settings):
         console.print(
             f"{len(left)} notebooks are being executed or wait in {settings.steps.outbox}: mlpkg sync", soft_wrap=True
