@@ -73,8 +73,10 @@ def block_names(
     columns: Sequence[str],  # At least one
 ) -> pd.Series:  # Text
     "The block of each row"
-    first, *others = (rows[column].astype("str") for column in columns)
-    return first.str.cat(others, sep=" ") if others else first
+    names, *others = (rows[column].astype("str") for column in columns)
+    for other in others:
+        names = names.str.cat(other, sep=" ")
+    return names
 
 # %% ../../nbs/api/models/23_holdout.ipynb #f4308186
 def _learned(
