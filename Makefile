@@ -102,7 +102,7 @@ up: ## Build the image and start the stack of docker-compose.yml
 down: ## Stop the stack; its data stays
 	@docker compose down
 
-smoke: ## Bring up a separate stack, run a DAG in it, check what it left, remove the stack
+smoke: ## Bring up a separate stack, run DAGs in it, check what they left and that the API answers, remove the stack
 	@docker/smoke.sh
 
 env: ## Write .env with fresh secrets for docker-compose.yml

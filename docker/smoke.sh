@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Brings up a real stack, beside one that may be running: with its own project name, secrets, ports and volumes.
-# Runs a DAG through Airflow's REST API, checks over HTTP what MLflow recorded, and takes everything down again.
+# Runs DAGs through Airflow's REST API, checks over HTTP what MLflow recorded and what the API answers, and takes
+# everything down again.
 #
-#   docker/smoke.sh [DAG [CONF]]     docker/smoke.sh flights_etl '{"months": "2013-01"}'
+#   docker/smoke.sh [DAG CONF]...    docker/smoke.sh flights_etl '{"months": "2013-01"}'
 #   KEEP=1 docker/smoke.sh           leave it running, to look at it
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-dag=${1:-flights_etl} conf=${2:-'{"months": "2013-01..2013-03"}'}
+(($#)) || set -- flights_etl '{"months": "2013-01..2013-03"}' flights_train '{"budget": 1}'
 secrets=$(mktemp -d)
 export AIRFLOW_PORT=${AIRFLOW_PORT:-18080} MLFLOW_PORT=${MLFLOW_PORT:-15000} API_PORT=${API_PORT:-18001}
 GIT_COMMIT=$(git rev-parse HEAD 2>/dev/null) || GIT_COMMIT=unknown
@@ -29,11 +30,12 @@ trap end EXIT
 
 python3 docker/env.py "$secrets/.env"
 compose up --detach --build --wait
-python3 - "$dag" "$conf" "$secrets/.env" <<'EOF'
+python3 - "$secrets/.env" "$@" <<'EOF'
 import json, os, sys, time, urllib.error, urllib.request
 from pathlib import Path
 
-dag, conf, secrets = sys.argv[1:]
+secrets, *given = sys.argv[1:]
+dags = dict(zip(given[::2], given[1::2], strict=True))
 ports = ("AIRFLOW_PORT", "MLFLOW_PORT", "API_PORT")
 airflow, mlflow, api = (f"http://127.0.0.1:{os.environ[name]}" for name in ports)
 lines = [line for line in Path(secrets).read_text().splitlines() if "=" in line]
@@ -60,46 +62,65 @@ assert refused(f"{airflow}/auth/token", {"username": "admin", "password": "admin
 token = ask(f"{airflow}/auth/token", {"username": "admin", "password": password})["access_token"]
 login["Authorization"] = f"Bearer {token}"
 
-for _ in range(60):  # a healthy stack may still be reading its DAGs
-    if any(found["dag_id"] == dag for found in ask(f"{airflow}/api/v2/dags?limit=100")["dags"]):
-        break
-    time.sleep(2)
-ask(f"{airflow}/api/v2/dags/{dag}", {"is_paused": False}, "PATCH")
-run = ask(f"{airflow}/api/v2/dags/{dag}/dagRuns", {"logical_date": None, "conf": json.loads(conf)})["dag_run_id"]
-print(f"{dag}: started {run}", flush=True)
-start, state = time.monotonic(), ""
-while state not in ("success", "failed"):
-    assert time.monotonic() - start < 1800, f"{dag}: still {state} after half an hour"
-    time.sleep(3)
-    state = ask(f"{airflow}/api/v2/dags/{dag}/dagRuns/{run}")["state"]
-for task in ask(f"{airflow}/api/v2/dags/{dag}/dagRuns/{run}/taskInstances")["task_instances"]:
-    print(f"  {task['task_id']:<12} {task['state']:<10} {task['duration'] or 0:5.1f} s")
-print(f"{dag}: {state} after {time.monotonic() - start:.0f} s")
 
-del login["Authorization"]
-experiment = ask(f"{mlflow}/api/2.0/mlflow/experiments/get-by-name?experiment_name={dag}")["experiment"]
-query = {"experiment_ids": [experiment["experiment_id"]], "filter": f"tags.`mlpkg.dag_run_id` = '{run}'"}
-runs = ask(f"{mlflow}/api/2.0/mlflow/runs/search", query)["runs"]
-tags = {r["info"]["run_id"]: {t["key"]: t["value"] for t in r["data"]["tags"]} for r in runs}
-parents = [r["info"] for r in runs if tags[r["info"]["run_id"]]["mlpkg.kind"] == "pipeline"]
-steps = [r["info"] for r in runs if tags[r["info"]["run_id"]]["mlpkg.kind"] == "step"]
-for info in parents + steps:
-    print(f"  {info['run_name']:<40} {info['status']}")
-assert state == "success" and [info["status"] for info in parents] == ["FINISHED"], "the run did not succeed"
-assert steps and all(info["status"] == "FINISHED" for info in steps), "a step is not recorded as finished"
-for info in steps:
-    own = tags[info["run_id"]]
-    assert own["mlflow.parentRunId"] == parents[0]["run_id"], f"{info['run_name']} is not nested"
-    listed = ask(f"{mlflow}/api/2.0/mlflow/artifacts/list?run_id={info['run_id']}&path=notebook").get("files", [])
-    wanted = {f"notebook/{own['mlpkg.step']}.{kind}" for kind in ("ipynb", "html")}
-    assert wanted <= {file["path"] for file in listed}, f"{info['run_name']} has no executed notebook"
-print(f"mlflow: one run, {len(steps)} nested steps, each with its executed notebook")
+def run_dag(dag, conf):
+    "Start a DAG and wait for its end; the id of its run, and its state"
+    for _ in range(60):  # a healthy stack may still be reading its DAGs
+        if any(found["dag_id"] == dag for found in ask(f"{airflow}/api/v2/dags?limit=100")["dags"]):
+            break
+        time.sleep(2)
+    ask(f"{airflow}/api/v2/dags/{dag}", {"is_paused": False}, "PATCH")
+    run = ask(f"{airflow}/api/v2/dags/{dag}/dagRuns", {"logical_date": None, "conf": json.loads(conf)})["dag_run_id"]
+    print(f"{dag}: started {run}", flush=True)
+    start, state = time.monotonic(), ""
+    while state not in ("success", "failed"):
+        assert time.monotonic() - start < 1800, f"{dag}: still {state} after half an hour"
+        time.sleep(3)
+        state = ask(f"{airflow}/api/v2/dags/{dag}/dagRuns/{run}")["state"]
+    for task in ask(f"{airflow}/api/v2/dags/{dag}/dagRuns/{run}/taskInstances")["task_instances"]:
+        print(f"  {task['task_id']:<12} {task['state']:<10} {task['duration'] or 0:5.1f} s")
+    print(f"{dag}: {state} after {time.monotonic() - start:.0f} s")
+    return run, state
 
-assert refused(f"{api}/v1/model"), "the API answers without a key"
-login["X-API-Key"] = known["API_KEY"]
-if dag == "flights_train":
-    print(f"api: model version {ask(f'{api}/v1/model')['version']} serves")
-else:
+
+def check_record(dag, run, state):
+    "MLflow holds one finished run with a nested one for each step, and each step's notebook as file and page"
+    experiment = ask(f"{mlflow}/api/2.0/mlflow/experiments/get-by-name?experiment_name={dag}")["experiment"]
+    query = {"experiment_ids": [experiment["experiment_id"]], "filter": f"tags.`mlpkg.dag_run_id` = '{run}'"}
+    runs = ask(f"{mlflow}/api/2.0/mlflow/runs/search", query)["runs"]
+    tags = {r["info"]["run_id"]: {t["key"]: t["value"] for t in r["data"]["tags"]} for r in runs}
+    parents = [r["info"] for r in runs if tags[r["info"]["run_id"]]["mlpkg.kind"] == "pipeline"]
+    steps = [r["info"] for r in runs if tags[r["info"]["run_id"]]["mlpkg.kind"] == "step"]
+    for info in parents + steps:
+        print(f"  {info['run_name']:<40} {info['status']}")
+    assert state == "success" and [info["status"] for info in parents] == ["FINISHED"], "the run did not succeed"
+    assert steps and all(info["status"] == "FINISHED" for info in steps), "a step is not recorded as finished"
+    for info in steps:
+        own = tags[info["run_id"]]
+        assert own["mlflow.parentRunId"] == parents[0]["run_id"], f"{info['run_name']} is not nested"
+        listed = ask(f"{mlflow}/api/2.0/mlflow/artifacts/list?run_id={info['run_id']}&path=notebook").get("files", [])
+        wanted = {f"notebook/{own['mlpkg.step']}.{kind}" for kind in ("ipynb", "html")}
+        assert wanted <= {file["path"] for file in listed}, f"{info['run_name']} has no executed notebook"
+    print(f"mlflow: one run, {len(steps)} nested steps, each with its executed notebook")
+
+
+def check_api(trained):
+    "The API takes its key only, and answers with the champion once there is one"
+    assert refused(f"{api}/v1/model"), "the API answers without a key"
+    login["X-API-Key"] = known["API_KEY"]
+    for _ in range(60 if trained else 0):  # it looks for a new champion every few seconds
+        if not refused(f"{api}/v1/model", code=503):
+            print(f"api: model version {ask(f'{api}/v1/model')['version']} answers")
+            return
+        time.sleep(2)
+    assert not trained, "the API does not take up the champion"
     assert refused(f"{api}/v1/model", code=503), "the API has a model that nobody has trained"
     print("api: accepts its key, and waits for a champion")
+
+
+results = {dag: run_dag(dag, conf) for dag, conf in dags.items()}
+del login["Authorization"]
+for dag, (run, state) in results.items():
+    check_record(dag, run, state)
+check_api("flights_train" in dags)
 EOF

@@ -18,7 +18,8 @@ from conftest import wait_for
 from deltalake import DeltaTable
 
 from mlpkg.data.lake import Lake
-from mlpkg.serving.answer_log import Answer, AnswerLog, LakeWriter, answers_folder, new_request_id, to_line
+from mlpkg.serving.answer_log import AnswerLog, LakeWriter, answers_folder
+from mlpkg.serving.answers import Answer, new_request_id, to_line
 from mlpkg.serving.comparison import compare_arms
 from mlpkg.serving.feedback import Feedback, FeedbackError, Truth, TruthError
 from mlpkg.serving.segments import SegmentQueue

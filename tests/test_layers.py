@@ -1,4 +1,4 @@
-"""The layers hold: no import goes upward, no import is circular, and only the example imports the example.
+"""The layers hold: no import goes upward or in a circle, only the example imports the example, no module is long.
 
 The rules are in pyproject.toml, under `[tool.importlinter]`.
 """
@@ -59,3 +59,9 @@ def test_a_circular_import_in_one_layer_is_refused_by_name(package):
     done = lint(package)
     assert done.returncode == 1
     assert ".lake" in done.stdout and ".contracts" in done.stdout
+
+
+def test_no_module_has_more_than_400_lines():
+    modules = [path for path in (ROOT / "mlpkg").rglob("*.py") if path.name != "_modidx.py"]
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules}
+    assert {name: count for name, count in lines.items() if count > 400} == {}

@@ -21,7 +21,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..errors import MlpkgError
-from .answer_log import Answer, AnswerLog
+from .answer_log import AnswerLog
+from .answers import Answer
 from .loader import ServedModel
 from .metrics import Metrics
 from ..settings import ServingSettings

@@ -22,7 +22,8 @@ from filelock import FileLock
 
 from ..data.lake import Lake
 from ..errors import MlpkgError
-from .answer_log import AnswerLog, LakeWriter, answers_folder, compact_files, from_lines, request_date
+from .answer_log import AnswerLog, LakeWriter, answers_folder, compact_files
+from .answers import from_lines, request_date
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #7cabf8ff
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..data.inputs import Input
 from ..errors import MlpkgError
-from .answer_log import new_request_id
+from .answers import new_request_id
 from .metrics import Metrics
 from .schemas import field_errors
 from ..settings import ServingSettings
