@@ -201,3 +201,46 @@ def test_the_register_step_changes_nothing_unless_told_and_decides_on_the_compar
     assert scraps["metrics"] == {"roc_auc": 0.68} and scraps["champion_metrics"] == {"roc_auc": 0.66}
     scraps = register_alone(contest, **fresh, comparison={**found, "low": 0.01})
     assert scraps["promoted"] is True and contest.mlflow.get_registered_model("flights").aliases["champion"] == 2
+
+
+def evaluated(project, features: list[str], version: int) -> dict:
+    "Evaluate a small model that takes these columns of a version of the split, and return what was glued"
+    import mlflow
+
+    from mlpkg.models.storage import log_model
+    from mlpkg.models.training import fit
+    from mlpkg.steps.run import run_step
+
+    parts = lake(project).read("split/flights", version=version)
+    pipeline = fit("logistic_regression", parts[parts["part"] == "train"].head(2000), "late", features, [])
+    with mlflow.start_run():
+        uri = log_model(pipeline, parts[features].head(50))
+    glued = {"candidate": "small", "model_uri": uri, "valid_roc_auc": 0.6, "tables": {"split/flights": version}}
+    notebook = project.root / "nbs/pipelines/flights/22_evaluate.ipynb"
+    return run_step(notebook, {"candidates": [glued]}, settings=project.settings).scraps["comparison"]
+
+
+def test_a_feature_that_is_removed_or_renamed_does_not_stop_training(flights):
+    from mlpkg.steps.tracking import connect
+
+    connect(flights.settings)
+    parts = lake(flights).read("split/flights")
+    write = {"name": "split/flights", "mode": "overwrite", "change_schema": True}
+    removed = lake(flights).write(data=parts.drop(columns="visib"), **write)
+    found = evaluated(flights, ["distance", "sched_hour"], removed)
+    assert found["problem"] == "" and found["champion"] == 1, "both are scored on a version that has the column"
+    renamed = lake(flights).write(data=parts.rename(columns={"visib": "sight"}), **write)
+    found = evaluated(flights, ["distance", "sight"], renamed)
+    assert "champion (version 1) takes visib" in found["problem"] and "mlpkg promote VERSION" in found["problem"]
+
+
+def test_rows_that_a_model_has_learned_from_do_not_judge_it(flights):
+    from mlpkg.steps.tracking import connect
+
+    connect(flights.settings)
+    parts = lake(flights).read("split/flights", version=0)
+    late = parts["part"].where(parts["part"] != "holdout", "train")  # somebody has trained on all days
+    version = lake(flights).write("split/flights", parts.assign(part=late), mode="overwrite", change_schema=True)
+    lake(flights).write("split/flights", parts, mode="overwrite")
+    found = evaluated(flights, ["distance", "sched_hour"], version)
+    assert "too little to judge by: 0 rows" in found["problem"] and "has learned from them" in found["problem"]
