@@ -17,10 +17,21 @@ from matplotlib.figure import Figure
 
 from mlpkg.data.inputs import inputs_from
 from mlpkg.data.lake import open_lake
-from mlpkg.examples.flights import categorical, features_contract, numeric
+from mlpkg.examples.flights import categorical, features_contract, flights_holdout, numeric
 from mlpkg.models.evaluation import compare_models, evaluate, plot_evaluations, plot_slices
-from mlpkg.models.promotion import decide, history, promote
-from mlpkg.models.registry import champion, load_logged, load_model, register
+from mlpkg.models.holdout import Learner, fair_rows
+from mlpkg.models.promotion import (
+    Comparison,
+    compare,
+    count_uses,
+    decide,
+    history,
+    opponent,
+    plot_comparison,
+    promote,
+    submit,
+)
+from mlpkg.models.registry import load_logged, load_model
 from mlpkg.models.scoring import probability
 from mlpkg.models.storage import log_model
 from mlpkg.models.training import importances, plot_trials, search
@@ -63,35 +74,41 @@ def train_step(candidate: str, budget: int, seed: int) -> dict[str, Any]:
 
 def evaluate_step(candidates: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     "What 22_evaluate does"
-    lake = open_lake()
-    version = lake.version("split/flights")
-    holdout = lake.read("split/flights", filters=[("part", "=", "holdout")], version=version)
-    print(holdout.groupby("month")["late"].agg(flights="size", late="mean").round(3))
+    rules, lake = load_settings().promotion, open_lake()
     infos = [mlflow.models.get_model_info(one["model_uri"]) for one in candidates]
     best = max(infos, key=lambda info: info.metadata["valid_roc_auc"])
-    name = best.metadata["candidate"]
+    name, uri = best.metadata["candidate"], f"models:/{best.model_id}"
+    serving = opponent(MODEL, uri)
+    number = serving.version if serving else 0
     models = {info.metadata["candidate"]: load_logged(info.model_uri) for info in infos}
-    if serving := champion(MODEL):
-        models[f"champion (version {serving.version})"] = load_model(MODEL, serving.version)
-    groups = holdout[["origin", "carrier"]]
-    scores = {who: probability(one.pipeline, holdout) for who, one in models.items()}
-    evaluations = {who: evaluate(holdout["late"], p, groups, seed=seed) for who, p in scores.items()}
+    tables = {info.metadata["candidate"]: info.metadata["tables"] for info in infos}
+    if serving:
+        models["champion"], tables["champion"] = load_model(MODEL, number), serving.tables
+    learners = [Learner(who, list(one.columns), tables[who]) for who, one in models.items()]
+    fair = fair_rows(lake, flights_holdout, learners, rules)
+    print(fair.rows.groupby("month")["late"].agg(flights="size", late="mean").round(3))
+    scores = {who: probability(one.pipeline, fair.rows) for who, one in models.items() if fair.fits(one.columns)}
+    groups = fair.rows[["origin", "carrier"]]
+    evaluations = {who: evaluate(fair.rows["late"], p, groups, seed=seed) for who, p in scores.items()}
     print(compare_models(evaluations)[SHOWN].round(4))
     draw(plot_evaluations(evaluations))
+    uses = count_uses(MODEL, uri, fair.blocks)
+    found = compare(fair, "late", scores[name], scores.get("champion"), rules, uses, number)
+    draw(plot_comparison(found, rules))
     draw(plot_slices(evaluations[name], "carrier"))
     print(evaluations[name].slices.query("column == 'origin'").round(3))
     metrics = {key: evaluations[name].metrics[key] for key in SHOWN}
     mlflow.log_metrics(metrics, model_id=best.model_id)
-    tables = best.metadata["tables"]
-    return {"candidate": name, "model_uri": f"models:/{best.model_id}", "tables": tables, "metrics": metrics}
+    return {"candidate": name, "model_uri": uri, "tables": tables[name], "metrics": metrics, "found": found}
 
 
 def register_step(winner: dict[str, Any]) -> None:
     "What 24_register does"
     rules, tags = load_settings().promotion, {"candidate": winner["candidate"]}
-    version = register(winner["model_uri"], MODEL, winner["tables"], winner["metrics"], tags)
-    decision = decide(winner["metrics"], None, rules)
-    promote(MODEL, version, decision)
+    found: Comparison = winner["found"]
+    challenger = submit(winner["model_uri"], MODEL, winner["tables"], winner["metrics"], tags)
+    draw(plot_comparison(found, rules))
+    promote(MODEL, challenger.version, decide(found, rules), found.champion or None, rules.approval, found)
     print(history(MODEL).drop(columns="created").head(5).round(4))
 
 

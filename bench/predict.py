@@ -46,7 +46,7 @@ def prepare(lake: Lake, wanted: str, times: int) -> dict[str, Any]:
     columns = [*numeric, *categorical]
     pipeline = fit("hist_gradient_boosting", known, "late", numeric, categorical)
     uri = log_model(pipeline, known[columns], inputs=inputs_from(features_contract(), known, columns))
-    promote("flights", register(uri, "flights"), Decision(True, ["the only one there is"]))
+    promote("flights", register(uri, "flights"), Decision(True, ["the only one there is"]), None)
     mlflow.end_run()
     for month in months(lake):
         rows = lake.table("clean/flights", filters=[("month", "=", month)])

@@ -95,9 +95,14 @@ class PromotionSettings(Group):
     "When a challenger becomes champion"
 
     metric: str = Field("roc_auc", description="Metric that decides")
-    margin: float = Field(0.001, ge=0, description="By how much the challenger must be better")
+    margin: float = Field(0.001, ge=0, description="By how much the challenger must be better, at its lower bound")
+    level: float = Field(0.95, ge=0.5, lt=1, description="Confidence of one-sided bounds, over all uses of a holdout")
+    min_rows: int = Field(200, gt=0, description="Rows that a comparison needs")
+    min_blocks: int = Field(5, ge=2, description="Blocks of dependent rows, such as days, that a comparison needs")
+    approval: Literal["automatic", "manual"] = Field("automatic", description="Who promotes: rules, or people")
     minimum: Annotated[dict[str, float], BeforeValidator(parse_pairs)] = Field(
-        default_factory=dict, description="Lowest (for losses: highest) value that a model may have, by metric"
+        default_factory=dict,
+        description="Lowest (for losses: highest) value of a model, by metric, at its bound",
     )
 
 # %% ../nbs/api/00_settings.ipynb #452f34a0

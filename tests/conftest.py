@@ -149,7 +149,10 @@ def stores(tmp_path_factory) -> Path:
 
 def example_project(root: Path, stores: Path) -> Project:
     "A project with the real DAGs and notebooks of the example, and empty stores"
-    shutil.copy(ROOT / "settings.ini", root)
+    text = (ROOT / "settings.ini").read_text()
+    assert (minimum := "promotion.minimum = roc_auc: 0.6\n") in text
+    # One month holds a handful of days out, on which the bound of a model that reaches 0.65 is below 0.6.
+    (root / "settings.ini").write_text(text.replace(minimum, "promotion.minimum = roc_auc: 0.5\n"))
     shutil.copytree(ROOT / "dags", root / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "nbs" / "pipelines", root / "nbs" / "pipelines")
     shutil.copytree(stores / "var", root / "var")

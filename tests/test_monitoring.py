@@ -279,9 +279,11 @@ def test_many_columns_and_few_rows_per_fold():
 
 
 @pytest.fixture
-def monitored(project):
+def monitored(project, monkeypatch):
     "A project with a small lake and a champion"
     import mlflow
+
+    monkeypatch.setenv("MLPKG_SETTINGS", str(project.root / "settings.ini"))
 
     from mlpkg.models.promotion import Decision, promote
     from mlpkg.models.registry import register
@@ -298,7 +300,7 @@ def monitored(project):
     with mlflow.start_run():
         inputs = inputs_from(features_contract(), train, flight_features)
         uri = log_model(pipeline, train[flight_features], inputs=inputs)
-        promote("flights", register(uri, "flights", {"split/flights": version}), Decision(True, ["first"]))
+        promote("flights", register(uri, "flights", {"split/flights": version}), Decision(True, ["first"]), None)
     yield project, lake, pipeline
     mlflow.set_tracking_uri(before[0])
     mlflow.set_registry_uri(before[1])

@@ -149,7 +149,7 @@ def test_bad_input_stops_the_step_and_writes_nothing(flights, name, content, say
 
 @pytest.fixture
 def contest(project):
-    "A project whose model `flights` has a champion and a challenger, registered with figures of the same table"
+    "A project whose model `flights` has a champion and a challenger"
     import mlflow
 
     from mlpkg.models.promotion import promote_by_hand
@@ -164,11 +164,13 @@ def contest(project):
     pipeline = fit("logistic_regression", table, "late", ["distance"], [])
     with mlflow.start_run():
         project.uris = [log_model(pipeline, table[["distance"]]) for _ in range(2)]
-    for uri, roc_auc in zip(project.uris, (0.70, 0.75), strict=True):
-        version = register(uri, "flights", {"split/flights": 1}, {"roc_auc": roc_auc})
-        if version == 1:
-            promote_by_hand("flights", 1, "the first")
-    return project
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("MLPKG_SETTINGS", str(project.root / "settings.ini"))
+        for uri, roc_auc in zip(project.uris, (0.70, 0.75), strict=True):
+            version = register(uri, "flights", {"split/flights": 1}, {"roc_auc": roc_auc})
+            if version == 1:
+                promote_by_hand("flights", 1, "the first")
+        yield project
 
 
 def register_alone(project, **parameters) -> dict:
@@ -181,7 +183,7 @@ def register_alone(project, **parameters) -> dict:
     return run_step(notebook, parameters, settings=project.settings).scraps
 
 
-def test_the_register_step_changes_nothing_unless_told_and_decides_on_the_figures_of_this_run(contest):
+def test_the_register_step_changes_nothing_unless_told_and_decides_on_the_comparison_of_this_run(contest):
     def registry():
         model = contest.mlflow.get_registered_model("flights")
         return dict(model.aliases), [contest.mlflow.get_model_version("flights", str(n)).tags for n in (1, 2)]
@@ -189,10 +191,56 @@ def test_the_register_step_changes_nothing_unless_told_and_decides_on_the_figure
     before = registry()
     scraps = register_alone(contest)
     assert registry() == before
-    assert scraps["promoted"] is False and "0.7500 against the champion's 0.7000" in scraps["reason"]
+    assert scraps["promoted"] is False and "nothing was compared" in scraps["reason"]
 
-    fresh = {"model_uri": contest.uris[1], "metrics": {"roc_auc": 0.66}, "champion_version": 1}
-    scraps = register_alone(contest, **fresh, champion_metrics={"roc_auc": 0.68})
-    assert "0.6600 against the champion's 0.6800" in scraps["reason"] and scraps["metrics"] == {"roc_auc": 0.66}
-    scraps = register_alone(contest, **{**fresh, "metrics": {}}, champion_metrics={"roc_auc": 0.60})
-    assert scraps["promoted"] is False and "of the challenger is not known" in scraps["reason"]
+    found = {"problem": "", "metrics": {"roc_auc": 0.68}, "champion": 1, "champion_metrics": {"roc_auc": 0.66}}
+    found |= {"gain": 0.02, "low": 0.0005}
+    fresh = {"model_uri": contest.uris[1], "metrics": {"roc_auc": 0.68}}
+    scraps = register_alone(contest, **fresh, comparison=found)
+    assert scraps["promoted"] is False and "0.6800 against the champion's 0.6600" in scraps["reason"]
+    assert scraps["metrics"] == {"roc_auc": 0.68} and scraps["champion_metrics"] == {"roc_auc": 0.66}
+    scraps = register_alone(contest, **fresh, comparison={**found, "low": 0.01})
+    assert scraps["promoted"] is True and contest.mlflow.get_registered_model("flights").aliases["champion"] == 2
+
+
+def evaluated(project, features: list[str], version: int) -> dict:
+    "Evaluate a small model that takes these columns of a version of the split, and return what was glued"
+    import mlflow
+
+    from mlpkg.models.storage import log_model
+    from mlpkg.models.training import fit
+    from mlpkg.steps.run import run_step
+
+    parts = lake(project).read("split/flights", version=version)
+    pipeline = fit("logistic_regression", parts[parts["part"] == "train"].head(2000), "late", features, [])
+    with mlflow.start_run():
+        uri = log_model(pipeline, parts[features].head(50))
+    glued = {"candidate": "small", "model_uri": uri, "valid_roc_auc": 0.6, "tables": {"split/flights": version}}
+    notebook = project.root / "nbs/pipelines/flights/22_evaluate.ipynb"
+    return run_step(notebook, {"candidates": [glued]}, settings=project.settings).scraps["comparison"]
+
+
+def test_a_feature_that_is_removed_or_renamed_does_not_stop_training(flights):
+    from mlpkg.steps.tracking import connect
+
+    connect(flights.settings)
+    parts = lake(flights).read("split/flights")
+    write = {"name": "split/flights", "mode": "overwrite", "change_schema": True}
+    removed = lake(flights).write(data=parts.drop(columns="visib"), **write)
+    found = evaluated(flights, ["distance", "sched_hour"], removed)
+    assert found["problem"] == "" and found["champion"] == 1, "both are scored on a version that has the column"
+    renamed = lake(flights).write(data=parts.rename(columns={"visib": "sight"}), **write)
+    found = evaluated(flights, ["distance", "sight"], renamed)
+    assert "champion (version 1) takes visib" in found["problem"] and "mlpkg promote VERSION" in found["problem"]
+
+
+def test_rows_that_a_model_has_learned_from_do_not_judge_it(flights):
+    from mlpkg.steps.tracking import connect
+
+    connect(flights.settings)
+    parts = lake(flights).read("split/flights", version=0)
+    late = parts["part"].where(parts["part"] != "holdout", "train")  # somebody has trained on all days
+    version = lake(flights).write("split/flights", parts.assign(part=late), mode="overwrite", change_schema=True)
+    lake(flights).write("split/flights", parts, mode="overwrite")
+    found = evaluated(flights, ["distance", "sched_hour"], version)
+    assert "too little to judge by: 0 rows" in found["problem"] and "has learned from them" in found["problem"]

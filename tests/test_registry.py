@@ -1,15 +1,12 @@
-"""What loading a model may and may not do, and that there is always a champion.
+"""What loading a model may and may not do, and what the rules decide.
 
-Code that runs would leave a trace, so a missing trace shows that it did not run. A thread that keeps asking for the
-alias shows that there is never a gap. Neither fits a page.
+Code that runs would leave a trace, so a missing trace shows that it did not run. That does not fit a page.
 """
 
 import json
 import pickle
 import subprocess
 import sys
-import tempfile
-import threading
 import zipfile
 from pathlib import Path
 
@@ -20,7 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlpkg.models.candidates import candidates
-from mlpkg.models.promotion import Decision, _exclusive, decide, history, promote, promote_by_hand, rollback
+from mlpkg.models.promotion import Comparison, decide, history
 from mlpkg.models.registry import RegistryError, champion, get_version, load_model, register, versions
 from mlpkg.models.scoring import probability
 from mlpkg.models.storage import UntrustedModelError, log_model, trusted_types
@@ -185,193 +182,37 @@ def test_every_trusted_type_exists_and_is_needed(parcels):
     assert used == set(trusted_types)
 
 
-NAN = float("nan")
+KNOWN = {"roc_auc": 0.70, "brier": 0.1}
 
 
 @pytest.mark.parametrize(
-    ("challenger", "champion", "rules", "promote", "reason"),
+    ("found", "rules", "promote", "reason"),
     [
-        ({"roc_auc": 0.70}, None, {}, True, "there is no champion yet"),
-        ({"roc_auc": 0.70}, None, {"minimum": {"roc_auc": 0.75}}, False, "0.7000 misses the required 0.75"),
-        ({"roc_auc": 0.75}, None, {"minimum": {"roc_auc": 0.75}}, True, "reaches every minimum"),
-        ({"roc_auc": 0.70}, {"roc_auc": 0.60}, {"minimum": {"roc_auc": 0.75}}, False, "misses"),
-        ({"roc_auc": 0.70}, None, {"minimum": {"brier": 0.2}}, False, "brier is not known, at most 0.2"),
-        ({"roc_auc": 0.70, "brier": NAN}, None, {"minimum": {"brier": 0.2}}, False, "brier is not known"),
-        ({"roc_auc": 0.70, "brier": 0.3}, None, {"minimum": {"brier": 0.2}}, False, "brier 0.3000 misses"),
-        ({"roc_auc": 0.70, "brier": 0.1}, None, {"minimum": {"brier": 0.2}}, True, "no champion"),
-        ({"roc_auc": 0.701}, {"roc_auc": 0.70}, {"margin": 0.001}, True, "better by 0.0010"),
-        ({"roc_auc": 0.7009}, {"roc_auc": 0.70}, {"margin": 0.001}, False, "better by 0.0009"),
-        ({"roc_auc": 0.70}, {"roc_auc": 0.70}, {"margin": 0}, False, "better by 0.0000"),
-        ({"roc_auc": 0.60}, {"roc_auc": 0.70}, {"margin": 0}, False, "better by -0.1000"),
-        ({"roc_auc": NAN}, None, {}, False, "roc_auc of the challenger is not known"),
-        ({"roc_auc": NAN}, {"roc_auc": 0.1}, {}, False, "roc_auc of the challenger is not known"),
-        ({}, {"roc_auc": 0.1}, {}, False, "roc_auc of the challenger is not known"),
-        ({"roc_auc": 0.70}, {"roc_auc": NAN}, {}, False, "roc_auc of the champion is not known"),
-        ({"roc_auc": 0.70}, {}, {}, False, "roc_auc of the champion is not known"),
-        ({"log_loss": 0.4}, {"log_loss": 0.5}, {"metric": "log_loss"}, True, "better by 0.1000"),
-        ({"brier": 0.21}, {"brier": 0.20}, {"metric": "brier"}, False, "better by -0.0100"),
+        ({"bounds": {}}, {}, True, "there is no champion yet"),
+        ({"bounds": {"roc_auc": 0.69}}, {"minimum": {"roc_auc": 0.695}}, False, "at least 0.6900, misses the required"),
+        ({"bounds": {"roc_auc": 0.69}}, {"minimum": {"roc_auc": 0.69}}, True, "reaches every minimum"),
+        ({"bounds": {}}, {"minimum": {"roc_auc": 0.6}}, False, "roc_auc is not known, at least 0.6"),
+        ({"bounds": {"brier": 0.21}}, {"minimum": {"brier": 0.2}}, False, "brier 0.1000, at most 0.2100, misses"),
+        ({"bounds": {"brier": 0.19}}, {"minimum": {"brier": 0.2}}, True, "no champion"),
+        ({"champion": 1, "gain": 0.02, "low": 0.0011}, {"margin": 0.001}, True, "by 0.0011 at least"),
+        ({"champion": 1, "gain": 0.02, "low": 0.001}, {"margin": 0.001}, False, "more than 0.001 is required"),
+        ({"champion": 1, "gain": 0.0, "low": 0.0}, {"margin": 0}, False, "more than 0 is required"),
+        ({"champion": 1, "gain": -0.1, "low": -0.2}, {"margin": 0}, False, "by -0.2000 at least"),
+        ({"champion": 1, "gain": 0.02}, {}, False, "it is not known by how much roc_auc is better"),
+        ({"champion": 1}, {}, False, "it is not known by how much roc_auc is better"),
+        ({"metrics": {}}, {}, False, "roc_auc of the challenger is not known"),
+        ({"problem": "too little to judge by"}, {}, False, "too little to judge by"),
     ],
 )
-def test_decide(challenger, champion, rules, promote, reason):
-    decision = decide(challenger, champion, PromotionSettings(**rules))
+def test_decide(found, rules, promote, reason):
+    decision = decide(Comparison(**{"problem": "", "metrics": KNOWN, **found}), PromotionSettings(**rules))
     assert decision.promote is promote
     assert reason in "; ".join(decision.reasons)
 
 
 def test_a_metric_without_a_better_direction_cannot_decide():
     with pytest.raises(ValueError, match="metric 'base_rate' does not say which model is better"):
-        decide({"base_rate": 0.2}, None, PromotionSettings(metric="base_rate"))
-
-
-@pytest.fixture
-def contest(parcels, request):
-    "A model with three versions, none of them champion"
-    uris = [logged(parcels) for _ in range(3)]
-    return request.node.name, [register(uri, request.node.name) for uri in uris]
-
-
-def test_promotion_leaves_no_gap(contest):
-    name, numbers = contest
-    promote(name, numbers[0], Decision(True, ["first"]))
-    seen, failures, done = set(), [], threading.Event()
-
-    def ask():
-        client = MlflowClient()
-        while not done.is_set():
-            try:
-                seen.add(int(client.get_model_version_by_alias(name, "champion").version))
-            except Exception as error:
-                failures.append(error)
-
-    readers = [threading.Thread(target=ask) for _ in range(2)]
-    for reader in readers:
-        reader.start()
-    writers = [
-        threading.Thread(target=lambda n=n: [promote(name, n, Decision(True, ["again"])) for _ in range(8)])
-        for n in numbers[1:]
-    ]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    done.set()
-    for reader in readers:
-        reader.join()
-    assert failures == []
-    assert seen & set(numbers[1:])
-    assert champion(name).version in numbers[1:]
-
-
-PROMOTE = """
-import sys
-import mlflow
-from mlpkg.models.promotion import Decision, promote
-from mlpkg.models.registry import RegistryError
-uri, name, version, against = sys.argv[1:]
-mlflow.set_tracking_uri(uri)
-mlflow.set_registry_uri(uri)
-mlflow.MlflowClient().get_registered_model(name)  # this takes seconds, so it is done before both begin
-print("ready", flush=True)
-sys.stdin.readline()
-try:
-    promote(name, int(version), Decision(True, ["stronger"]), against=int(against))
-    print("won")
-except RegistryError as error:
-    print(error)
-"""
-
-
-def compete(name: str, champion: int, challengers: tuple[int, int]) -> list[str]:
-    "Promote two versions at the same time, each in a separate process, and return what each prints"
-    command = [sys.executable, "-c", PROMOTE, mlflow.get_tracking_uri(), name]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    rivals = [subprocess.Popen([*command, str(n), str(champion)], **pipes) for n in challengers]
-    for rival in rivals:
-        assert rival.stdout.readline() == "ready\n"
-    for rival in rivals:
-        rival.stdin.write("go\n")
-        rival.stdin.flush()
-    return [rival.communicate(timeout=60)[0].strip() for rival in rivals]
-
-
-def test_one_of_two_simultaneous_promotions_wins_and_the_other_is_told(contest):
-    name, (one, two, three) = contest
-    promote(name, one, Decision(True, ["first"]))
-    said = compete(name, one, (two, three))
-    winner = (two, three)[said.index("won")]
-    assert champion(name).version == winner
-    (told,) = [words for words in said if words != "won"]
-    assert f"was compared with version {one}, but version {winner} is champion by now" in told
-
-
-@pytest.fixture
-def temporary(tmp_path, monkeypatch) -> Path:
-    "A separate temporary folder for this process and those that it starts"
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", None)  # Python reads the variable only while this is None
-    return folder
-
-
-def test_promotions_leave_no_file_behind(contest, store, temporary):
-    name, (one, two, three) = contest
-    before = sorted(store.folder.rglob("*"))
-    promote(name, one, Decision(True, ["first"]))
-    promote(name, two, Decision(False, ["too weak"]), against=one)
-    promote_by_hand(name, two, "to see what happens")
-    assert rollback(name, "seen enough").version == one
-    assert "won" in compete(name, one, (two, three))
-    assert tempfile.gettempdir() == str(temporary)
-    assert list(temporary.iterdir()) == []
-    assert sorted(store.folder.rglob("*")) == before
-
-
-def test_locking_a_store_on_a_server_leaves_no_file_either(temporary, monkeypatch):
-    monkeypatch.setattr(mlflow, "get_registry_uri", lambda: "http://mlflow:5000")
-    order = []
-
-    def second():
-        with _exclusive():
-            order.append("second")
-
-    waiting = threading.Thread(target=second)
-    with _exclusive():
-        waiting.start()
-        waiting.join(0.3)
-        order.append("first")
-    waiting.join()
-    assert order == ["first", "second"]
-    assert list(temporary.iterdir()) == []
-
-
-def test_what_promotion_writes(contest):
-    name, (one, two, three) = contest
-    assert [v.aliases for v in versions(name)] == [("challenger",), (), ()]
-    promote(name, three, Decision(True, ["no champion yet"]))
-    assert get_version(name, three).aliases == ("champion",)
-    promote(name, two, Decision(False, ["too weak"]), against=three)
-    assert champion(name).version == three
-    assert get_version(name, two).tags["promotion"] == "refused"
-    assert get_version(name, two).tags["promotion.against"] == str(three)
-    assert get_version(name, three).tags["challenged.by"] == str(two)
-    promote(name, one, Decision(True, ["stronger"]), against=three)
-    assert get_version(name, three).tags["replaced.by"] == str(one)
-    assert get_version(name, three).tags["replaced.why"] == "stronger"
-    with pytest.raises(RegistryError, match="compared with version 3, but version 1 is champion by now"):
-        promote(name, two, Decision(True, ["late"]), against=three)
-    assert history(name)["promotion"].tolist() == ["promoted", "refused", "promoted"]
-
-
-def test_a_retried_step_changes_nothing(contest, parcels):
-    name, (one, *_) = contest
-    uri = MlflowClient().get_model_version(name, str(one)).source
-    assert register(uri, name) == one
-    decision = Decision(True, ["stronger"])
-    assert [promote(name, one, decision, against=None) for _ in range(2)] == [True, True]
-    assert len(versions(name)) == 3
-    assert get_version(name, one).aliases == ("champion",)
-    assert "replaced.by" not in get_version(name, one).tags
+        decide(Comparison(""), PromotionSettings(metric="base_rate"))
 
 
 def test_a_model_that_nobody_registered():
@@ -382,7 +223,7 @@ def test_a_model_that_nobody_registered():
         load_model("nobody")
 
 
-@pytest.mark.parametrize("module", ["storage", "registry", "promotion"])
+@pytest.mark.parametrize("module", ["storage", "record", "registry", "promotion"])
 def test_importing_a_module_imports_nothing_heavy(module):
     heavy = "mlflow sklearn skops pandas"
     code = f"import sys, mlpkg.models.{module}; print([m for m in {heavy.split()} if m in sys.modules])"

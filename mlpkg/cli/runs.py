@@ -317,8 +317,8 @@ def notebook_command(
     Example: [bold]mlpkg notebook 3f2a91c0 train --open[/bold]
     """
     import nbformat
-    from mlpkg.steps.notebook_paths import mlflow_io
 
+    from mlpkg.steps.notebook_paths import mlflow_io
     from mlpkg.steps.tracking import client
 
     mlflow = client(current_settings())
@@ -350,7 +350,7 @@ def latest_runs(
 # %% ../../nbs/api/cli/12_runs.ipynb #df67598f
 @runs.command("status", rich_help_panel="Looking back")
 def status_command():
-    """Show the latest run of each DAG, the aliases of models, and what is in the outbox."""
+    """Show the latest run of each DAG, the aliases of models and holds on them, and what is in the outbox."""
     from mlpkg.steps.recovery import outbox_state
     from mlpkg.steps.tracking import client
 
@@ -363,7 +363,8 @@ def status_command():
     console.print(table if table.row_count else "No runs yet: mlpkg run DAG")
     for model in mlflow.search_registered_models():
         aliases = ", ".join(f"{alias} version {version}" for alias, version in sorted(model.aliases.items()))
-        console.print(f"Model [bold]{model.name}[/bold]: {aliases or 'no alias'}")
+        held = f"; held: {escape(model.tags['hold'])}" if model.tags.get("hold") else ""
+        console.print(f"Model [bold]{model.name}[/bold]: {aliases or 'no alias'}{held}", soft_wrap=True)
     for line in outbox_state(settings).lines():
         console.print(f"Outbox: {escape(line)}", soft_wrap=True)
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['flight_rules', 'flight_key', 'identity', 'weather_columns', 'numeric', 'categorical', 'flight_features', 'leaks',
-           'flights_contract', 'features_contract', 'add_label', 'add_schedule', 'add_weather', 'add_planes',
-           'set_aside', 'clean', 'boundaries', 'split', 'write_split', 'day_of', 'month_window', 'training_windows',
-           'known_results', 'seed_lake', 'seed_version', 'seed_reports', 'seed_store']
+           'flights_holdout', 'flights_contract', 'features_contract', 'add_label', 'add_schedule', 'add_weather',
+           'add_planes', 'set_aside', 'clean', 'boundaries', 'split', 'write_split', 'day_of', 'month_window',
+           'training_windows', 'known_results', 'seed_lake', 'seed_version', 'seed_reports', 'seed_store']
 
 # %% ../../nbs/api/examples/12_flights.ipynb #6670fb63
 from typing import Any
@@ -17,6 +17,7 @@ import pandas as pd
 from ..data.inputs import inputs_from, prepare
 from ..data.lake import Lake
 from .flights_data import FlightsError, months, read_planes, read_source, read_weather, write_raw
+from ..models.holdout import HoldoutRule
 from ..models.registry import Loaded
 from ..models.scoring import probability
 from ..models.training import search
@@ -262,6 +263,14 @@ def day_of(
 ) -> pd.Series:  # Text such as "2013-01-5"
     "The day of each flight, as a block of flights that are late together"
     return flights["month"] + "-" + flights["day"].astype(str)
+
+# %% ../../nbs/api/examples/12_flights.ipynb #f3b0c21c
+flights_holdout = HoldoutRule(
+    table="split/flights",
+    held=[("part", "=", "holdout")],
+    learned=[("part", "in", ["train", "validation"])],
+    blocks=("month", "day"),
+)
 
 # %% ../../nbs/api/examples/12_flights.ipynb #aa7cede7
 def month_window(

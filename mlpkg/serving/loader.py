@@ -28,7 +28,8 @@ from pydantic import TypeAdapter
 
 from ..data.inputs import Input
 from ..errors import MlpkgError
-from ..models.registry import Loaded, Version, get_version, load_folder, registered_model
+from ..models.record import registered_model
+from ..models.registry import Loaded, Version, get_version, load_folder
 from ..models.scoring import Scorer, synthetic_records
 from ..models.storage import download
 from ..redaction import get_log
