@@ -39,7 +39,7 @@ def _lenient(
     parts = re.split(r"\\+", spelling)
     return r"\\{1,8}".join(re.escape(part) for part in parts)
 
-
+# %% ../nbs/api/04_redaction.ipynb #32643519
 @functools.lru_cache(maxsize=1000)
 def _char(
     char: str,  # One character, or several backslashes: one expression for each would try all ways to share them out
@@ -81,7 +81,7 @@ def _openings(
         more = r"\\{0,7}" if spelling[0] == "\\" else ""
         yield spelling[0], more + _lenient(tail) + rest
 
-
+# %% ../nbs/api/04_redaction.ipynb #beb7d342
 @functools.lru_cache(maxsize=16)
 def _pattern(
     secrets: tuple[str, ...],  # The longest first
@@ -115,7 +115,7 @@ def redactor(
 
     return clean
 
-
+# %% ../nbs/api/04_redaction.ipynb #0d1073c8
 def redact(
     text: str,  # Anything that is about to be stored, logged or sent
     env: Mapping[str, str] | None = None,  # Where secrets come from; this process's environment unless given
@@ -156,7 +156,7 @@ class RedactingFilter(logging.Filter):
 
 _redacting = RedactingFilter()
 
-
+# %% ../nbs/api/04_redaction.ipynb #d630b033
 def get_log(
     name: str,  # Like "mlpkg.steps"
 ) -> logging.Logger:

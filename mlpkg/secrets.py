@@ -69,7 +69,7 @@ def _fields(value: Any) -> Iterator[tuple[str, str]]:
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _fields(inner)
 
-
+# %% ../nbs/api/03_secrets.ipynb #3c34cf02
 def _named_parts(text: str) -> list[str]:
     "Texts in JSON, or in pairs like `AccountKey=...;`, whose names mark them as secret"
     pairs: Iterable[tuple[str, str]] = _pair.findall(text)
@@ -85,7 +85,7 @@ def _lines(text: str) -> list[str]:
     json_like = text.lstrip().startswith(("{", "["))
     return [] if json_like or len(lines) < 2 else [line for line in lines if not line.startswith("-----")]
 
-
+# %% ../nbs/api/03_secrets.ipynb #e3708019
 def secret_parts(
     value: str,  # A secret
 ) -> list[str]:  # The value itself first
@@ -123,7 +123,7 @@ def _collect(env: frozenset[tuple[str, str]], others: frozenset[str]) -> tuple[s
     found.update(password for _, value in env for password in url_passwords(value))
     return tuple(sorted(filter(is_worth_hiding, found), key=lambda value: (-len(value), value)))
 
-
+# %% ../nbs/api/03_secrets.ipynb #6db7678e
 def secret_values(
     env: Mapping[str, str] | None = None,  # Environment variables; this process's unless given
 ) -> tuple[str, ...]:  # The longest first

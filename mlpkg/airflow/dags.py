@@ -42,7 +42,7 @@ def _step_arguments(folder: str | Path, notebook: str, others: Mapping[str, Any]
     path = f"{folder}/{notebook}.ipynb"
     return {"task_id": step_name(notebook), "input_nb": path, "dag_params": True, **others}
 
-
+# %% ../../nbs/api/airflow/14_dags.ipynb #d35d78b0
 def notebook_step(
     folder: str | Path,  # Folder of the step notebooks, relative to the project
     notebook: str,  # Name of the notebook in it, like "10_ingest"

@@ -272,7 +272,7 @@ class DagResult:
     state: str  # Airflow's: success or failed
     seconds: float  # How long it took
 
-
+# %% ../../nbs/api/airflow/16_local.ipynb #daf191a5
 @patch(as_prop=True)
 def failed(self: DagResult) -> bool:
     "Did it fail?"
@@ -343,7 +343,7 @@ def _events(session, result: DagResult) -> list:
     mine = (AssetEvent.source_dag_id == result.dag_id, AssetEvent.source_run_id == result.dag_run_id)
     return list(session.scalars(select(AssetEvent).where(*mine).order_by(AssetEvent.timestamp)))
 
-
+# %% ../../nbs/api/airflow/16_local.ipynb #1e04371d
 def _queue(session) -> dict[str, dict[int, Any]]:  # DAG id -> id of an asset -> the asset
     "The updated assets that DAGs still have to react to"
     from airflow.models.asset import AssetDagRunQueue, AssetModel
@@ -366,7 +366,7 @@ def _due(session, dag, assets: Mapping[int, Any]) -> bool:
     timetable = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag)).timetable
     return AssetEvaluator(session).run(timetable.asset_condition, ready)
 
-
+# %% ../../nbs/api/airflow/16_local.ipynb #c11a2270
 def _event_conf(dag, extras: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     "The params of the DAG that the events name, with their values"
     from mlpkg.airflow.operators import event_params

@@ -62,7 +62,7 @@ def promote_command(
 
     Example: [bold]mlpkg promote 3 --hold --why 'approved by the board'[/bold]
     """
-    from mlpkg.models.promotion import promote_by_hand
+    from mlpkg.models.oversight import promote_by_hand
 
     _report(promote_by_hand(named_model(model), version, why, held), "champion", held)
 
@@ -77,7 +77,7 @@ def rollback_command(
 
     Example: [bold]mlpkg rollback --hold --why 'too many complaints'[/bold]
     """
-    from mlpkg.models.promotion import rollback
+    from mlpkg.models.oversight import rollback
 
     _report(rollback(named_model(model), why, held), "champion again", held)
 
@@ -91,7 +91,7 @@ def release_command(
 
     Example: [bold]mlpkg release --why 'the board has decided'[/bold]
     """
-    from mlpkg.models.promotion import release
+    from mlpkg.models.oversight import release
 
     name = named_model(model)
     ended = release(name, why)
@@ -112,7 +112,7 @@ def history_command(
     limit: Annotated[int, typer.Option(help="How many versions", min=1)] = 20,
 ):
     """List the versions of the model, newest first: how good they were, what was decided and why, and a hold."""
-    from mlpkg.models.promotion import history, hold_of
+    from mlpkg.models.oversight import history, hold_of
 
     name = named_model(model)
     versions, metric = history(name).head(limit), current_settings().promotion.metric

@@ -376,7 +376,8 @@ def seed_store(
     settings: Settings,  # Of a temporary store; what it names is filled
 ) -> None:
     "Fill a store as if all steps had run: four months, a champion, a challenger, predictions and a report"
-    from mlpkg.models.promotion import promote_by_hand
+    from mlpkg.models.oversight import promote_by_hand
+
     from mlpkg.steps.tracking import connect
 
     connect(settings)

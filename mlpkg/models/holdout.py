@@ -108,7 +108,7 @@ class FairRows:
     left_out: int  # Rows that were left out, because a model has learned from their block
     problem: str = ""  # Why no comparison can be made, and what to do
 
-
+# %% ../../nbs/api/models/23_holdout.ipynb #eb66e76f
 @patch
 def fits(self: FairRows, columns: Iterable[str]) -> bool:
     "Can a model that takes these columns be scored on the rows?"

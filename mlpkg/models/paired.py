@@ -23,7 +23,7 @@ def _mean_of(loss: np.ndarray) -> Weighted:
     "A metric that is a mean over rows"
     return lambda weights: float((weights * loss).sum() / weights.sum())
 
-
+# %% ../../nbs/api/models/19_paired.ipynb #4a80967e
 def _auc(scores: Scores) -> Weighted:
     "ROC AUC"
     return lambda weights: scores.judge(weights)[0]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Comparison', 'as_comparison', 'spent_level', 'count_uses', 'compare', 'Decision', 'decide', 'plot_comparison',
-           'promote', 'submit', 'opponent', 'promote_by_hand', 'rollback', 'hold', 'release', 'hold_of', 'history']
+           'existing_model', 'promote', 'submit', 'opponent']
 
 # %% ../../nbs/api/models/24_promotion.ipynb #e3185509
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,14 +21,12 @@ from mlpkg.models.record import (
     read_champions,
     registered_model,
     settle,
-    whoami,
 )
 from mlpkg.models.registry import (
     RegistryError,
     Version,
     champion,
     get_version,
-    load_model,
     register,
     version_of,
     versions,
@@ -61,14 +59,14 @@ class Comparison:
     left_out: int = 0  # Rows left out, because a model has learned from their block
     marks: list[str] = field(default_factory=list)  # From `block_marks`
 
-
+# %% ../../nbs/api/models/24_promotion.ipynb #04b6a1e3
 def as_comparison(
     given: Mapping[str, Any],  # What `asdict` made of one; empty: nothing was compared
 ) -> Comparison:  # TypeError for a field that it does not have
     "Read a comparison back"
     return Comparison(**given)
 
-
+# %% ../../nbs/api/models/24_promotion.ipynb #ad597be5
 @patch
 def summary(self: Comparison) -> dict[str, str]:
     "What there is to know about a comparison, in words"
@@ -243,7 +241,7 @@ def plot_comparison(
     return figure
 
 # %% ../../nbs/api/models/24_promotion.ipynb #ec9920af
-def _existing(name: str) -> "RegisteredModel":  # RegistryError if there is none of that name
+def existing_model(name: str) -> "RegisteredModel":  # RegistryError if there is none of that name
     "A registered model"
     from mlflow import MlflowClient
 
@@ -251,7 +249,7 @@ def _existing(name: str) -> "RegisteredModel":  # RegistryError if there is none
         raise RegistryError(f"no model {name!r} in the registry. Train and register one first")
     return model
 
-
+# %% ../../nbs/api/models/24_promotion.ipynb #6899be82
 def _ruling(
     champions: Champions,
     version: int,
@@ -293,7 +291,7 @@ def promote(
         serves = version if event == "promoted" else champions.champion
         return Ruling(name, event, version, serves, champions.champion, why, run, details=details)
 
-    champions = settle(_existing(name), rule)
+    champions = settle(existing_model(name), rule)
     return kept[0] if kept else champions.rulings[-1]
 
 # %% ../../nbs/api/models/24_promotion.ipynb #44004b2f
@@ -340,123 +338,3 @@ def opponent(
     decided = champions.decided(current_dag_run(), version) if version else None
     number = decided.before if decided else champions.champion
     return next((one for one in versions(name) if one.version == number), None)
-
-# %% ../../nbs/api/models/24_promotion.ipynb #43a7b389
-def _by_hand(
-    name: str,  # Registered model
-    event: str,  # by hand or rolled back
-    version: int,
-    why: str,
-    before: int | None = None,  # Champion that the person had in mind; None: whichever it is
-) -> Version:  # The champion now; RegistryError if it was before, or if another one serves than was meant
-    "Make a version champion because somebody says so"
-
-    def rule(champions: Champions) -> Ruling:
-        now = champions.champion
-        if now == version:
-            raise RegistryError(f"version {version} of model {name!r} is champion already")
-        if before is not None and now != before:
-            raise RegistryError(f"version {now} of model {name!r} is champion by now, not {before}. Look again")
-        return Ruling(name, event, version, version, now, why, by=whoami())
-
-    settle(_existing(name), rule)
-    return get_version(name, version)
-
-# %% ../../nbs/api/models/24_promotion.ipynb #f8a4d3f1
-def _loadable(name: str, which: int | str) -> int:  # Number; UntrustedModelError and RegistryError as `load_model`
-    "A version that can be loaded"
-    version = load_model(name, which).version
-    assert version is not None  # noqa: S101
-    return version.version
-
-
-def promote_by_hand(
-    name: str,  # Registered model
-    which: int | str,  # Version or alias
-    why: str,  # For the history
-    held: bool = False,  # Hold it, or hold it as it is if it is champion already?
-) -> Version:  # The champion now; RegistryError if it was before, UntrustedModelError if it cannot be loaded
-    "Make a version champion, whatever its metrics"
-    number = _loadable(name, which)
-    if held:
-        hold(name, why)
-        if read_champions(_existing(name)).champion == number:
-            return get_version(name, number)
-    return _by_hand(name, "by hand", number, why)
-
-# %% ../../nbs/api/models/24_promotion.ipynb #290fdd22
-def rollback(
-    name: str,  # Registered model
-    why: str,  # For the history
-    held: bool = False,  # Hold it?
-) -> Version:  # The champion now; RegistryError if there is no champion, or none before it
-    "Make the champion's predecessor champion again"
-    old = get_version(name, "champion")
-    pile = read_champions(_existing(name)).pile
-    if len(pile) < 2:
-        raise RegistryError(
-            f"version {old.version} of model {name!r} has no predecessor. Promote another one by number"
-        )
-    number = _loadable(name, pile[-2])
-    if held:
-        hold(name, why)
-    return _by_hand(name, "rolled back", number, f"from version {old.version}: {why}", old.version)
-
-# %% ../../nbs/api/models/24_promotion.ipynb #7ae10e09
-def hold(
-    name: str,  # Registered model
-    why: str,  # For the history
-) -> Ruling:  # The hold in force; RegistryError for a model that does not exist
-    "Let nobody but people change the champion"
-
-    def rule(champions: Champions) -> Ruling:
-        return Ruling(name, "held", 0, champions.champion, champions.champion, why, by=whoami())
-
-    return settle(_existing(name), rule).rulings[-1]
-
-
-def release(
-    name: str,  # Registered model
-    why: str,  # For the history
-) -> Ruling:  # The hold that was ended; RegistryError if there was none
-    "Let the rules decide again"
-    ended: list[Ruling] = []
-
-    def rule(champions: Champions) -> Ruling:
-        if (held := champions.hold) is None:
-            raise RegistryError(f"model {name!r} is not held. `mlpkg promote VERSION --hold` holds it")
-        ended[:] = [held]
-        return Ruling(name, "released", 0, champions.champion, champions.champion, why, by=whoami())
-
-    settle(_existing(name), rule)
-    return ended[0]
-
-
-def hold_of(name: str) -> Ruling | None:  # None if the rules decide
-    "The hold on a model"
-    return read_champions(_existing(name)).hold
-
-# %% ../../nbs/api/models/24_promotion.ipynb #3426b403
-def _row(version: Version) -> dict[str, object]:
-    "A version as a row of the history"
-    return {
-        "version": version.version,
-        "created": version.created,
-        "aliases": ", ".join(version.aliases),
-        **version.metrics,
-        "promotion": version.tags.get("promotion", "open"),
-        "reasons": version.tags.get("promotion.reasons", ""),
-        "replaced_by": version.tags.get("replaced.by", ""),
-    }
-
-# %% ../../nbs/api/models/24_promotion.ipynb #0b48133e
-def history(
-    name: str,  # Registered model
-) -> "pd.DataFrame":  # A row for each version, newest first; empty for a model nobody registered
-    "Versions, how good they were, and what became of them"
-    import pandas as pd
-
-    rows = [_row(version) for version in versions(name)]
-    first, last = ["version", "created", "aliases"], ["promotion", "reasons", "replaced_by"]
-    table = pd.DataFrame(rows, columns=None if rows else [*first, *last])
-    return table[[*first, *(column for column in table if column not in first + last), *last]]

@@ -71,7 +71,7 @@ def decisions() -> "Ledger":
 
     return Ledger(open_lake(), "registry/decisions", _columns)
 
-
+# %% ../../nbs/api/models/21_record.ipynb #46c656b6
 def _rulings(
     lines: Iterable[dict[str, Any]],  # Of the ledger
     name: str,  # Of the model
@@ -126,7 +126,7 @@ def decided(
     mine = (e for e in self.rulings if run and e.run == run and e.version == version and e.event in by_rule)
     return next(mine, None)
 
-
+# %% ../../nbs/api/models/21_record.ipynb #be9328f7
 @patch
 def has_served(self: Champions, version: int) -> bool:
     "Was this version ever champion?"
@@ -153,7 +153,7 @@ def _champions(lines: list[dict[str, Any]], model: "RegisteredModel") -> Champio
     rulings = _rulings(lines, model.name)
     return Champions(rulings, 0 if rulings else int(model.aliases.get("champion", 0)))
 
-
+# %% ../../nbs/api/models/21_record.ipynb #7277fe8c
 def read_champions(
     model: "RegisteredModel",  # From `registered_model`
 ) -> Champions:  # Empty for a model about which nothing was decided
@@ -175,7 +175,7 @@ def _commit(
 
     return _champions(decisions().settle(line), model)
 
-
+# %% ../../nbs/api/models/21_record.ipynb #14d048e4
 def settle(
     model: "RegisteredModel",
     decide: Callable[[Champions], Ruling | None],  # Past rulings -> next ruling; what it raises is passed on

@@ -53,7 +53,7 @@ def due(
         changed = self.notebook.stat().st_mtime_ns
     return changed if self.every and changed != sent and time.monotonic() - when >= self.every else 0
 
-
+# %% ../../nbs/api/steps/19_live.ipynb #ead31c0e
 @patch
 def report(self: Reporter) -> None:
     "Renew the heartbeat, and upload the notebook if that is due"

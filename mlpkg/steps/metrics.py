@@ -24,7 +24,7 @@ def metric_name(
     name = "/".join(part if part.strip(".") else "_" for part in parts)
     return name if len(name) <= 250 else _with_digest(name, text)
 
-
+# %% ../../nbs/api/steps/13_metrics.ipynb #37562308
 def _with_digest(name: str, text: str) -> str:
     "A valid name, cut where it is too long, with a digest of the text that it stands for"
     return f"{name[:241]}-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:8]}"

@@ -123,7 +123,7 @@ def scrap_metrics(
             found[name] = _as_float(value)
     return found
 
-
+# %% ../../nbs/api/steps/14_notebooks.ipynb #644fad54
 def _as_float(value: Any) -> float:
     "The nearest float, infinity where there is none"
     try:
@@ -255,7 +255,7 @@ def join_streams(
         if joined:
             cell["outputs"] = joined
 
-
+# %% ../../nbs/api/steps/14_notebooks.ipynb #450d04a9
 def redact_notebook(
     text: str,  # A notebook as JSON text
 ) -> str:  # The same, without secrets
@@ -281,7 +281,7 @@ def _page(text: str, title: str) -> str:
         get_log("mlpkg.steps").warning("notebook '%s' has no page: %s", title, error)
         return ""
 
-
+# %% ../../nbs/api/steps/14_notebooks.ipynb #d22ab6aa
 def store_notebook(
     client: "MlflowClient",  # Of the store that has the run
     run_id: str,  # MLflow run

@@ -68,7 +68,7 @@ def tables(self: Entry) -> Path:
 class DamagedEntryError(MlpkgError, ValueError):
     "An entry of the outbox that cannot be read; the message says which file, and why"
 
-
+# %% ../../nbs/api/steps/20_outbox.ipynb #f8ed6cc9
 @patch
 def save(self: Entry) -> None:
     "Write down what is known"
@@ -203,7 +203,7 @@ def conclude(
     except (OSError, DamagedEntryError) as error:
         log.warning("step '%s': how it ended cannot be written to %s: %s", entry.step, entry.folder, error)
 
-
+# %% ../../nbs/api/steps/20_outbox.ipynb #59b4286c
 def _mark_notebook(entry: Entry) -> None:
     "Write into the notebook of an entry how its execution ended"
     import nbformat
@@ -258,7 +258,7 @@ def upload(
         entry.remove()
     return f"mlflow://{entry.run_id}/{artifact}"
 
-
+# %% ../../nbs/api/steps/20_outbox.ipynb #e1140e65
 def _has_page(mlflow: "MlflowClient", entry: Entry, artifact: str) -> bool:
     "Store the page of an entry's notebook; where MLflow has just gone away, only the page is late, not the step"
     try:

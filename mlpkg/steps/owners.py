@@ -49,7 +49,7 @@ def heartbeat(
     "The sign of life of an owner"
     return {"mlpkg.heartbeat": f"{time.time() if now is None else now:.1f}"}
 
-
+# %% ../../nbs/api/steps/11_owners.ipynb #49fde96a
 def owner_tags(
     now: float | None = None,  # Seconds since the epoch; the time now unless given
 ) -> dict[str, str]:  # MLflow tags
@@ -96,7 +96,7 @@ def owner_state(
     noted_beat, _, noted_at = tags.get("mlpkg.silent", "").partition(" ")
     return "gone" if noted_beat == beat and now - float(noted_at) > patience else "silent"
 
-
+# %% ../../nbs/api/steps/11_owners.ipynb #392116ab
 def silence_note(
     tags: Mapping[str, str],  # Of a run whose owner is silent
     now: float,  # Seconds since the epoch

@@ -50,7 +50,7 @@ def _clean_element(element: Any) -> None:
         values = {name: " ".join(text) if isinstance(text, list) else text for name, text in element.attrs.items()}
         element.attrs = {name: text for name, text in values.items() if _is_allowed(element, name.lower(), text)}
 
-
+# %% ../../nbs/api/steps/13_passive.ipynb #69a82a5a
 def make_passive(
     page: str,  # HTML, a document or a part of one
 ) -> str:  # The same, without what runs, loads, submits or redirects

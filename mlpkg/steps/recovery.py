@@ -41,7 +41,7 @@ def last_sign(
     "When an execution was last seen to do something"
     return max([entry.started, *(file.stat().st_mtime for file in entry.folder.iterdir() if file.name != "lock")])
 
-
+# %% ../../nbs/api/steps/21_recovery.ipynb #486a4f00
 def _was_closed(mlflow: "MlflowClient", entry: Entry) -> bool:
     "Was the run of an entry closed, although its process never concluded it?"
     return not entry.status and mlflow.get_run(entry.run_id).info.status in ("FINISHED", "FAILED")
@@ -68,7 +68,7 @@ def recover_entry(
     upload(mlflow, entry)
     return True
 
-
+# %% ../../nbs/api/steps/21_recovery.ipynb #a5f3d8ac
 def _has_run(mlflow: "MlflowClient", entry: Entry) -> bool:
     "Does this store have the run of an entry that was made for another address?"
     try:
@@ -132,7 +132,7 @@ def recover(
                 done.append(folder.name)
     return done
 
-
+# %% ../../nbs/api/steps/21_recovery.ipynb #f5baad26
 def _bring_in(settings: Settings, folder: Path) -> bool:
     "Recover an entry that is ours; whatever is wrong with it concerns nobody else"
     try:
@@ -223,7 +223,7 @@ class OutboxState:
     elsewhere: dict[str, int]  # Address of another MLflow -> entries that belong to it
     aside: dict[Path, str]  # Folder of an entry that was set aside -> the reason
 
-
+# %% ../../nbs/api/steps/21_recovery.ipynb #d5e42769
 def outbox_state(
     settings: Settings,  # They name the outbox and the store
 ) -> OutboxState:
@@ -244,7 +244,7 @@ def _address(folder: Path) -> str:
     except DamagedEntryError:
         return ""
 
-
+# %% ../../nbs/api/steps/21_recovery.ipynb #9f361b88
 def _reason(folder: Path) -> str:
     "Why an entry was set aside, one line"
     file = folder / "reason.txt"
@@ -265,7 +265,7 @@ def problems(
         lines.append(f"{folder} was set aside: {reason} ({back})")
     return lines
 
-
+# %% ../../nbs/api/steps/21_recovery.ipynb #a1cd1d44
 @patch
 def lines(
     self: OutboxState,
