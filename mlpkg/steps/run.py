@@ -108,8 +108,8 @@ def prepare_execution(
 ) -> Execution:
     "An execution within the limits of the settings"
     execution = Execution(notebook, entry.notebook, parameters, env=kernel_env(settings, entry))
-    execution.cell_timeout, execution.start_timeout = settings.steps.cell_timeout, settings.steps.start_timeout
-    execution.output_limit = settings.steps.output_limit
+    for limit in ("timeout", "cell_timeout", "start_timeout", "output_limit"):
+        setattr(execution, limit, getattr(settings.steps, limit))
     entry.sockets = str(execution.sockets)
     entry.save()
     return execution
