@@ -47,13 +47,13 @@ def tracking_uri(
 # %% ../../nbs/api/steps/12_tracking.ipynb #c7521231
 def _ask(
     uri: str,  # http(s)://host
-    timeout: float,  # Seconds
 ) -> "Response":  # MlflowException where there is none
     "Ask an MLflow server for an experiment"
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    once = {"max_retries": 0, "raise_on_status": False, "timeout": timeout, "params": {"max_results": 1}}
+    # Whether somebody is there shows in 5 seconds; the first answer of a server that has just started takes longer.
+    once = {"max_retries": 0, "raise_on_status": False, "timeout": (5, 60), "params": {"max_results": 1}}
     return http_request(get_default_host_creds(uri), "/api/2.0/mlflow/experiments/search", "GET", **once)
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #07b5aa69
@@ -105,7 +105,6 @@ def _refusal(
 # %% ../../nbs/api/steps/12_tracking.ipynb #211f2701
 def _probe(
     uri: str,  # http(s)://host; other stores are not asked
-    timeout: float = 5,  # Seconds
 ) -> None:  # TrackingError where a step could not use it
     "Make sure that an MLflow server is there and lets us in"
     if not uri.startswith(("http://", "https://")):
@@ -113,7 +112,7 @@ def _probe(
     from mlflow.exceptions import MlflowException
 
     try:
-        problem, cause = _refusal(_ask(uri, timeout)), None
+        problem, cause = _refusal(_ask(uri)), None
     except (MlflowException, OSError) as error:
         problem, cause = _no_answer(error), error
     if problem:
