@@ -101,13 +101,14 @@ def reap() -> dict[int, int]:  # Process -> how it ended, as `waitpid` says
             ended[done[0]] = done[1]
     return ended
 
-
+# %% ../../nbs/api/steps/15_supervisor.ipynb #e973d744
 def end_all(
     group: int,  # A process group to kill first: all that macOS finds of what has lost its parent
     seconds: float = 5,  # When to give up
 ) -> dict[int, int]:  # Process -> how it ended, as `waitpid` says
     "Kill everything that this process has started"
-    ended, end = {}, time.monotonic() + seconds
+    ended: dict[int, int] = {}
+    end = time.monotonic() + seconds
     kill(os.killpg, group)
     while (left := descendants(os.getpid(), parents())) and time.monotonic() < end:
         for pid in left:
