@@ -108,8 +108,8 @@ def prepare_execution(
 ) -> Execution:
     "An execution within the limits of the settings"
     execution = Execution(notebook, entry.notebook, parameters, env=kernel_env(settings, entry))
-    for limit in ("timeout", "cell_timeout", "start_timeout", "output_limit"):
-        setattr(execution, limit, getattr(settings.steps, limit))
+    execution.timeout, execution.cell_timeout = settings.steps.timeout, settings.steps.cell_timeout
+    execution.start_timeout, execution.output_limit = settings.steps.start_timeout, settings.steps.output_limit
     entry.sockets = str(execution.sockets)
     entry.save()
     return execution
