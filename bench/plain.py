@@ -14,13 +14,13 @@ matplotlib.use("agg")
 
 import mlflow
 from matplotlib.figure import Figure
-from mlpkg.models.oversight import history
 
 from mlpkg.data.inputs import inputs_from
 from mlpkg.data.lake import open_lake
 from mlpkg.examples.flights import categorical, features_contract, flights_holdout, numeric
 from mlpkg.models.evaluation import compare_models, evaluate, plot_evaluations, plot_slices
 from mlpkg.models.holdout import Learner, fair_rows
+from mlpkg.models.oversight import history
 from mlpkg.models.promotion import Comparison, compare, count_uses, decide, opponent, plot_comparison, promote, submit
 from mlpkg.models.registry import load_logged, load_model
 from mlpkg.models.scoring import probability

@@ -57,12 +57,12 @@ def free_port() -> int:
 def prepare(project: Path, months: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
     "A project with a champion; the environment of its servers, and records that the model has not seen"
     import mlflow
-    from mlpkg.models.oversight import promote_by_hand
     from project import clean_env
 
     from mlpkg.data.inputs import inputs_from
     from mlpkg.data.lake import open_lake
     from mlpkg.examples.flights import categorical, features_contract, numeric, seed_lake
+    from mlpkg.models.oversight import promote_by_hand
     from mlpkg.models.registry import register
     from mlpkg.models.storage import log_model
     from mlpkg.models.training import fit

@@ -58,6 +58,7 @@ class TrackingSettings(Group):
 class StepSettings(Group):
     "Limits of a step notebook"
 
+    timeout: int = Field(14_400, ge=0, description="Longest a whole step may run, in seconds; 0: no limit")
     cell_timeout: int = Field(3600, gt=0, description="Longest a cell may run, in seconds")
     start_timeout: int = Field(120, gt=0, description="Longest a kernel may take to start, in seconds")
     output_limit: int = Field(1_000_000, gt=0, description="Characters a cell may print into the stored notebook")
@@ -113,6 +114,7 @@ class AirflowSettings(Group):
     dags: str = Field("dags", description="Folder with the DAG files")
     train_schedule: str = Field("@monthly", description="When to retrain in any case: a cron expression or preset")
     watch_schedule: str = Field("@hourly", description="When to check whether the code has changed since training")
+    run_timeout: int = Field(86_400, ge=0, description="Longest a DAG run may take, in seconds; 0: no limit")
     arrival: str = Field("", description="DAG that brings in a month of data; `mlpkg simulate` begins with it")
     training: str = Field("", description="DAG that trains; `mlpkg simulate` runs it while there is no model")
 

@@ -220,9 +220,8 @@ def add_version(
     name: str = "parcels",  # Registered model
 ) -> int:  # Its version
     "Fit a model for parcels and register it, as challenger or champion"
-    from mlpkg.models.oversight import promote_by_hand
-
     from mlpkg.data.inputs import inputs_from
+    from mlpkg.models.oversight import promote_by_hand
     from mlpkg.models.registry import register
     from mlpkg.models.storage import log_model
     from mlpkg.models.training import fit

@@ -4,10 +4,13 @@ import ast
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from mlpkg.settings import load_settings
 
 DAGS = sorted(path.stem for path in (ROOT / "dags").glob("*.py"))
 STEPS = sorted(ROOT.glob("nbs/pipelines/*/*.ipynb"))
@@ -40,6 +43,7 @@ def test_file_holds_one_documented_dag(dags, name):
     dag = dags[name]
     assert dag.doc_md and dag.tags and not dag.catchup
     assert dag.default_args["retries"] >= 1
+    assert dag.dagrun_timeout > dag.default_args["execution_timeout"] > timedelta(seconds=load_settings().steps.timeout)
     assert all(dag.params.get_param(param).description for param in dag.params)
 
 

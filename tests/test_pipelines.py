@@ -151,8 +151,8 @@ def test_bad_input_stops_the_step_and_writes_nothing(flights, name, content, say
 def contest(project):
     "A project whose model `flights` has a champion and a challenger"
     import mlflow
-    from mlpkg.models.oversight import promote_by_hand
 
+    from mlpkg.models.oversight import promote_by_hand
     from mlpkg.models.registry import register
     from mlpkg.models.storage import log_model
     from mlpkg.models.training import fit

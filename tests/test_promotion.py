@@ -16,11 +16,11 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from mlpkg.models.oversight import history, promote_by_hand, release, rollback
 
 from mlpkg.data.lake import Lake
 from mlpkg.data.ledger import Ledger
 from mlpkg.models.holdout import FairRows
+from mlpkg.models.oversight import history, promote_by_hand, release, rollback
 from mlpkg.models.promotion import Decision, compare, decide, opponent, promote
 from mlpkg.models.registry import RegistryError, champion, get_version, register, versions
 from mlpkg.models.storage import log_model

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
-from mlpkg.models.oversight import history
 
 from mlpkg.models.candidates import candidates
+from mlpkg.models.oversight import history
 from mlpkg.models.promotion import Comparison, decide
 from mlpkg.models.registry import RegistryError, champion, get_version, load_model, register, versions
 from mlpkg.models.scoring import probability

@@ -27,12 +27,12 @@ import schemathesis.engine
 import uvicorn
 from conftest import Project, wait_for
 from fastapi.testclient import TestClient
-from mlpkg.models.oversight import promote_by_hand
 from schemathesis.engine import events
 
 from mlpkg.batch.predict import score
 from mlpkg.data.inputs import inputs_from
 from mlpkg.data.lake import open_lake
+from mlpkg.models.oversight import promote_by_hand
 from mlpkg.models.registry import load_model, register
 from mlpkg.models.scoring import probability, records_frame
 from mlpkg.models.storage import log_model

@@ -81,6 +81,24 @@ def test_a_cell_that_exceeds_its_time_limit(project):
     assert "This step was failed in cell 2" in nb.cells[0].source
 
 
+def test_a_notebook_that_exceeds_the_time_limit_of_the_step(project):
+    notebook = project.notebook("long", "x: int = 1", "import time; time.sleep(1)", "time.sleep(300)")
+    limited = with_limits(project, timeout=15)
+    run = fails(project, notebook, "the step ran longer than 15 s (steps.timeout in settings.ini)", settings=limited)
+    assert run.data.tags["mlpkg.failure.cell"].startswith("cell ")
+    assert statuses(project.stored(run))[-1] in ("failed", "pending")
+
+
+def test_a_step_that_exceeds_the_time_limit_of_its_airflow_task(project):
+    from airflow.sdk.execution_time.timeout import timeout
+
+    notebook = project.notebook("hangs", "x: int = 1", "import time; time.sleep(300)")
+    with timeout(20):
+        run = fails(project, notebook, "AirflowTaskTimeout: Timeout, PID:")
+    assert statuses(project.stored(run))[-1] == "failed"
+    assert not kernels(project)
+
+
 @pytest.mark.parametrize("code", ["sys.exit()", "sys.exit(0)", "sys.exit(3)", "raise SystemExit"])
 def test_a_notebook_that_exits(project, code):
     notebook = project.notebook("exits", "x: int = 1", f"import sys\n{code}", "print('never')")

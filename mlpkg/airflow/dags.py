@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'notebook_step', 'notebook_steps', 'parameter_sets', 'mapped_notebook_step', 'true_status', 'close_forgotten',
            'open_run', 'close_run', 'recorded_run', 'step_url', 'emit_if', 'require_champion', 'Notify',
-           'step_defaults', 'dag_defaults', 'batches_param']
+           'seconds_or_none', 'step_defaults', 'dag_defaults', 'batches_param']
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #e2e2c050
 import logging
@@ -249,20 +249,31 @@ def message(
     title = f"{dag_run.dag_id}: {ti.task_id} {self.what}"
     return Message(title, f"{text}\nDAG run {dag_run.run_id}".strip(), getattr(ti.task, "run_url", ""))
 
+# %% ../../nbs/api/airflow/14_dags.ipynb #dee642f2
+def seconds_or_none(
+    seconds: int,  # 0 means that there is no limit
+    more: int = 0,  # Added to a limit
+) -> timedelta | None:  # As Airflow wants it
+    "A time limit of the settings"
+    return timedelta(seconds=seconds + more) if seconds else None
+
 # %% ../../nbs/api/airflow/14_dags.ipynb #793c51b4
 def step_defaults(
     **others,  # Further arguments of tasks, or replacements for these
 ) -> dict[str, Any]:  # For `default_args` of a DAG
-    "Arguments for tasks: two retries, and a message when they did not help"
+    "Arguments for tasks: two retries, a time limit, and a message when nothing helped"
     usual = {"retries": 2, "retry_delay": timedelta(seconds=30), "on_failure_callback": Notify("failed")}
-    return {**usual, **others}
+    limit = seconds_or_none(load_settings().steps.timeout, more=300)
+    return {**usual, "execution_timeout": limit, **others}
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #f0fc1374
 def dag_defaults(
     **others,  # Further arguments of the DAG, or replacements for these
 ) -> dict[str, Any]:  # For `DAG(...)`
-    "Arguments of a DAG of steps: one run at a time, none for the past, and `step_defaults` for its tasks"
-    return {"catchup": False, "max_active_runs": 1, "default_args": step_defaults(), **others}
+    "Arguments of a DAG of steps: one run at a time, none for the past, a time limit, and `step_defaults` for its tasks"
+    limit = seconds_or_none(load_settings().airflow.run_timeout)
+    usual = {"catchup": False, "max_active_runs": 1, "dagrun_timeout": limit, "default_args": step_defaults()}
+    return {**usual, **others}
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #9c34f1f5
 def batches_param(

@@ -377,7 +377,6 @@ def seed_store(
 ) -> None:
     "Fill a store as if all steps had run: four months, a champion, a challenger, predictions and a report"
     from mlpkg.models.oversight import promote_by_hand
-
     from mlpkg.steps.tracking import connect
 
     connect(settings)

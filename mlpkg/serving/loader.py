@@ -36,7 +36,7 @@ from ..redaction import get_log
 from .health import Issues
 from .schemas import request_type
 from ..settings import Settings
-from ..steps.tracking import client, tracking_uri
+from ..steps.tracking import TrackingError, client, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -334,7 +334,8 @@ def refresh(self: ModelLoader) -> None:
     try:
         numbers = alias_versions(client(self.settings), self.name)
     except Exception as error:  # whatever a client of MLflow raises: what is loaded goes on answering
-        self.issues.report("mlflow", f"MLflow does not answer: {error}", error)
+        words = str(error) if isinstance(error, TrackingError) else f"MLflow does not answer: {error}"
+        self.issues.report("mlflow", words, error)
         self._cold_start()
         return
     self.issues.resolve("mlflow")

@@ -9,6 +9,8 @@ __all__ = ['log', 'StepError', 'Execution', 'Record', 'text_size', 'BoundedClien
 # %% ../../nbs/api/steps/18_execution.ipynb #b8693423
 import contextlib
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +26,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from ..errors import MlpkgError
 from ..redaction import get_log, redact
-from .kernels import KernelError, StepKernel, inherited_env, kill_group, socket_folder
+from .kernels import KernelError, StepKernel, inherited_env, socket_folder
 from .notebooks import describe_cell, find_unfinished, write_whole
 
 # %% ../../nbs/api/steps/18_execution.ipynb #dfd1c0c3
@@ -66,14 +68,17 @@ class Execution:
     kernel_name: str | None = None  # The notebook's own unless given
     language: str | None = None  # The notebook's own unless given
     env: Mapping[str, str] = field(default_factory=dict)  # Added to the kernel's environment
+    timeout: int = 0  # Seconds for the whole notebook; 0: no limit
     cell_timeout: int = 3600  # Seconds
     start_timeout: int = 120  # Seconds
     output_limit: int = 1_000_000  # Characters a cell may print into the notebook
     progress: Callable[[int, int], None] | None = None  # Called with the cell's position and the number of cells
     sockets: Path = field(default_factory=socket_folder)  # Where the kernel's sockets are while it runs
     killed: str = ""  # Why it was ended from outside; empty if it was not
-    kernel_pid: int | None = None  # None before the kernel starts
+    kernel: StepKernel | None = None  # None before the kernel starts
     record: "Record | None" = None  # Of what was executed; None before the kernel starts
+    deadline: float = math.inf  # When the whole notebook has to be done, on the clock `time.monotonic`
+    whole: bool = False  # Is the limit of the whole notebook what the current cell may exceed?
 
 # %% ../../nbs/api/steps/18_execution.ipynb #7d718048
 @patch
@@ -83,7 +88,16 @@ def kill(
 ) -> None:
     "End the kernel and everything it started"
     self.killed = self.killed or reason
-    kill_group(self.kernel_pid)
+    if self.kernel:
+        self.kernel.kill()
+
+# %% ../../nbs/api/steps/18_execution.ipynb #ee89691c
+@patch
+def cell_limit(self: Execution) -> float:  # Seconds, above 0
+    "How long the next cell may run"
+    left = self.deadline - time.monotonic()
+    self.whole = left < self.cell_timeout
+    return max(min(left, self.cell_timeout), 0.001)
 
 # %% ../../nbs/api/steps/18_execution.ipynb #9a5442f0
 class Record(NotebookExecutionManager):
@@ -208,7 +222,8 @@ class StepClient(BoundedClient):
         kernel_name: str,  # One of `installed_kernels`
     ):
         self.execution, self.kernel = execution, StepKernel(kernel_name, execution.sockets)
-        limits = {"timeout": execution.cell_timeout, "startup_timeout": execution.start_timeout, "iopub_timeout": 60}
+        limits = {"timeout_func": lambda cell: execution.cell_limit(), "iopub_timeout": 60}
+        limits["startup_timeout"] = execution.start_timeout
         folder = {"metadata": {"path": str(execution.notebook.parent)}}
         log_to = {"log_output": True, "log": log}
         super().__init__(record, execution.output_limit, km=self.kernel, resources=folder, **limits, **log_to)
@@ -226,11 +241,11 @@ def start_new_kernel(
     self: StepClient,
     **kwargs: Any,  # For nbclient
 ) -> None:
-    "Start the kernel and note its process"
+    "Start the kernel and make it known"
     super(StepClient, self).start_new_kernel(**kwargs)
-    self.execution.kernel_pid = self.kernel.pid
+    self.execution.kernel = self.kernel
     if self.execution.killed:  # while it started
-        kill_group(self.kernel.pid)
+        self.kernel.kill()
 
 
 @patch
@@ -309,8 +324,9 @@ def as_step_error(
     if isinstance(error, CellTimeoutError) and "IOPub" in str(error):
         return StepError("the cell ended, but its output did not arrive within 60 s: is the machine overloaded?", cell)
     if isinstance(error, CellTimeoutError):
-        limit = f"{execution.cell_timeout} s (steps.cell_timeout in settings.ini)"
-        return StepError(f"the cell ran longer than {limit}", cell)
+        what, limit = ("step", "timeout") if execution.whole else ("cell", "cell_timeout")
+        longer = f"the {what} ran longer than {getattr(execution, limit)} s (steps.{limit} in settings.ini)"
+        return StepError(longer, cell)
     if isinstance(error, KernelError):
         return StepError(str(error), cell, error.words)
     return StepError(f"{type(error).__name__}: {error}", cell)
@@ -332,6 +348,7 @@ def execute(
     "Execute a notebook"
     papermill_engines.register("mlpkg", StepEngine)
     logging.getLogger("papermill").setLevel(logging.WARNING)
+    execution.deadline = time.monotonic() + (execution.timeout or math.inf)
     try:
         nb = papermill.execute_notebook(
             str(execution.notebook),

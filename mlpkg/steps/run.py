@@ -110,8 +110,8 @@ def prepare_execution(
 ) -> Execution:
     "An execution within the limits of the settings"
     execution = Execution(notebook, entry.notebook, parameters, env=kernel_env(settings, entry))
-    execution.cell_timeout, execution.start_timeout = settings.steps.cell_timeout, settings.steps.start_timeout
-    execution.output_limit = settings.steps.output_limit
+    execution.timeout, execution.cell_timeout = settings.steps.timeout, settings.steps.cell_timeout
+    execution.start_timeout, execution.output_limit = settings.steps.start_timeout, settings.steps.output_limit
     entry.sockets = str(execution.sockets)
     entry.save()
     return execution

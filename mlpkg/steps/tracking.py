@@ -19,7 +19,6 @@ import platform
 import re
 import subprocess
 import tokenize
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -35,6 +34,7 @@ from .owners import owner_tags
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from requests import Response
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #5333635f
 class TrackingError(MlpkgError, RuntimeError):
@@ -50,19 +50,79 @@ def tracking_uri(
     "Where runs are recorded"
     return os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking.uri
 
+# %% ../../nbs/api/steps/12_tracking.ipynb #c7521231
+def _ask(
+    uri: str,  # http(s)://host
+) -> "Response":  # MlflowException where there is none
+    "Ask an MLflow server for an experiment"
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    # Whether somebody is there shows in 5 seconds; the first answer of a server that has just started takes longer.
+    once = {"max_retries": 0, "raise_on_status": False, "timeout": (5, 60), "params": {"max_results": 1}}
+    return http_request(get_default_host_creds(uri), "/api/2.0/mlflow/experiments/search", "GET", **once)
+
+# %% ../../nbs/api/steps/12_tracking.ipynb #07b5aa69
+def _no_answer(
+    error: Exception,  # From MLflow; what it comes from says more
+) -> str:  # Continues "MLflow at http://host "
+    "Why a server could not be asked, and what to do"
+    cause = error.__cause__ or error.__context__ or error
+    if "SSL" in type(cause).__name__:
+        return (
+            f"has a certificate that is not trusted: {cause}. Set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of the "
+            "authority that signed it"
+        )
+    return (
+        f"cannot be reached: {cause}. Start it, or correct tracking.uri in settings.ini "
+        "(or MLPKG_TRACKING__URI); `mlpkg doctor` shows what is configured"
+    )
+
+# %% ../../nbs/api/steps/12_tracking.ipynb #25d52283
+def _login() -> str:
+    "Who MLflow's client says that it is"
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    given = read_mlflow_creds()
+    if given.username and given.password:
+        return f"the password of '{given.username}' (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD)"
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    return "the token in MLFLOW_TRACKING_TOKEN" if token else ""
+
+
+def _refusal(
+    answer: "Response",  # To `_ask`
+) -> str:  # Continues "MLflow at http://host "; empty where it is what MLflow would answer
+    "What is wrong with the answer of a server, and what to do"
+    said = f"{answer.status_code}: {' '.join(answer.text.split())[:200]}"
+    if answer.status_code == 401 and (login := _login()):
+        return f"does not accept {login}; it said {said}"
+    if answer.status_code == 401:
+        names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        return f"asks for a login, and none is given: set {names}"
+    if answer.status_code == 403:
+        return f"does not allow {_login() or 'those without a login'} what a step needs; it said {said}"
+    if answer.status_code >= 500:
+        return f"is there, but cannot answer now; it said {said}"
+    if not answer.text.lstrip().startswith("{"):
+        return f"is something else than MLflow; it said {said}. Correct tracking.uri in settings.ini"
+    return ""
+
 # %% ../../nbs/api/steps/12_tracking.ipynb #211f2701
-def _probe(uri: str, timeout: float = 5) -> None:
-    "Ask an MLflow server whether it is there"
+def _probe(
+    uri: str,  # http(s)://host; other stores are not asked
+) -> None:  # TrackingError where a step could not use it
+    "Make sure that an MLflow server is there and lets us in"
     if not uri.startswith(("http://", "https://")):
         return
+    from mlflow.exceptions import MlflowException
+
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=timeout):  # noqa: S310  (scheme checked above)
-            pass
-    except OSError as error:
-        raise TrackingError(
-            f"MLflow at {uri} cannot be reached: {error}. Start it, or correct tracking.uri in settings.ini "
-            "(or MLPKG_TRACKING__URI); `mlpkg doctor` shows what is configured."
-        ) from error
+        problem, cause = _refusal(_ask(uri)), None
+    except (MlflowException, OSError) as error:
+        problem, cause = _no_answer(error), error
+    if problem:
+        raise TrackingError(f"MLflow at {uri} {problem}.") from cause
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #8e09fdb2
 def client(
@@ -70,8 +130,8 @@ def client(
 ) -> "MlflowClient":  # Its store answers and has its tables; TrackingError otherwise
     "A client for the MLflow store of the settings"
     uri = tracking_uri(settings or load_settings())
-    _probe(uri)
     _set_mlflow_defaults()
+    _probe(uri)
     from mlflow import MlflowClient
 
     made = MlflowClient(tracking_uri=uri, registry_uri=uri)

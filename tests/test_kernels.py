@@ -1,0 +1,112 @@
+"""Kernels and what they start, when a process dies outright or is stuck. A page cannot be killed and go on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import processes_with, wait_for
+
+from mlpkg.steps import supervisor
+from mlpkg.steps.execution import StepError
+from mlpkg.steps.run import run_step
+
+RUN = "import sys; from mlpkg.steps.run import run_step; run_step(sys.argv[1])"
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs prctl, which only Linux has")
+
+# What a notebook may leave running: a worker, one in a session of its own, and one whose parent has ended.
+LEAVES = """
+import os, subprocess
+subprocess.Popen(["sleep", "1001"])
+subprocess.Popen(["sleep", "1002"], start_new_session=True)
+subprocess.run(["sh", "-c", "setsid sh -c 'sleep 1003; true' & exec sleep 0.1"])
+open({marker!r}, "w").close()
+"""
+STUCK = {
+    "waits": "import time; time.sleep(1000)",
+    "holds the interpreter": "import ctypes; ctypes.PyDLL(None).sleep(1000)",
+    "ignores signals": "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)",
+}
+
+
+def left(project) -> list[str]:
+    "Command lines of all processes that belong to this project"
+    found = [Path(f"/proc/{pid}/cmdline") for pid in processes_with(str(project.root))]
+    return [file.read_text().replace("\0", " ") for file in found if file.exists()]
+
+
+def start_stuck_step(project, stuck: str):
+    "A step in a process of its own, whose kernel has started other processes and is stuck"
+    marker = project.root / "started"
+    notebook = project.notebook("stuck", "x: int = 1", LEAVES.format(marker=str(marker)) + STUCK[stuck])
+    process = project.start(sys.executable, "-c", RUN, str(notebook))
+    wait_for(marker.exists, what="the second cell")
+    assert {"1001", "1002", "1003"} <= set(" ".join(left(project)).split())
+    return process
+
+
+@LINUX
+@pytest.mark.parametrize("stuck", STUCK)
+def test_nothing_outlives_a_step_whose_process_is_killed_outright(project, stuck):
+    process = start_stuck_step(project, stuck)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    wait_for(lambda: not left(project), 5, "the end of all processes")
+
+
+@LINUX
+def test_nothing_outlives_a_step_that_is_terminated(project):
+    process = start_stuck_step(project, "holds the interpreter")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert left(project) == []
+
+
+@LINUX
+@pytest.mark.parametrize("end", ["x = 2", "import os; os.abort()"])
+def test_nothing_outlives_a_step_that_ends(project, end):
+    notebook = project.notebook("ends", "x: int = 1", LEAVES.format(marker=str(project.root / "started")), end)
+    try:
+        run_step(notebook, settings=project.settings)
+    except StepError as error:
+        assert "the kernel was killed by SIGABRT" in str(error)
+    assert left(project) == []
+
+
+STATE = """
+import json, os
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+state = {name: status[name] for name in ("SigBlk", "SigIgn", "SigCgt", "Uid", "Groups", "NoNewPrivs")}
+state |= {"folder": os.getcwd(), "session": os.getsid(0) == os.getpid(), "files": len(os.listdir("/proc/self/fd"))}
+env = {**os.environ, "JPY_PARENT_PID": os.environ["JPY_PARENT_PID"] == str(os.getppid())}
+print(json.dumps(state | {"env": env}))
+"""
+
+
+def state_of(command: list[str], folder: Path) -> dict:
+    "What a process finds that is started as Jupyter starts a kernel"
+    env = {**os.environ, "JPY_PARENT_PID": str(os.getpid())}
+    options = {"cwd": folder, "env": env, "start_new_session": True, "stdin": subprocess.DEVNULL}
+    return json.loads(subprocess.run(command, capture_output=True, timeout=60, check=True, **options).stdout)
+
+
+def behind_a_supervisor(*command: str) -> list[str]:
+    return [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), *command]
+
+
+@LINUX
+def test_a_supervisor_changes_neither_signals_nor_environment_nor_folder(tmp_path):
+    command = [sys.executable, "-c", STATE]
+    assert state_of(behind_a_supervisor(*command), tmp_path) == state_of(command, tmp_path)
+
+
+@LINUX
+def test_a_kernel_dies_with_its_supervisor(project):
+    process = subprocess.Popen(behind_a_supervisor("sleep", "1004"), env=project.env)
+    wait_for(lambda: any(words.split() == ["sleep", "1004"] for words in left(project)), 30, "the start")
+    process.kill()
+    process.wait()
+    wait_for(lambda: not left(project), 5, "the end")
