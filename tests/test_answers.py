@@ -30,6 +30,7 @@ WRITER = """
 import sys, time
 from datetime import UTC, datetime
 from mlpkg.serving.answer_log import *
+from mlpkg.serving.answers import *
 from mlpkg.data.lake import Lake
 
 root, name, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
