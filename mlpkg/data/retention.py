@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['log_limit', 'Removal', 'version_at', 'needed_versions', 'table_folder', 'stored_files', 'readable_versions',
-           'remove_versions', 'trim_log', 'small_files', 'compact', 'delete_rows', 'forget_history', 'tidy_lake']
+           'remove_versions', 'trim_log', 'small_files', 'compact', 'delete_rows', 'forget_history', 'guarded',
+           'tidy_lake']
 
 # %% ../../nbs/api/data/22_retention.ipynb #62117116
 import re
 import uuid
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from .arrow import LakeError, as_predicate
 from .lake import Lake, file_size, keep_log, writer
+from ..errors import MlpkgError
 
 # %% ../../nbs/api/data/22_retention.ipynb #d416c8c8
 @dataclass(frozen=True)
@@ -31,8 +33,9 @@ class Removal:
     where: str  # Table, folder or experiment
     count: int = 0  # How many of them
     files: int = 0  # Files that go
-    bytes: int = 0  # Their size; negative figures do not occur
+    bytes: int = 0  # Their size
     note: str = ""  # What is kept and why, or what went wrong
+    failed: bool = False  # Did something go wrong?
 
     def __bool__(self) -> bool:
         return bool(self.count or self.files or self.note)
@@ -228,15 +231,19 @@ def forget_history(
     gone = there.keys() - stored_files(lake, name).keys()
     return Removal("older versions", name, len(gone), len(gone), sum(there[path] for path in gone))
 
-# %% ../../nbs/api/data/22_retention.ipynb #f88f2219
-def _guarded(what: str, name: str, job: Any) -> Removal:
-    "What a job did, or why it could not"
+# %% ../../nbs/api/data/22_retention.ipynb #0d3a262d
+def guarded(
+    what: str,  # As in `Removal`
+    where: str,
+    job: Callable[[], Removal],
+) -> Removal:  # One that failed, with the reason, where the job raised
+    "Do a job, and say so if it cannot be done"
     try:
         return job()
-    except (DeltaError, LakeError, OSError) as error:
-        return Removal(what, name, note=f"not done: {error}")
+    except (DeltaError, MlpkgError, OSError) as error:
+        return Removal(what, where, note=f"not done: {error}", failed=True)
 
-
+# %% ../../nbs/api/data/22_retention.ipynb #fa114085
 def tidy_lake(
     lake: Lake,
     before: datetime,  # Versions that were replaced before this go
@@ -246,5 +253,5 @@ def tidy_lake(
     "Remove old versions of all tables, and put their small files together"
     for name in lake.tables():
         versions = (protected or {}).get(name, ())
-        yield _guarded("old files", name, lambda n=name, v=versions: remove_versions(lake, n, before, v, dry_run))
-        yield _guarded("small files", name, lambda n=name: compact(lake, n, dry_run))
+        yield guarded("old files", name, lambda n=name, v=versions: remove_versions(lake, n, before, v, dry_run))
+        yield guarded("small files", name, lambda n=name: compact(lake, n, dry_run))
