@@ -6,7 +6,7 @@
 __all__ = ['parts', 'registered_versions', 'runs_behind_models', 'versions_in_use', 'running_since', 'old_runs', 'remove_run',
            'remove_old_runs', 'TidyError', 'remove_old_paths', 'remove_old_files', 'tidy']
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #bed260b0
+# %% ../../nbs/api/serving/34_tidying.ipynb #ae636534
 import os
 import shutil
 from collections import defaultdict
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #a5b4e234
+# %% ../../nbs/api/serving/34_tidying.ipynb #d703ce2d
 def registered_versions() -> list[Version]:  # Of all models
     "All versions in the registry"
     from mlflow import MlflowClient
@@ -41,7 +41,7 @@ def registered_versions() -> list[Version]:  # Of all models
             return [version for name in names for version in versions(name)]
         found = MlflowClient().search_registered_models(page_token=found.token)
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #97cac4e0
+# %% ../../nbs/api/serving/34_tidying.ipynb #ce76bc4d
 def runs_behind_models(client: "MlflowClient") -> "dict[str, list[Run]]":  # Run of a DAG, or one that stands alone -> it and its steps
     "The runs that registered models come from"
     from mlflow.exceptions import MlflowException
@@ -54,7 +54,7 @@ def runs_behind_models(client: "MlflowClient") -> "dict[str, list[Run]]":  # Run
             found[parent] = [run, client.get_run(parent), *step_runs(client, parent)]
     return found
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #0229fcfc
+# %% ../../nbs/api/serving/34_tidying.ipynb #d5aee31d
 def versions_in_use(client: "MlflowClient") -> dict[str, set[int]]:  # Table -> versions
     "Versions of tables that registered models were made from, as the models and their runs have recorded them"
     found: dict[str, set[int]] = defaultdict(set)
@@ -67,7 +67,7 @@ def versions_in_use(client: "MlflowClient") -> dict[str, set[int]]:  # Table -> 
                 found[used.dataset.name].add(int(used.dataset.digest[1:]))
     return dict(found)
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #a3fd178c
+# %% ../../nbs/api/serving/34_tidying.ipynb #72c99b38
 def _runs(client: "MlflowClient", condition: str) -> "list[Run]":  # Oldest first
     "Runs of DAGs and steps in all experiments"
     ids, found = [one.experiment_id for one in client.search_experiments()], []
@@ -87,7 +87,7 @@ def running_since(client: "MlflowClient") -> datetime | None:  # UTC; None if no
     running = _runs(client, "attributes.status = 'RUNNING'")
     return datetime.fromtimestamp(running[0].info.start_time / 1000, UTC) if running else None
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #224aa6ea
+# %% ../../nbs/api/serving/34_tidying.ipynb #c5cffb50
 def old_runs(
     client: "MlflowClient",
     before: datetime,  # Runs that began before this are old
@@ -104,7 +104,7 @@ def _whole(run: "Run") -> bool:
     "Is it no part of another run?"
     return "mlflow.parentRunId" not in run.data.tags
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #0d7796d0
+# %% ../../nbs/api/serving/34_tidying.ipynb #11d75b9c
 def _sizes(listed: Callable[[str | None], Iterable[Any]], path: str | None = None) -> list[int]:
     "Sizes of artifacts in bytes"
     found: list[int] = []
@@ -120,7 +120,7 @@ def _delete_artifacts(uri: str) -> None:
     with suppress(FileNotFoundError):
         get_artifact_repository(uri).delete_artifacts()
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #e829f451
+# %% ../../nbs/api/serving/34_tidying.ipynb #ff34b9f8
 def remove_run(
     client: "MlflowClient",
     run: "Run",  # One without steps
@@ -139,7 +139,7 @@ def remove_run(
         client.delete_run(run.info.run_id)
     return sizes
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #d30c9e39
+# %% ../../nbs/api/serving/34_tidying.ipynb #bd61065d
 def remove_old_runs(
     client: "MlflowClient",
     before: datetime,  # Runs that began before this go
@@ -171,7 +171,7 @@ def _remove_all(client: "MlflowClient", name: str, runs: "list[Run]", dry_run: b
 class TidyError(MlpkgError, RuntimeError):
     "Something that could not be removed"
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #2097f335
+# %% ../../nbs/api/serving/34_tidying.ipynb #bf6a2b01
 def remove_old_paths(
     what: str,  # As in `Removal`
     paths: Iterable[Path],  # Files or folders
@@ -199,7 +199,7 @@ def _remove_path(path: Path) -> None:
     else:
         path.unlink()
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #5414ff1a
+# %% ../../nbs/api/serving/34_tidying.ipynb #da2c0772
 def _log_files(settings: Settings) -> Iterator[Path]:
     "Files of Airflow's logs, and folders without any"
     given = os.environ.get("AIRFLOW__LOGGING__BASE_LOG_FOLDER")
@@ -233,7 +233,7 @@ def remove_old_files(
             limit = now - timedelta(days=days)
             yield guarded(what, "", lambda p=paths, w=what, b=limit: remove_old_paths(w, list(p()), b, dry_run))
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #0a0e143e
+# %% ../../nbs/api/serving/34_tidying.ipynb #ea068489
 def _tidy_answers(settings: Settings, now: datetime, dry_run: bool) -> Iterator[Removal]:
     "Old answers"
     if days := settings.retention.answers:
@@ -261,7 +261,7 @@ def _tidy_runs(settings: Settings, now: datetime, dry_run: bool) -> Iterator[Rem
     if days := settings.retention.runs:
         yield from remove_old_runs(MlflowClient(), now - timedelta(days=days), dry_run)
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #e3657eeb
+# %% ../../nbs/api/serving/34_tidying.ipynb #71bd8fc4
 parts: dict[str, Callable[[Settings, datetime, bool], Iterator[Removal]]] = {
     "answers": _tidy_answers, "tables": _tidy_tables, "runs": _tidy_runs, "files": remove_old_files,
 }  # fmt: skip
