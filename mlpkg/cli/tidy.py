@@ -55,7 +55,9 @@ class RemovalTable:
         for one in self.found:
             shown = escape(one.note.splitlines()[0] if one.note else "")
             colour = f"[red]{shown}[/red]" if one.failed else shown
-            table.add_row(one.what, escape(one.where), f"{one.count:,}", f"{one.files:,}", readable_size(one.bytes), colour)
+            table.add_row(
+                one.what, escape(one.where), f"{one.count:,}", f"{one.files:,}", readable_size(one.bytes), colour
+            )
         files, size = sum(one.files for one in self.found), sum(one.bytes for one in self.found)
         table.add_row("[bold]all[/bold]", "", "", f"{files:,}", readable_size(size), "")
         return table
@@ -101,7 +103,9 @@ def clean_records(
     done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
     last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
     failed = done.returncode != 0
-    yield Removal("records", "Airflow", note=f"not done: {''.join(last)}" if failed else f"before {day[:10]}", failed=failed)
+    yield Removal(
+        "records", "Airflow", note=f"not done: {''.join(last)}" if failed else f"before {day[:10]}", failed=failed
+    )
 
 # %% ../../nbs/api/cli/17_tidy.ipynb #21f4a02e
 @tidying.command("tidy", rich_help_panel="Keeping and removing")
@@ -111,7 +115,7 @@ def tidy_command(
         list[str] | None, typer.Option("--only", help="A part: answers, tables, runs, files, records; may be repeated")
     ] = None,
 ):
-    """Remove what is older than retention.* in the settings allow and not needed by a registered model or a running DAG.
+    """Remove what is older than retention.* allows, unless a registered model or a running DAG needs it.
 
     Example: [bold]mlpkg tidy --dry-run[/bold]
     """
@@ -145,5 +149,7 @@ def forget_command(
         raise typer.BadParameter("whose answers? Give one of --sticky, --key and --request")
     settings, [(column, value)] = current_settings(), named
     if not (dry_run or yes):
-        typer.confirm(f"Remove all answers with {column} {value!r}, and all older versions of these tables?", abort=True)
+        typer.confirm(
+            f"Remove all answers with {column} {value!r}, and all older versions of these tables?", abort=True
+        )
     RemovalTable().follow(forget(open_lake(settings), settings.serving.folder, column, value, dry_run), dry_run)

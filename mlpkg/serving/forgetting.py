@@ -8,11 +8,10 @@ __all__ = ['patience', 'remove_old_answers', 'ForgetError', 'check_who', 'waitin
 # %% ../../nbs/api/serving/32_forgetting.ipynb #ab782450
 import json
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.arrow import as_predicate
@@ -43,7 +42,9 @@ def remove_old_answers(
         rows = lake.table(name, ["date"], [("date", "<", day)]).num_rows
         if rows and not dry_run:
             rows = delete_rows(lake, name, f"\"date\" < '{day}'")
-        yield Removal("answers" if name.startswith("served") else "truths", name, rows, note=f"before {day}" if rows else "")
+        yield Removal(
+            "answers" if name.startswith("served") else "truths", name, rows, note=f"before {day}" if rows else ""
+        )
 
 # %% ../../nbs/api/serving/32_forgetting.ipynb #12bde7de
 class ForgetError(MlpkgError, RuntimeError):
@@ -114,7 +115,7 @@ def _clear_folder(folder: Path, column: str, value: str) -> None:
         while _clear(queue, column, value):
             if time.monotonic() > until:
                 raise ForgetError(
-                    f"{folder}: a server that is running has not brought all answers to the lake within {patience:g} s. "
+                    f"{folder}: a running server has not brought all answers to the lake within {patience:g} s. "
                     "Stop it, or see why it cannot reach the lake, and try again"
                 )
             time.sleep(0.5)

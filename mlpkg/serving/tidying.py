@@ -42,7 +42,9 @@ def registered_versions() -> list[Version]:  # Of all models
         found = MlflowClient().search_registered_models(page_token=found.token)
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #ce76bc4d
-def runs_behind_models(client: "MlflowClient") -> "dict[str, list[Run]]":  # Run of a DAG, or one that stands alone -> it and its steps
+def runs_behind_models(
+    client: "MlflowClient",
+) -> "dict[str, list[Run]]":  # Run of a DAG, or one that stands alone -> it and its steps
     "The runs that registered models come from"
     from mlflow.exceptions import MlflowException
 
