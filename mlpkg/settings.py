@@ -98,6 +98,10 @@ class AirflowSettings(Group):
     train_schedule: str = Field("@monthly", description="When to retrain in any case: a cron expression or preset")
     watch_schedule: str = Field("@hourly", description="When to check whether the code has changed since training")
     tidy_schedule: str = Field("@weekly", description="When to remove what is older than `retention` says")
+    retrain_wait: float = Field(2, gt=0, description="Hours to wait after a failed training; doubles with each failure")
+    retrain_wait_max: float = Field(
+        168, gt=0, description="Longest such wait, and the longest that a training may take"
+    )
     arrival: str = Field("", description="DAG that brings in a month of data; `mlpkg simulate` begins with it")
     training: str = Field("", description="DAG that trains; `mlpkg simulate` runs it while there is no model")
 

@@ -8,7 +8,7 @@ __all__ = ['notebook_step', 'notebook_steps', 'parameter_sets', 'mapped_notebook
            'batches_param']
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #e2e2c050
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from .notify import Message, send
 from .operators import NotebookOperator, run_params, run_url
 from ..settings import load_settings
+from ..steps.failures import failures
 from ..steps.notebooks import step_name
 from ..steps.outbox import recover
 from ..steps.run import announce
@@ -85,12 +86,25 @@ def open_run(**context) -> str:  # MLflow run id, also the task's XCom
     return run_id
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #811f4d74
+def _made_up_for(
+    states: Mapping[str, str | None],  # Task id -> Airflow state, "train_0" for the first of mapped tasks
+    name: str,  # Of a task that did not succeed
+    ends: Collection[str],  # Tasks with none after them
+) -> bool:
+    "Has a mapped task failed of which other instances succeeded, with a task after it that goes on with those?"
+    task, _, index = name.rpartition("_")
+    others = {state for one, state in states.items() if one.rpartition("_")[0] == task}
+    return states[name] == "failed" and index.isdecimal() and task not in ends and "success" in others
+
+# %% ../../nbs/api/airflow/14_dags.ipynb #8fc5b4cb
 def true_status(
     states: Mapping[str, str | None],  # Task id -> Airflow state
     step_statuses: Sequence[str],  # MLflow statuses of the step runs, oldest first
+    ends: Collection[str] = (),  # Tasks with none after them
 ) -> str:  # FINISHED, FAILED or KILLED
     "How a DAG run really ended"
-    if not any(state in ("failed", "upstream_failed") for state in states.values()):
+    down = [name for name, state in states.items() if state in ("failed", "upstream_failed")]
+    if all(_made_up_for(states, name, ends) for name in down):
         return "FINISHED"
     return "KILLED" if step_statuses and step_statuses[-1] == "KILLED" else "FAILED"
 
@@ -106,7 +120,10 @@ def close_run(**context) -> str | None:  # The status, also the task's XCom; Non
     recover(settings)
     end_orphans(mlflow, run.info.run_id)
     states = context["ti"].get_task_states(dag_run.dag_id, run_ids=[dag_run.run_id]).get(dag_run.run_id, {})
-    status = true_status(states, [step.info.status for step in step_runs(mlflow, run.info.run_id)])
+    ends = context["ti"].task.upstream_task_ids
+    status = true_status(states, [step.info.status for step in step_runs(mlflow, run.info.run_id)], ends)
+    if missing := [step.info.run_name for step in failures(mlflow, run.info.run_id)]:
+        mlflow.set_tag(run.info.run_id, "mlpkg.failed_steps", ", ".join(missing))
     end_run(mlflow, run.info.run_id, status)
     return status
 

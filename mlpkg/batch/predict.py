@@ -295,7 +295,8 @@ def score(
     answers, refused = job.schemas()
     with Spill(answers, lake.spill) as good, Spill(refused, lake.spill) as bad:
         with closing(job.run(bad, rows, threads)) as predictions:
-            tables[to] = lake.write(to, replayable(predictions, good), mode="replace", partition=partition)
+            given_rows = replayable(predictions, good)  # where all rows of a part are refused it has no predictions
+            tables[to] = lake.write(to, given_rows, mode="replace", partition=partition, allow_empty=True)
         if bad.rows or there[aside]:
-            tables[aside] = lake.write(aside, bad.read, mode="replace", partition=partition)
+            tables[aside] = lake.write(aside, bad.read, mode="replace", partition=partition, allow_empty=True)
     return job.summary.result(tables, job.absent, time.perf_counter() - began)

@@ -190,6 +190,7 @@ def run_step(
         try:
             execution = prepare_execution(settings, entry, notebook, parameters or {})
             execution.kernel_name, execution.language = kernel_name, language
+            execution.env = {**execution.env, "MLPKG_PIPELINE_RUN": parent_run_id or ""}  # whose tables it reads
             execution.progress = lambda at, of: announce("cell", run_id, name, f"cell {at} of {of}", cell=at, cells=of)
             if on_start:
                 on_start(execution)
