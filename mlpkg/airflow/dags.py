@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['notebook_step', 'notebook_steps', 'parameter_sets', 'mapped_notebook_step', 'open_run', 'true_status', 'close_run',
-           'recorded_run', 'step_url', 'emit_if', 'require_champion', 'Notify', 'step_defaults', 'dag_defaults',
-           'batches_param']
+           'recorded_run', 'step_url', 'emit_if', 'require_champion', 'require_reason', 'Notify', 'step_defaults',
+           'dag_defaults', 'batches_param']
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #e2e2c050
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -129,9 +129,13 @@ def close_run(**context) -> str | None:  # The status, also the task's XCom; Non
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #33b30302
 @contextmanager
-def recorded_run() -> Iterator[None]:  # Use it as `with recorded_run():`, inside `with DAG(...):`
+def recorded_run(
+    after: Any = None,  # Task made before that decides whether there is anything to record; none unless given
+) -> Iterator[None]:  # Use it as `with recorded_run():`, inside `with DAG(...):`
     "Tasks made in this block run between `open_run` and `close_run`"
     opened: Any = open_run()
+    if after is not None:
+        after >> opened
     before, dag = set(opened.operator.dag.task_ids), opened.operator.dag
     yield
     inside = {task.task_id: task for task in dag.tasks if task.task_id not in before}
@@ -190,6 +194,23 @@ def require_champion(
     if (serving := champion(model)) is None:
         raise AirflowSkipException(f"model {model!r} has no champion yet: train one first")
     return serving.version
+
+# %% ../../nbs/api/airflow/14_dags.ipynb #6b3f62ec
+@task
+def require_reason(
+    training: str,  # DAG that trains
+    checks: str,  # Table of the monitor; need not exist
+    window_column: str = "window",  # Column of the table that names the window
+) -> str:  # The reasons, in words
+    "Skip what comes next as long as there is no reason to train again"
+    from mlpkg.data.lake import open_lake
+    from mlpkg.monitoring.retraining import retrain_reasons
+
+    settings = load_settings()
+    found = retrain_reasons(client(settings), open_lake(settings), settings, training, checks, window_column)
+    if not found.retrain:
+        raise AirflowSkipException(found.verdict)
+    return found.verdict
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #778502d5
 class Notify(BaseNotifier):

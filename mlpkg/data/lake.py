@@ -410,7 +410,7 @@ def _touches(
     partition: Mapping[str, Any],  # Column -> value
 ) -> bool:  # True where the entry does not say which rows it is about
     "May a commit have changed rows of a partition?"
-    if entry["operation"] != "WRITE":
+    if entry["operation"] != "WRITE" or entry.get("compacted"):
         return False
     about = json.loads(entry.get("partition", "{}"))
     listed = {column: value if isinstance(value, list) else [value] for column, value in about.items()}
@@ -422,9 +422,7 @@ def written(
     self: Lake,
     name: str,
     partition: Mapping[str, Any],  # Column -> value
-) -> (
-    datetime
-):  # UTC, at least the oldest time that the log still knows; LakeError if there is no such table
+) -> datetime:  # UTC, at least the oldest time that the log still knows; LakeError if there is no such table
     "When rows of a partition were last written"
     entries = self._open(name).history()
     last = next((entry for entry in entries if _touches(entry, partition)), entries[-1])

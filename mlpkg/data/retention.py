@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log_limit', 'few', 'Removal', 'version_at', 'needed_versions', 'table_folder', 'stored_files', 'readable_versions',
            'protect_log', 'remove_versions', 'trim_log', 'small_files', 'compact', 'delete_rows', 'forget_history',
-           'guarded', 'tidy_lake']
+           'remove_tables', 'guarded', 'tidy_lake']
 
 # %% ../../nbs/api/data/22_retention.ipynb #62117116
 import re
@@ -103,7 +103,7 @@ def readable_versions(
 ) -> list[int]:  # Sorted
     "Versions whose files are all there"
     there = stored_files(lake, name)
-    return [version for version in range(lake.version(name) + 1) if _complete(lake, name, version, there)]
+    return [version for version in range(lake._open(name).version() + 1) if _complete(lake, name, version, there)]
 
 # %% ../../nbs/api/data/22_retention.ipynb #56aa65f0
 def protect_log(
@@ -199,7 +199,7 @@ def small_files(
     return {values: count for values, count in Counter(small).items() if count > more_than and None not in values}
 
 # %% ../../nbs/api/data/22_retention.ipynb #91ad9817
-_once = CommitProperties(max_commit_retries=0)
+_once = CommitProperties({"compacted": "true"}, max_commit_retries=0)
 
 
 def _stream(rows: pa.RecordBatchReader) -> pa.RecordBatchReader:
@@ -220,7 +220,7 @@ def _rewrite(lake: Lake, name: str, partition: Mapping[str, Any]) -> bool:
             table, rows, mode="overwrite", predicate=where, target_file_size=file_size, writer_properties=writer, **how
         )
     except DeltaError:
-        if lake.version(name) == table.version():
+        if lake._open(name).version() == table.version():
             raise
         return False
     return True
@@ -269,9 +269,26 @@ def forget_history(
     there = stored_files(lake, name)
     _vacuum(lake._open(name), 0, False, full=False)  # what has just been given up
     _vacuum(lake._open(name), 1, False)  # what the log does not mention any more
-    trim_log(lake, name, lake.version(name), limit=0)
+    trim_log(lake, name, lake._open(name).version(), limit=0)
     gone = there.keys() - stored_files(lake, name).keys()
     return Removal("older versions", name, len(gone), len(gone), sum(there[path] for path in gone))
+
+# %% ../../nbs/api/data/22_retention.ipynb #41ecfca4
+def remove_tables(
+    lake: Lake,  # Like the one below `_runs` of another one
+    before: datetime,  # Tables last written before this go
+    needed: Collection[str] = (),  # Names of tables that stay
+    dry_run: bool = False,  # Only say what would go?
+) -> Removal:
+    "Remove tables that have not been written for long"
+    count, sizes = 0, []
+    for name in set(lake.tables()) - set(needed):
+        files = stored_files(lake, name)
+        if lake._open(name).history(1)[0]["timestamp"] < before.timestamp() * 1000:
+            count, sizes = count + 1, sizes + list(files.values())
+            if not dry_run:
+                _delete_files(lake, name, sorted(files, key=lambda path: path.startswith("_delta_log")))
+    return Removal("tables of runs", lake.root.rpartition("/")[2], count, len(sizes), sum(sizes))
 
 # %% ../../nbs/api/data/22_retention.ipynb #0d3a262d
 def guarded(

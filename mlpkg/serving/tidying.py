@@ -16,8 +16,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.lake import open_lake
-from ..data.retention import Removal, guarded, tidy_lake
+from ..data.lake import Lake, open_lake
+from ..data.retention import Removal, guarded, remove_tables, tidy_lake
 from ..errors import MlpkgError
 from ..models.registry import Version, versions
 from .forgetting import remove_old_answers
@@ -236,10 +236,17 @@ def remove_old_files(
             yield guarded(what, "", lambda p=paths, w=what, b=limit: remove_old_paths(w, list(p()), b, dry_run))
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #ea068489
+def _lake(settings: Settings) -> Lake:
+    "The lake as it is now, whatever the DAG run of this process works on; its uses are not noted"
+    lake = open_lake(settings)
+    lake.run, lake.log = "", None
+    return lake
+
+
 def _tidy_answers(settings: Settings, now: datetime, dry_run: bool) -> Iterator[Removal]:
     "Old answers"
     if days := settings.retention.answers:
-        yield from remove_old_answers(open_lake(settings), now - timedelta(days=days), dry_run)
+        yield from remove_old_answers(_lake(settings), now - timedelta(days=days), dry_run)
 
 
 def _tidy_tables(settings: Settings, now: datetime, dry_run: bool) -> Iterator[Removal]:
@@ -252,7 +259,11 @@ def _tidy_tables(settings: Settings, now: datetime, dry_run: bool) -> Iterator[R
     if began and began < before:
         before = began
         yield Removal("running", "MLflow", note=f"versions since {began:%Y-%m-%d} stay: a run of that day goes on")
-    yield from tidy_lake(open_lake(settings), before, versions_in_use(MlflowClient()), dry_run)
+    lake = _lake(settings)
+    yield from tidy_lake(lake, before, versions_in_use(MlflowClient()), dry_run)
+    going_on = [run.info.run_id for run in _runs(MlflowClient(), "attributes.status = 'RUNNING'")]
+    pins = Lake(f"{lake.root}/_runs", lake.options, run="")
+    yield guarded("tables of runs", "_runs", lambda: remove_tables(pins, before, going_on, dry_run))
 
 
 def _tidy_runs(settings: Settings, now: datetime, dry_run: bool) -> Iterator[Removal]:
