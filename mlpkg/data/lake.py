@@ -282,7 +282,7 @@ def _layout(self: Lake, name: str, table: DeltaTable | None, partition_by: list[
 file_size = 32 * 2**20  # Bytes that a file of a table should have
 writer = WriterProperties(max_row_group_size=131_072)
 keep_log = PostCommitHookProperties(cleanup_expired_logs=False)
-log_property: dict[str, str | None] = {"delta.enableExpiredLogCleanup": "false"}
+log_property: dict[str, str] = {"delta.enableExpiredLogCleanup": "false"}
 
 # %% ../../nbs/api/data/14_lake.ipynb #b7c5fe2d
 def _commit_options(
@@ -299,7 +299,7 @@ def _commit_options(
         "writer_properties": writer,
         "commit_properties": CommitProperties({"write_id": mark, **about} | ({"mlflow_run_id": run} if run else {})),
         "post_commithook_properties": keep_log,
-        "configuration": None if exists else log_property,
+        "configuration": None if exists else {**log_property},
     }
 
 # %% ../../nbs/api/data/14_lake.ipynb #a9302ae0

@@ -281,7 +281,7 @@ def remove_tables(
     dry_run: bool = False,  # Only say what would go?
 ) -> Removal:
     "Remove tables that have not been written for long"
-    count, sizes = 0, []
+    count, sizes = 0, list[int]()
     for name in set(lake.tables()) - set(needed):
         files = stored_files(lake, name)
         if lake._open(name).history(1)[0]["timestamp"] < before.timestamp() * 1000:
@@ -294,11 +294,12 @@ def remove_tables(
 def guarded(
     what: str,  # As in `Removal`
     where: str,
-    job: Callable[[], Removal],
+    job: Callable[..., Removal],
+    *arguments: Any,  # For the job
 ) -> Removal:  # One that failed, with the reason, where the job raised
     "Do a job, and say so if it cannot be done"
     try:
-        return job()
+        return job(*arguments)
     except (DeltaError, MlpkgError, OSError) as error:
         return Removal(what, where, note=f"not done: {error}", failed=True)
 
@@ -312,5 +313,5 @@ def tidy_lake(
     "Remove old versions of all tables, and put their small files together"
     for name in lake.tables():
         versions = (protected or {}).get(name, ())
-        yield guarded("old files", name, lambda n=name, v=versions: remove_versions(lake, n, before, v, dry_run))
-        yield guarded("small files", name, lambda n=name: compact(lake, n, dry_run))
+        yield guarded("old files", name, remove_versions, lake, name, before, versions, dry_run)
+        yield guarded("small files", name, compact, lake, name, dry_run)

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ def versions_in_use(client: "MlflowClient") -> dict[str, set[int]]:  # Table -> 
         for table, number in version.tables.items():
             found[table].add(number)
     for run in (run for runs in runs_behind_models(client).values() for run in runs):
-        for used in run.inputs.dataset_inputs:
+        for used in run.inputs.dataset_inputs if run.inputs else ():
             if used.dataset.digest[:1] == "v" and used.dataset.digest[1:].isdigit():
                 found[used.dataset.name].add(int(used.dataset.digest[1:]))
     return dict(found)
@@ -72,7 +73,7 @@ def versions_in_use(client: "MlflowClient") -> dict[str, set[int]]:  # Table -> 
 # %% ../../nbs/api/serving/34_tidying.ipynb #72c99b38
 def _runs(client: "MlflowClient", condition: str) -> "list[Run]":  # Oldest first
     "Runs of DAGs and steps in all experiments"
-    ids, found = [one.experiment_id for one in client.search_experiments()], []
+    ids, found = [one.experiment_id for one in client.search_experiments()], list[Any]()
     for kind in ("pipeline", "step"):
         token = None
         while True:
@@ -129,10 +130,10 @@ def remove_run(
     dry_run: bool = False,  # Only say what would go?
 ) -> list[int]:  # Sizes of its files, in bytes
     "Remove a run with its artifacts and the models that it logged"
-    sizes = _sizes(lambda path: client.list_artifacts(run.info.run_id, path))
+    sizes = _sizes(partial(client.list_artifacts, run.info.run_id))
     models = [client.get_logged_model(one.model_id) for one in (run.outputs.model_outputs if run.outputs else ())]
     for model in models:
-        sizes += _sizes(lambda path, model=model: client.list_logged_model_artifacts(model.model_id, path))
+        sizes += _sizes(partial(client.list_logged_model_artifacts, model.model_id))
     if not dry_run:
         for model in models:
             _delete_artifacts(model.artifact_location)
@@ -153,7 +154,7 @@ def remove_old_runs(
         groups[run.info.experiment_id].append(run)
     for experiment, runs in groups.items():
         name = client.get_experiment(experiment).name
-        yield guarded("runs", name, lambda runs=runs, name=name: _remove_all(client, name, runs, dry_run))
+        yield guarded("runs", name, _remove_all, client, name, runs, dry_run)
 
 
 def _remove_all(client: "MlflowClient", name: str, runs: "list[Run]", dry_run: bool) -> Removal:
@@ -225,15 +226,15 @@ def remove_old_files(
     "Remove old files of this machine: logs, what was set aside, copies of models"
     serving, outbox = Path(settings.serving.folder), Path(settings.steps.outbox)
     kinds = [
-        ("logs", lambda: _log_files(settings), settings.retention.logs),
-        ("set aside", lambda: outbox.glob("set-aside/*"), settings.retention.runs),
-        ("damaged lines", lambda: serving.glob("served.*/*.bad"), settings.retention.answers),
-        ("model copies", lambda: _copies(settings), settings.retention.runs),
+        ("logs", _log_files(settings), settings.retention.logs),
+        ("set aside", outbox.glob("set-aside/*"), settings.retention.runs),
+        ("damaged lines", serving.glob("served.*/*.bad"), settings.retention.answers),
+        ("model copies", _copies(settings), settings.retention.runs),
     ]
     for what, paths, days in kinds:
         if days:
             limit = now - timedelta(days=days)
-            yield guarded(what, "", lambda p=paths, w=what, b=limit: remove_old_paths(w, list(p()), b, dry_run))
+            yield guarded(what, "", remove_old_paths, what, list(paths), limit, dry_run)
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #ea068489
 def _lake(settings: Settings) -> Lake:
@@ -263,7 +264,7 @@ def _tidy_tables(settings: Settings, now: datetime, dry_run: bool) -> Iterator[R
     yield from tidy_lake(lake, before, versions_in_use(MlflowClient()), dry_run)
     going_on = [run.info.run_id for run in _runs(MlflowClient(), "attributes.status = 'RUNNING'")]
     pins = Lake(f"{lake.root}/_runs", lake.options, run="")
-    yield guarded("tables of runs", "_runs", lambda: remove_tables(pins, before, going_on, dry_run))
+    yield guarded("tables of runs", "_runs", remove_tables, pins, before, going_on, dry_run)
 
 
 def _tidy_runs(settings: Settings, now: datetime, dry_run: bool) -> Iterator[Removal]:
