@@ -122,3 +122,9 @@ def test_a_parameter_that_a_notebook_refuses_fails_the_run(project):
     (step,) = project.steps(run).values()
     assert (run.info.status, step.info.status) == ("FAILED", "FAILED")
     assert project.artifacts(step) == ["count.html", "count.ipynb"]
+
+
+def test_a_dag_with_nothing_to_say_records_nothing(project):
+    output = project.mlpkg("run", "watching")
+    assert "watching succeeded" in output
+    assert project.pipeline_runs("watching") == []
