@@ -9,6 +9,7 @@ __all__ = ['log_limit', 'few', 'Removal', 'version_at', 'needed_versions', 'tabl
 
 # %% ../../nbs/api/data/22_retention.ipynb #62117116
 import re
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -196,7 +197,8 @@ def small_files(
     actions = pa.table(table.get_add_actions(flatten=True)).to_pylist()
     columns = [f"partition.{column}" for column in table.metadata().partition_columns]
     small = [tuple(file[c] for c in columns) for file in actions if file["size_bytes"] < file_size / 2]
-    return {values: count for values, count in Counter(small).items() if count > more_than and None not in values}
+    counted = {values: count for values, count in Counter(small).items() if count > more_than and None not in values}
+    return dict(sorted(counted.items(), key=str))
 
 # %% ../../nbs/api/data/22_retention.ipynb #91ad9817
 _once = CommitProperties({"compacted": "true"}, max_commit_retries=0)
@@ -274,6 +276,13 @@ def forget_history(
     return Removal("older versions", name, len(gone), len(gone), sum(there[path] for path in gone))
 
 # %% ../../nbs/api/data/22_retention.ipynb #41ecfca4
+def _drop_table(lake: Lake, name: str, files: list[str]) -> None:
+    "Delete all files of a table, and its folder where there are folders"
+    _delete_files(lake, name, files)
+    if "://" not in lake.root:
+        shutil.rmtree(f"{lake.root}/{name}", ignore_errors=True)
+
+
 def remove_tables(
     lake: Lake,  # Like the one below `_runs` of another one
     before: datetime,  # Tables last written before this go
@@ -284,10 +293,10 @@ def remove_tables(
     count, sizes = 0, list[int]()
     for name in set(lake.tables()) - set(needed):
         files = stored_files(lake, name)
-        if lake._open(name).history(1)[0]["timestamp"] < before.timestamp() * 1000:
+        if lake.exists(name) and lake._open(name).history(1)[0]["timestamp"] < before.timestamp() * 1000:
             count, sizes = count + 1, sizes + list(files.values())
             if not dry_run:
-                _delete_files(lake, name, sorted(files, key=lambda path: path.startswith("_delta_log")))
+                _drop_table(lake, name, sorted(files, key=lambda path: path.startswith("_delta_log")))
     return Removal("tables of runs", lake.root.rpartition("/")[2], count, len(sizes), sum(sizes))
 
 # %% ../../nbs/api/data/22_retention.ipynb #0d3a262d
