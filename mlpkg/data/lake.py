@@ -394,9 +394,7 @@ def written(
     self: Lake,
     name: str,
     partition: Mapping[str, Any],  # Column -> value
-) -> (
-    datetime
-):  # UTC, at least the oldest time that the log still knows; LakeError if there is no such table
+) -> datetime:  # UTC, at least the oldest time that the log still knows; LakeError if there is no such table
     "When rows of a partition were last written"
     entries = self._open(name).history()
     last = next((entry for entry in entries if _touches(entry, partition)), entries[-1])
