@@ -78,7 +78,7 @@ def _write(
 ) -> None:  # DeltaError if there is a later commit already
     "Commit one line, or fail"
     rows = pa.Table.from_pylist([line], self.schema)
-    table = self.lake._find(self.name, after)
+    table: Any = self.lake._find(self.name, after)
     write_deltalake(table, rows, mode="append", storage_options=self.lake.options, commit_properties=_once)
 
 # %% ../../nbs/api/data/15_ledger.ipynb #e305df05

@@ -24,7 +24,8 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from .arrow import LakeError, as_predicate, plain_batch, plain_schema, read_files
-from .lake import Lake, _watched, file_size, keep_log, log_property, writer
+from .commits import file_size, keep_log, log_property, watched, writer
+from .lake import Lake
 from ..errors import MlpkgError
 
 # %% ../../nbs/api/data/22_retention.ipynb #d416c8c8
@@ -207,7 +208,7 @@ _once = CommitProperties({"compacted": "true"}, max_commit_retries=0)
 def _stream(rows: pa.RecordBatchReader) -> pa.RecordBatchReader:
     "Rows in the types that tables are written in"
     schema = plain_schema(rows.schema)
-    return pa.RecordBatchReader.from_batches(schema, _watched((plain_batch(batch, schema) for batch in rows), []))
+    return pa.RecordBatchReader.from_batches(schema, watched((plain_batch(batch, schema) for batch in rows), []))
 
 
 def _rewrite(lake: Lake, name: str, partition: Mapping[str, Any]) -> bool:
