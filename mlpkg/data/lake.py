@@ -281,12 +281,10 @@ def _commit(
     if absent := [column for column in layout if column not in schema.names]:
         raise LakeError(f"table {name!r}: partition column {absent[0]!r} is not in the data")
     faults: list[Exception] = []
-    batches = watched((plain_batch(batch, schema) for batch in reader), faults)
-    stream = pa.RecordBatchReader.from_batches(schema, batches)
-    place = f"{self.root}/{name}" if table is None else table
-    options = _commit_options(mode, partition, layout, change_schema, mark, table is not None)
+    stream = pa.RecordBatchReader.from_batches(schema, watched((plain_batch(b, schema) for b in reader), faults))
+    how = _commit_options(mode, partition, layout, change_schema, mark, table is not None)
     try:
-        write_deltalake(place, stream, storage_options=self.options, **options)
+        write_deltalake(table or f"{self.root}/{name}", stream, storage_options=self.options, **how)
     except DeltaError:
         if faults:
             raise faults[0] from None
