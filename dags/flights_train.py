@@ -2,7 +2,8 @@
 ### Flights: which flights will arrive late?
 
 Trains the candidate models in parallel, each a run of the same notebook, evaluates the best of them on the held-out
-months next to the champion, registers it, and makes it champion if it is better by the margin in `settings.ini`.
+months next to the champion, registers it, and makes it champion if it is better by the margin in `settings.ini`. A
+candidate that cannot be trained is named in the evaluation, which goes on with the others.
 
 Steps: **train** (once for each candidate) -> **evaluate** -> **register**. Table: `split/flights`. Model: `flights`.
 Runs when the monitor raises an alarm (asset `flights/drift`), when the code has changed (`flights/retrain`), and as
@@ -43,7 +44,8 @@ with DAG(
 ):
     with recorded_run():
         train = mapped_notebook_step(NOTEBOOKS, "20_train", over="candidates", parameter="candidate")
-        evaluate = notebook_step(NOTEBOOKS, "22_evaluate", parameters={"candidates": train.output})
+        trained = {"candidates": train.output}
+        evaluate = notebook_step(NOTEBOOKS, "22_evaluate", parameters=trained, trigger_rule="all_done_min_one_success")
         register = notebook_step(
             NOTEBOOKS, "24_register", parameters=evaluate.output, on_success_callback=Notify("decided", "reason")
         )

@@ -5,13 +5,13 @@ Checks whether the code (step notebooks or library) has changed since the champi
 the monitor has not yet led to a successful training. Either reason updates the asset `flights/retrain`, which starts
 `flights_train`.
 
-Steps: **watch** -> **retrain** (skipped where there is no reason). Runs as `airflow.watch_schedule` in settings.ini
-says.
+Steps: **watch** -> **retrain**, both skipped where there is no reason: then nothing is recorded either. Runs as
+`airflow.watch_schedule` in settings.ini says.
 """
 
 from airflow.sdk import DAG, Asset
 
-from mlpkg.airflow.dags import Notify, dag_defaults, emit_if, notebook_step, recorded_run
+from mlpkg.airflow.dags import Notify, dag_defaults, emit_if, notebook_step, recorded_run, require_reason
 from mlpkg.settings import load_settings
 
 with DAG(
@@ -21,6 +21,6 @@ with DAG(
     tags=["flights", "train"],
     **dag_defaults(),
 ):
-    with recorded_run():
+    with recorded_run(after=require_reason("flights_train", "monitoring/flights", "month")):
         watch = notebook_step("nbs/pipelines/flights", "40_watch")
         emit_if(watch, "retrain", Asset("flights/retrain"), on_success_callback=Notify("asked for"))

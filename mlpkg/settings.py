@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Group', 'SettingsError', 'LakeSettings', 'TrackingSettings', 'StepSettings', 'ContractSettings', 'parse_pairs',
            'parse_list', 'PromotionSettings', 'AirflowSettings', 'ServingSettings', 'MonitoringSettings',
-           'NotifySettings', 'SimulationSettings', 'TestingSettings', 'Settings', 'known_keys', 'find_settings',
-           'load_settings']
+           'NotifySettings', 'SimulationSettings', 'RetentionSettings', 'TestingSettings', 'Settings', 'known_keys',
+           'find_settings', 'load_settings']
 
 # %% ../nbs/api/00_settings.ipynb #4653ab7a
 import configparser
@@ -115,6 +115,11 @@ class AirflowSettings(Group):
     train_schedule: str = Field("@monthly", description="When to retrain in any case: a cron expression or preset")
     watch_schedule: str = Field("@hourly", description="When to check whether the code has changed since training")
     run_timeout: int = Field(86_400, ge=0, description="Longest a DAG run may take, in seconds; 0: no limit")
+    tidy_schedule: str = Field("@weekly", description="When to remove what is older than `retention` says")
+    retrain_wait: float = Field(2, gt=0, description="Hours to wait after a failed training; doubles with each failure")
+    retrain_wait_max: float = Field(
+        168, gt=0, description="Longest such wait, and the longest that a training may take"
+    )
     arrival: str = Field("", description="DAG that brings in a month of data; `mlpkg simulate` begins with it")
     training: str = Field("", description="DAG that trains; `mlpkg simulate` runs it while there is no model")
 
@@ -175,6 +180,15 @@ class SimulationSettings(Group):
         description="Columns of the table and what fills them, like 'late: clean.late_rate'",
     )
 
+# %% ../nbs/api/00_settings.ipynb #35ce4574
+class RetentionSettings(Group):
+    "For how many days things are kept that `mlpkg tidy` removes; 0: for ever"
+
+    versions: int = Field(90, ge=0, description="Old versions of tables, except those that models were trained on")
+    answers: int = Field(365, ge=0, description="Served answers with their inputs, and the truth about them")
+    runs: int = Field(365, ge=0, description="Runs with their notebooks, except those behind registered models")
+    logs: int = Field(30, ge=0, description="Airflow's logs, and its records of past DAG runs")
+
 # %% ../nbs/api/00_settings.ipynb #b76d5c39
 class TestingSettings(Group):
     "What a step notebook finds when it is run alone"
@@ -198,6 +212,7 @@ class Settings(Group):
     monitoring: MonitoringSettings
     notify: NotifySettings
     airflow: AirflowSettings
+    retention: RetentionSettings
     simulation: SimulationSettings
     testing: TestingSettings
 

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['carriers', 'parcel_numeric', 'parcel_categorical', 'kernel', 'temporary_folder', 'places', 'settings_text',
            'as_environment', 'TemporaryStore', 'temporary_store', 'parcels', 'parcels_contract', 'add_version',
-           'write_notebook', 'step_notebook', 'run_seeds', 'seed']
+           'age_table', 'write_notebook', 'step_notebook', 'run_seeds', 'seed']
 
 # %% ../nbs/api/90_testing.ipynb #dca694c3
 import logging
 import os
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -236,6 +237,30 @@ def add_version(
     if promoted:
         promote_by_hand(name, version, "the first")
     return version
+
+# %% ../nbs/api/90_testing.ipynb #708be044
+def age_table(
+    lake: "Lake",
+    name: str,  # Of a table
+    days: float,  # By how much; may be given again and again
+) -> None:
+    "Make all commits of a table older, by changing the times in its log"
+    from mlpkg.data.retention import stored_files, table_folder
+
+    folder = table_folder(lake, name)
+    for path in stored_files(lake, name, "_delta_log"):
+        if path.endswith(".json"):
+            with folder.open_input_stream(path) as file:
+                log = file.read().decode()
+            log = re.sub(r'"(\w*[tT]imestamp|modificationTime)":(\d+)', lambda m: _aged(m, days), log)
+            file = folder.handler._handler.open_output_stream(path)  # what pyarrow wraps around it cannot write
+            file.write(log.encode())
+            file.close()
+
+
+def _aged(found: re.Match, days: float) -> str:
+    "A time in a log, and its name, so many days earlier"
+    return f'"{found[1]}":{int(found[2]) - round(days * 86_400_000)}'
 
 # %% ../nbs/api/90_testing.ipynb #4c8424fb
 kernel: dict[str, str] = {"name": "python3", "display_name": "python3", "language": "python"}

@@ -358,17 +358,17 @@ def test_old_locks_of_dead_processes_are_removed(tmp_path, quick):
 
 
 def test_small_files_are_compacted(tmp_path, lake, monkeypatch):
-    monkeypatch.setattr(LakeWriter, "compact_after", 5)
+    monkeypatch.setattr(LakeWriter, "compact_after", 12)
     queue = SegmentQueue(answers_folder(tmp_path, TABLE))
     writer = LakeWriter(lake, TABLE, queue)
-    for n in range(7):
+    for n in range(14):
         queue.append(to_line(answer(n)), 1)
         queue.rotate()
         writer.deliver()
     queue.close()
-    assert records(lake) == list(range(7))
+    assert records(lake) == list(range(14))
     assert len(DeltaTable(f"{lake.root}/{TABLE}").file_uris()) == 3
-    assert [lake.count(TABLE, version) for version in range(1, 6)] == [2, 3, 4, 5, 5]
+    assert [lake.count(TABLE, version) for version in range(9, 13)] == [10, 11, 12, 12]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from conftest import ROOT
 
-from mlpkg.steps.tracking import package_digest
+from mlpkg.steps.provenance import package_digest
 
 LAKE = "data/lake.py"
 

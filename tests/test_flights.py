@@ -3,9 +3,16 @@
 These tests need several whole months and trained models, which would make a page slow.
 """
 
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
@@ -89,6 +96,60 @@ def test_split_is_by_time(table):
     ends = days.groupby("part")["date"].agg(["min", "max"])
     assert ends.loc["train", "max"] < ends.loc["validation", "min"]
     assert ends.loc["validation", "max"] < ends.loc["holdout", "min"]
+
+
+@pytest.fixture(scope="module")
+def split_step():
+    "The step notebook as a function of the lake's folder and the months of a delivery"
+    nb = json.loads((ROOT / "nbs/pipelines/flights/16_split.ipynb").read_text())
+    cells = [cell for cell in nb["cells"] if cell["cell_type"] == "code"]
+    (declared,) = ("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+    code = "\n".join("".join(c["source"]) for c in cells if "parameters" not in c["metadata"].get("tags", []))
+
+    def run(root: Path, months: str) -> None:
+        given = {"months": months} if "months:" in declared else {}  # as the DAG passes what the step declares
+        names: dict = {}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLPKG_LAKE__ROOT", str(root))
+            exec(f"{declared}\n{'; '.join(f'{k} = {v!r}' for k, v in given.items())}\n{code}", names)
+        plt.close("all")
+
+    return run
+
+
+def delivered(root: Path, table: pd.DataFrame, deliveries: list[tuple[str, int]], split_step) -> pd.DataFrame:
+    "The split after some deliveries; a correction of a month has other flights"
+    lake = Lake(root)
+    for month, correction in deliveries:
+        rows = table[table["month"] == month].iloc[correction * 20 :: 150]
+        lake.write("clean/flights", rows, mode="replace", partition={"month": month})
+        split_step(root, month)
+    return lake.read("split/flights")
+
+
+spring = ["2013-01", "2013-02", "2013-03", "2013-04", "2013-05"]
+
+
+@settings(max_examples=12, deadline=None, database=None)
+@given(st.lists(st.tuples(st.sampled_from(spring), st.integers(0, 2)), min_size=1, max_size=7))
+@example([("2013-01", 0), ("2013-02", 0), ("2013-03", 0), ("2013-04", 0), ("2013-05", 0), ("2013-02", 1)])
+def test_the_split_does_not_depend_on_the_order_of_deliveries(split_step, table, tmp_path_factory, deliveries):
+    found = delivered(tmp_path_factory.mktemp("any"), table, deliveries, split_step)
+    in_order = delivered(tmp_path_factory.mktemp("sorted"), table, sorted(dict(deliveries).items()), split_step)
+    pd.testing.assert_frame_equal(found, in_order)
+    last = max(month for month, _ in deliveries)
+    assert found["month"].max() == last and set(found.loc[found["month"] == last, "part"]) >= {"holdout"}
+
+
+def test_what_is_too_little_to_split_is_said_in_words(table):
+    with pytest.raises(flights.FlightsError, match="no flights with a label: "):
+        flights.split(table[table["status"] != "arrived"])
+    with pytest.raises(flights.FlightsError, match="no flights with a label up to 2012-12: "):
+        flights.split(table, "2012-12")
+    with pytest.raises(flights.FlightsError, match=r"only 1 day with flights \(2013-01-01\)"):
+        flights.split(table[(table["month"] == "2013-01") & (table["day"] == 1)])
+    with pytest.raises(flights.FlightsError, match=r"only 2 days with flights \(2013-01-01, 2013-01-02\)"):
+        flights.split(table[(table["month"] == "2013-01") & (table["day"] <= 2)])
 
 
 def test_seeding_is_deterministic_and_may_be_repeated(tmp_path):

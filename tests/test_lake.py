@@ -233,3 +233,74 @@ def test_memory_stays_flat_when_a_large_table_is_written_copied_and_validated(tm
         grown, size = map(float, done.stdout.split())
         print(f"{mode}: {grown:.0f} MiB of memory for a table of {size:.0f} MiB")
         assert grown < bound < size / 2.8
+
+
+def test_a_replacement_without_rows_for_a_listed_part_is_refused_unless_said(root):
+    lake, months = Lake(root), ["2013-01", "2013-02", "2013-03"]
+    lake.write("raw/flights", pd.concat(map(frame, months)), "replace", {"month": months})
+    for data in (frame("2013-02"), iter([frame("2013-02")]), lambda: iter([frame("2013-02")])):
+        with pytest.raises(LakeError, match="no rows for month=2013-01, month=2013-03: .*pass allow_empty=True"):
+            lake.write("raw/flights", data, "replace", {"month": months})
+    with pytest.raises(LakeError, match="no rows for month=2013-02"):
+        lake.write("raw/flights", frame("2013-02").head(0), "replace", {"month": "2013-02"})
+    with pytest.raises(LakeError, match="no rows for month=2013-01 writer=2, month=2013-02 writer=1: "):
+        rows = pd.concat([frame("2013-01", 1), frame("2013-02", 2)])
+        lake.write("raw/flights", rows, "replace", {"month": months[:2], "writer": [1, 2]})
+    assert (lake.version("raw/flights"), lake.count("raw/flights")) == (0, 15)
+    lake.write("raw/flights", frame("2013-02"), "replace", {"month": months}, allow_empty=True)
+    assert lake.count("raw/flights") == 5
+
+
+def ask(root, barrier, found):
+    "One of several steps of a DAG run that ask for a table at the same moment"
+    lake = Lake(root)
+    barrier.wait()
+    version = lake.version("raw/flights")
+    found.put((version, lake.count("raw/flights"), len(lake.read("raw/flights"))))
+
+
+def test_steps_of_a_run_that_ask_at_the_same_moment_get_the_same_version(root, monkeypatch):
+    others = Lake(root)
+    others.write("raw/flights", frame("2013-01"))
+    monkeypatch.setenv("MLPKG_PIPELINE_RUN", "0a1b2c3d")
+    barrier, found = spawn.Barrier(writers + 1), spawn.Queue()
+    jobs = [spawn.Process(target=ask, args=(root, barrier, found)) for _ in range(writers)]
+    for job in jobs:
+        job.start()
+    barrier.wait()
+    while any(job.is_alive() for job in jobs) and others.version("raw/flights") < 400:
+        others.write("raw/flights", frame("2013-02"))
+    for job in jobs:
+        job.join(60)
+    answers = {found.get(timeout=10) for _ in jobs}
+    assert len(answers) == 1, "one version for all of them"
+    ((version, count, rows),) = answers
+    assert (count, rows) == (5 * (version + 1), count)
+    assert others.tables() == ["raw/flights"], "what runs pin is no table of the lake"
+
+
+def test_a_run_sees_what_its_steps_write_and_nothing_that_others_write_meanwhile(root):
+    others, first, second = Lake(root), Lake(root, run="aa"), Lake(root, run="aa")
+    others.write("raw/flights", frame("2013-01"))
+    assert first.version("raw/flights") == 0
+    others.write("raw/flights", frame("2013-02"))
+    assert (second.count("raw/flights"), len(second.read("raw/flights")), others.count("raw/flights")) == (5, 5, 10)
+    assert Lake(root, run="bb").count("raw/flights") == 10
+    second.write("clean/flights", frame("2013-01"))
+    others.write("clean/flights", frame("2013-02"))
+    assert (first.count("clean/flights"), others.count("clean/flights")) == (5, 10)
+    assert second.write("raw/flights", frame("2013-03")) == 2
+    assert (first.version("raw/flights"), first.count("raw/flights")) == (2, 15)
+    assert first.count("raw/flights", version=1) == 10, "a version that is named is that version"
+
+
+def test_the_time_of_a_partition_is_that_of_its_own_rows(root):
+    lake = Lake(root)
+    for month in ("2013-01", "2013-02"):
+        lake.write("raw/flights", frame(month), "replace", {"month": month})
+    january, february = (lake.written("raw/flights", {"month": month}) for month in ("2013-01", "2013-02"))
+    assert january < february
+    lake._open("raw/flights").optimize.compact()
+    assert lake.written("raw/flights", {"month": "2013-01"}) == january
+    lake.write("raw/flights", frame("2013-01"), "replace", {"month": ["2013-01"]})
+    assert lake.written("raw/flights", {"month": "2013-01"}) > february

@@ -113,7 +113,7 @@ def test_a_broken_step_keeps_the_champion_and_says_where(flights):
     assert flights.mlflow.get_registered_model("flights").aliases["champion"] == 1
 
 
-def test_an_alarm_stays_open_until_a_training_succeeds(flights):
+def test_an_alarm_stays_open_until_a_training_succeeds(flights, monkeypatch):
     import pandas as pd
 
     from mlpkg.steps.run import run_step
@@ -121,6 +121,7 @@ def test_an_alarm_stays_open_until_a_training_succeeds(flights):
     assert flights.pipeline_runs("flights_train")[0].info.status == "FAILED", "the last training failed"
     row = {"month": ["2013-02"], "alarm": [True], "words": ["late flights rose"]}
     lake(flights).write("monitoring/flights", pd.DataFrame(row), mode="replace", partition={"month": "2013-02"})
+    monkeypatch.setenv("MLPKG_AIRFLOW__RETRAIN_WAIT", "0.0000001")  # hours
     watch = run_step(flights.root / "nbs/pipelines/flights/40_watch.ipynb", settings=flights.settings)
     assert watch.scraps["retrain"] is True
     assert watch.scraps["verdict"] == "unanswered alarm of 2013-02: late flights rose"

@@ -30,7 +30,7 @@ from ..settings import Settings
 from ..steps.live import reporting
 from ..steps.outbox import Entry, conclude, locked_entry, upload
 from ..steps.owners import owner_tags
-from ..steps.tracking import client, end_orphans, end_run, pipeline_runs, step_runs
+from ..steps.tracking import client, pipeline_runs
 
 log = get_log("mlpkg.steps")
 
@@ -325,13 +325,12 @@ def close_over(
     if not running:
         return []
     use_airflow(settings)
-    from mlpkg.airflow.dags import true_status
+    from mlpkg.airflow.dags import conclude_run
 
     for dag_run, state in dag_run_states([run_id for _, run_id in running]).items():
         if dag_run in running and state in ("success", "failed"):
             closed.append(run_id := running[dag_run])
-            end_orphans(mlflow, run_id)
-            end_run(mlflow, run_id, true_status({"": state}, [s.info.status for s in step_runs(mlflow, run_id)]))
+            conclude_run(mlflow, run_id, {dag_run[0]: state})
     return closed
 
 # %% ../../nbs/api/airflow/16_local.ipynb #54d099ad

@@ -190,7 +190,8 @@ def record(
     table: "pd.DataFrame",  # Rows of `Month.row`
 ) -> str:  # MLflow run id
     "Store table and picture in MLflow, in the experiment `simulation`"
-    from mlpkg.steps.tracking import client, end_run, experiment_id, log_params, provenance
+    from mlpkg.steps.provenance import provenance
+    from mlpkg.steps.tracking import client, end_run, experiment_id, log_params
 
     mlflow, first, last = client(settings), table["month"].iloc[0], table["month"].iloc[-1]
     experiment = experiment_id(mlflow, "simulation", settings)

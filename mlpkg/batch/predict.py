@@ -25,9 +25,9 @@ from joblib import cpu_count
 
 from .screening import BatchError, Screened, match_inputs, rows_as_json, screen
 from .summary import BatchResult, ScoredBatch, SummaryBuilder
-from ..data.arrow import Filters, fit_schema, plain_batch, plain_schema, plain_type
+from ..data.arrow import Filters, check_name, fit_schema, plain_batch, plain_schema, plain_type
 from ..data.inputs import Input, as_contract
-from ..data.lake import Lake, check_name
+from ..data.lake import Lake
 from ..data.sources import Source, open_source
 from ..data.spill import Spill, replayable
 from ..models.registry import Loaded
@@ -295,7 +295,8 @@ def score(
     answers, refused = job.schemas()
     with Spill(answers, lake.spill) as good, Spill(refused, lake.spill) as bad:
         with closing(job.run(bad, rows, threads)) as predictions:
-            tables[to] = lake.write(to, replayable(predictions, good), mode="replace", partition=partition)
+            rest = replayable(predictions, good)
+            tables[to] = lake.write(to, rest, mode="replace", partition=partition, allow_empty=True)
         if bad.rows or there[aside]:
-            tables[aside] = lake.write(aside, bad.read, mode="replace", partition=partition)
+            tables[aside] = lake.write(aside, bad.read, mode="replace", partition=partition, allow_empty=True)
     return job.summary.result(tables, job.absent, time.perf_counter() - began)

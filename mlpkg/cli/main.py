@@ -20,6 +20,7 @@ from .doctor import doctor
 from .models import models
 from .render import current_settings
 from .runs import runs
+from .tidy import tidying
 from ..errors import MlpkgError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for commands in (runs, doctor, interfaces, models):
+for commands in (runs, doctor, interfaces, models, tidying):
     app.add_typer(commands)
 
 # %% ../../nbs/api/cli/18_main.ipynb #d7a96ab6

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['Filters', 'LakeError', 'plain_type', 'plain_schema', 'plain_batch', 'from_frame', 'as_reader', 'filter_columns',
-           'read_files', 'in_partition', 'as_literal', 'as_predicate', 'fit_schema']
+           'read_files', 'check_name', 'allowed_values', 'in_partition', 'covering', 'as_literal', 'as_predicate',
+           'fit_schema']
 
 # %% ../../nbs/api/data/12_arrow.ipynb #0ce6ee0f
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 import pandas as pd
@@ -146,25 +148,64 @@ def read_files(
     batches = chain.from_iterable(table.to_batches() for table in tables)
     return pa.RecordBatchReader.from_batches(schema, batches)
 
+# %% ../../nbs/api/data/12_arrow.ipynb #441298b8
+def check_name(
+    name: str,  # Like "raw/flights"
+) -> str:  # The same; LakeError if it is not the name of a table
+    "Refuse a name that no table can have"
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_-]*)*", name):
+        raise LakeError(f"{name!r} is not a table name: use a-z, 0-9, _, - in parts split by '/', as in 'raw/flights'")
+    return name
+
 # %% ../../nbs/api/data/12_arrow.ipynb #139fd9e8
+def allowed_values(
+    schema: pa.Schema,
+    column: str,  # Of the partition
+    value: Any,  # Or a list of values
+) -> pa.Array:  # In the column's type; LakeError if there is no such column or the type does not fit
+    "The values that a partition allows in a column"
+    if column not in schema.names:
+        raise LakeError(f"partition column {column!r} is not in the data (it has: {', '.join(schema.names)})")
+    kind = schema.field(column).type
+    try:
+        return pa.array(value if isinstance(value, list) else [value]).cast(kind)
+    except pa.ArrowException as error:
+        raise LakeError(f"partition {column}={value!r}: the column is {kind}: {error}") from error
+
+# %% ../../nbs/api/data/12_arrow.ipynb #17d0ede1
 def in_partition(
     batch: pa.RecordBatch,
     partition: Mapping[str, Any],  # Column -> value, or list of values; empty: every row belongs
 ) -> pa.RecordBatch:  # The same; LakeError if a row does not belong
     "Refuse a batch with rows outside the partition"
     for column, value in partition.items():
-        if column not in batch.schema.names:
-            raise LakeError(f"partition column {column!r} is not in the data (it has: {', '.join(batch.schema.names)})")
-        kind = batch.schema.field(column).type
-        try:
-            allowed = pa.array(value if isinstance(value, list) else [value]).cast(kind)
-        except pa.ArrowException as error:
-            raise LakeError(f"partition {column}={value!r}: the column is {kind}: {error}") from error
+        allowed = allowed_values(batch.schema, column, value)
         outside = batch.filter(pc.invert(pc.is_in(batch[column], allowed)))
         if outside.num_rows:
             found = sorted(map(str, outside[column].unique().to_pylist()))[:5]
             raise LakeError(f"rows outside the partition: {column} should be {value!r}, found {', '.join(found)}")
     return batch
+
+# %% ../../nbs/api/data/12_arrow.ipynb #707a6475
+def covering(
+    batches: Iterable[pa.RecordBatch],  # Read once
+    schema: pa.Schema,  # Theirs
+    partition: Mapping[str, Any],  # Column -> value, or list of values
+) -> Iterator[pa.RecordBatch]:  # The same; LakeError at the end if a part got no rows
+    "Refuse data without rows for some part of the partition"
+    columns = list(partition)
+    parts = product(*(allowed_values(schema, column, value).to_pylist() for column, value in partition.items()))
+    without = dict.fromkeys(parts)
+    for batch in batches:
+        for found in pa.table(batch).group_by(columns).aggregate([]).to_pylist():
+            without.pop(tuple(found[column] for column in columns), None)
+        yield batch
+    if without:
+        names = [" ".join(f"{c}={v}" for c, v in zip(columns, part, strict=True)) for part in without]
+        raise LakeError(
+            f"no rows for {', '.join(names[:12])}: those that are there would be deleted. Nothing was written: "
+            "list only what the data holds, or pass allow_empty=True"
+        )
 
 # %% ../../nbs/api/data/12_arrow.ipynb #8c6d2710
 def as_literal(

@@ -156,7 +156,7 @@ def quarantine(
     if outcome.bad.empty and not lake.exists(table):
         return None
     rows = outcome.bad if len(outcome.bad.columns) else lake.read(table).head(0)
-    return lake.write(table, rows, mode="replace", partition=partition)
+    return lake.write(table, rows, mode="replace", partition=partition, allow_empty=True)
 
 # %% ../../nbs/api/data/18_contracts.ipynb #753ed106
 def gate(

@@ -18,8 +18,7 @@ from deltalake import CommitProperties, DeltaTable, QueryBuilder, write_deltalak
 from deltalake.exceptions import DeltaError
 from fastcore.basics import patch
 
-from .arrow import LakeError
-from .lake import Lake, check_name
+from .arrow import LakeError, check_name
 
 # %% ../../nbs/api/data/15_ledger.ipynb #9912943b
 class LedgerError(LakeError):
@@ -30,7 +29,7 @@ class LedgerError(LakeError):
 class Ledger:
     "A table that only grows, line by line, in an order that everybody agrees on"
 
-    lake: Lake
+    lake: Any  # `mlpkg.data.lake.Lake`, which uses ledgers itself
     name: str  # Of the table, like "registry/decisions"
     columns: dict[str, str]  # Column -> "string" or "int64"
 
@@ -57,7 +56,7 @@ def schema(self: Ledger) -> pa.Schema:
     fields = {"number": "int64", "line": "string", **self.columns}
     return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in fields.items()])
 
-# %% ../../nbs/api/data/15_ledger.ipynb #62d31be8
+
 @patch
 def make(self: Ledger) -> None:  # Changes nothing if the table exists; DeltaError if the store refuses
     "Make the table, without lines"

@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 from fastcore.basics import patch
 
-from .arrow import as_reader, in_partition, plain_batch, plain_schema
+from .arrow import as_reader, covering, in_partition, plain_batch, plain_schema
 
 # %% ../../nbs/api/data/13_spill.ipynb #409f23dd
 def spill_folder(
@@ -137,11 +137,13 @@ def replayable(
 def plain_stream(
     data: Any,  # See `as_reader`
     partition: Mapping[str, Any],  # See `in_partition`
+    whole: bool = False,  # Must there be rows for each part of it? See `covering`
 ) -> pa.RecordBatchReader:  # LakeError, also while it is read, where the data does not fit
     "Data of any kind in plain types, each batch checked against the partition"
     reader = as_reader(data)
     schema = plain_schema(reader.schema)
-    return pa.RecordBatchReader.from_batches(schema, (in_partition(plain_batch(b, schema), partition) for b in reader))
+    batches = (in_partition(plain_batch(b, schema), partition) for b in reader)
+    return pa.RecordBatchReader.from_batches(schema, covering(batches, schema, partition) if whole else batches)
 
 # %% ../../nbs/api/data/13_spill.ipynb #9fef1f05
 @contextmanager
@@ -149,14 +151,15 @@ def reopened(
     data: Any,  # See `as_reader`; or a function without arguments that returns such data, called once per attempt
     partition: Mapping[str, Any],  # See `in_partition`
     folder: str | Path | None = None,  # Where a stream waits; the system's temporary folder unless given
+    whole: bool = False,  # Must there be rows for each part of the partition?
 ) -> Iterator[Callable[[], pa.RecordBatchReader]]:  # Opens a checked stream, as often as it is called
     "Data that can be read more than once, in bounded memory"
     if callable(data):
-        yield lambda: plain_stream(data(), partition)
+        yield lambda: plain_stream(data(), partition, whole)
     elif isinstance(data, pd.DataFrame | pa.Table):
-        yield plain_stream(data, partition).read_all().to_reader
+        yield plain_stream(data, partition, whole).read_all().to_reader
     else:
-        stream = plain_stream(data, partition)
+        stream = plain_stream(data, partition, whole)
         with Spill(stream.schema, folder) as spill:
             for batch in stream:
                 spill.add(batch)

@@ -232,17 +232,19 @@ def boundaries(
 # %% ../../nbs/api/examples/12_flights.ipynb #a9344bd0
 def split(
     frame: pd.DataFrame,  # Clean flights
-    cutoff: str | None = None,  # Last month to use, "2013-10"; the last in the table unless given
+    cutoff: str | None = None,  # Last month to use, "2013-10"; the last in the table that has labels unless given
 ) -> pd.DataFrame:  # month, day, part, `flight_features`, late (0 or 1); FlightsError if there is too little to split
     "Assign every flight that has a label to train, validation or holdout, by time"
     known = frame[frame["late"].notna() & (frame["month"] <= (cutoff or "9999"))]
     if known.empty:
-        raise FlightsError(f"no flights with a label up to {cutoff}: run the previous steps for earlier months first")
+        until = f" up to {cutoff}" if cutoff else ""
+        raise FlightsError(f"no flights with a label{until}: run the steps before this one for some months first")
     by_month = known["month"].nunique() >= 3
     time = known["month"] if by_month else known["month"] + "-" + known["day"].astype(str).str.zfill(2)
     moments = sorted(time.unique())
     if len(moments) < 3:
-        raise FlightsError(f"only {len(moments)} days with flights ({', '.join(moments)}): at least three are needed")
+        days = "1 day" if len(moments) == 1 else f"{len(moments)} days"
+        raise FlightsError(f"only {days} with flights ({', '.join(moments)}): at least three are needed")
     validation, holdout = boundaries(moments, "month" if by_month else "day")
     part = np.select([time >= holdout, time >= validation], ["holdout", "validation"], "train")
     parts = known[["month", "day", *flight_features]].assign(late=known["late"].astype("int64"))

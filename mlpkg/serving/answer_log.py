@@ -19,12 +19,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable
-from deltalake.exceptions import CommitFailedError
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from ..data.lake import Lake
+from ..data.retention import compact, few
 from ..redaction import get_log
 from .answers import Answer, from_lines, request_id_pattern, to_line
 from .health import Issues
@@ -155,12 +154,12 @@ def compact_files(
     lake: Lake,  # That holds the table
     table: str,  # Name of a table that exists
     mutex: str | Path,  # File that the processes of this machine lock, so that only one of them does it
+    more_than: int = few,  # Small files that a partition may have
 ) -> None:
     "Put the small files of a table together; its versions stay readable"
-    with suppress(Timeout, CommitFailedError):  # another process is doing it
+    with suppress(Timeout):  # another process is doing it
         with FileLock(mutex, timeout=0, thread_local=False):
-            found = DeltaTable(f"{lake.root}/{table}", storage_options=lake.options)
-            found.optimize.compact(target_size=2**22)
+            compact(lake, table, more_than=more_than)
 
 # %% ../../nbs/api/serving/18_answer_log.ipynb #52c129f0
 @patch

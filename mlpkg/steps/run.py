@@ -213,6 +213,7 @@ def run_step(
     def prepare():
         execution = prepare_execution(settings, entry, notebook, parameters or {})
         execution.kernel_name, execution.language = kernel_name, language
+        execution.env = {**execution.env, "MLPKG_PIPELINE_RUN": parent_run_id or ""}  # whose tables it reads
         if on_start:
             on_start(execution)
         return execution

@@ -1,0 +1,302 @@
+"""What a page cannot show of retention: stores of their own, processes that are killed or work at the same time.
+
+The S3 tests run where AWS_ENDPOINT_URL (and credentials) point to a server; they make a bucket of their own.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import subprocess
+import sys
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from mlpkg.data.arrow import LakeError
+from mlpkg.data.lake import Lake
+from mlpkg.data.retention import (
+    compact,
+    forget_history,
+    needed_versions,
+    readable_versions,
+    remove_versions,
+    stored_files,
+    table_folder,
+    tidy_lake,
+    trim_log,
+)
+from mlpkg.serving import forgetting
+from mlpkg.serving.answer_log import AnswerLog, answers_folder
+from mlpkg.serving.answers import Answer, new_request_id, to_line
+from mlpkg.serving.feedback import Feedback, Truth
+from mlpkg.serving.forgetting import ForgetError, forget
+from mlpkg.serving.segments import Owner
+from mlpkg.testing import age_table
+
+spawn = multiprocessing.get_context("spawn")  # deltalake's runtime does not survive fork
+NAME = "raw/orders"
+now = datetime.now(UTC)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def root(request, tmp_path):
+    "Location for a fresh lake"
+    if request.param == "folder":
+        return str(tmp_path / "lake")
+    if not os.environ.get("AWS_ENDPOINT_URL"):
+        pytest.skip("set AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of an S3 server to test with it")
+    boto3 = pytest.importorskip("boto3", reason="pip install boto3 to test with an S3 server")
+    bucket = f"retention-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/lake"
+
+
+def frame(value: int, months=("01", "02")) -> pd.DataFrame:
+    return pd.DataFrame({"month": list(months), "value": value})
+
+
+def write_randomly(lake: Lake, rng: random.Random, times: int, days: float) -> None:
+    "Writes of all kinds, each some days after the one before"
+    for value in range(times):
+        mode = rng.choice(["append", "overwrite", "replace"]) if value else "append"
+        partition, months = ({"month": "01"}, ["01"]) if mode == "replace" else (None, ["01", "02"])
+        lake.write(NAME, frame(value, months), mode, partition, ["month"] if not value else None)
+        age_table(lake, NAME, days)
+
+
+def contents(lake: Lake) -> dict[int, list]:
+    "The rows of each version that can be read"
+    return {
+        v: sorted(lake.read(NAME, version=v).itertuples(index=False, name=None)) for v in readable_versions(lake, NAME)
+    }
+
+
+def test_a_checkpoint_does_not_delete_the_log_of_old_versions(tmp_path):
+    lake = Lake(tmp_path)
+    often = {"delta.checkpointInterval": "2"}
+    write_deltalake(f"{lake.root}/{NAME}", frame(0), configuration=often)
+    for file in (tmp_path / NAME / "_delta_log").iterdir():
+        os.utime(file, (0, 0))
+    for value in range(1, 6):
+        lake.write(NAME, frame(value))
+    compact(lake, NAME, more_than=2)
+    assert list(tmp_path.rglob("*.checkpoint.parquet"))
+    assert lake.read(NAME, version=0)["value"].tolist() == [0, 0]
+    assert lake.versions(NAME)["version"].min() == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_needed_version_reads_as_before_and_the_others_say_that_they_are_gone(root, seed):
+    lake, rng = Lake(root), random.Random(seed)
+    write_randomly(lake, rng, 8, days=3)
+    before, protected = now - timedelta(days=10), rng.sample(range(8), 2)
+    was, keep = contents(lake), needed_versions(lake, NAME, before, protected)
+    assert sorted(was) == list(range(8))
+    would = remove_versions(lake, NAME, before, protected, dry_run=True)
+    assert contents(lake) == was
+    assert remove_versions(lake, NAME, before, protected) == would
+    found = contents(lake)
+    for version, rows in was.items():
+        if version in keep or version > keep[-1]:
+            assert found[version] == rows, "a version that is needed"
+    for version in set(was) - set(found):
+        with pytest.raises(LakeError, match=f"version {version} can no longer be read"):
+            lake.read(NAME, version=version)
+    assert not remove_versions(lake, NAME, before, protected).files
+    assert list(tidy_lake(lake, before, {NAME: protected})) and contents(lake).items() >= found.items()
+
+
+def test_a_file_given_up_yesterday_stays_although_it_was_written_long_ago(tmp_path):
+    "Also where a checkpoint has left out when it was given up"
+    lake = Lake(tmp_path)
+    lake.write(NAME, frame(0))
+    age_table(lake, NAME, 400)
+    lake.write(NAME, frame(1), "overwrite")
+    table = DeltaTable(f"{lake.root}/{NAME}")
+    table.alter.set_table_properties({"delta.deletedFileRetentionDuration": "interval 1 hours"})
+    age_table(lake, NAME, 2)
+    for file in tmp_path.rglob("*.parquet"):
+        os.utime(file, (0, 0))
+    trim_log(lake, NAME, 0)
+    lake._open(NAME).create_checkpoint()
+    remove_versions(lake, NAME, now - timedelta(days=30))
+    assert lake.read(NAME, version=0)["value"].tolist() == [0, 0]
+
+
+def test_a_file_that_a_writer_has_not_committed_yet_stays(tmp_path):
+    lake = Lake(tmp_path)
+    for value in range(3):
+        lake.write(NAME, frame(value), "overwrite")
+    fresh = tmp_path / NAME / "part-of-a-writer.parquet"
+    fresh.write_bytes(b"not committed yet")
+    remove_versions(lake, NAME, datetime.now(UTC))
+    forget_history(lake, NAME)
+    assert fresh.exists() and readable_versions(lake, NAME) == [lake.version(NAME)]
+
+
+def test_killed_while_it_deletes_the_log_it_leaves_a_table_that_can_be_read(root):
+    lake = Lake(root)
+    for value in range(12):
+        lake.write(NAME, frame(value))
+    program = (
+        "import os, signal, sys, pyarrow.fs; from mlpkg.data.lake import Lake; from mlpkg.data import retention\n"
+        "def stop(lake, name, paths):\n"
+        "    for path in paths[:4]: retention.table_folder(lake, name).delete_file(path)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "retention._delete_files = stop\n"
+        f"retention.trim_log(Lake(sys.argv[1]), {NAME!r}, 9, limit=0)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, root]).returncode == -9  # noqa: S603
+    assert [len(lake.read(NAME, version=version)) for version in (9, 10, 11)] == [20, 22, 24]
+    with pytest.raises(LakeError, match="can no longer be read"):
+        lake.read(NAME, version=2)
+    trim_log(lake, NAME, 9, limit=0)
+    assert lake.versions(NAME)["version"].min() == 9 and lake.count(NAME) == 24
+    lake.write(NAME, frame(12))
+    assert lake.count(NAME) == 26
+
+
+def compact_at_once(place, barrier):
+    lake = Lake(place)
+    barrier.wait()
+    for _ in range(3):
+        compact(lake, NAME, more_than=1)
+
+
+def overwrite_at_once(place, barrier):
+    lake = Lake(place)
+    barrier.wait()
+    for value in range(3):
+        lake.write(NAME, frame(100 + value), "overwrite")
+
+
+def tidy_often(place, barrier, protected):
+    lake = Lake(place)
+    barrier.wait()
+    for _ in range(4):
+        assert not [one for one in tidy_lake(lake, now - timedelta(days=10), {NAME: protected}) if one.failed]
+
+
+def write_often(place, barrier):
+    lake = Lake(place)
+    barrier.wait()
+    for value in range(8):
+        lake.write(NAME, frame(100 + value))
+
+
+def test_two_at_once_and_a_writer_do_each_other_no_harm(root):
+    lake = Lake(root)
+    write_randomly(lake, random.Random(7), 8, days=3)
+    keep, was = needed_versions(lake, NAME, now - timedelta(days=10), [1]), contents(lake)
+    barrier = spawn.Barrier(3)
+    jobs = [spawn.Process(target=tidy_often, args=(root, barrier, [1])) for _ in range(2)]
+    jobs.append(spawn.Process(target=write_often, args=(root, barrier)))
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(180)
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
+    found = contents(lake)
+    assert all(found[version] == was[version] for version in keep)
+    rows = lake.read(NAME)["value"]
+    assert sorted(rows[rows >= 100]) == sorted(list(range(100, 108)) * 2)
+
+
+@pytest.mark.parametrize("other", [compact_at_once, overwrite_at_once, None])
+def test_compaction_neither_doubles_rows_nor_brings_replaced_ones_back(root, other):
+    "deltalake's own does both, in 1.6.6"
+    lake, barrier = Lake(root), spawn.Barrier(3 if other else 2)
+    for value in range(8):
+        lake.write(NAME, frame(value), partition_by=["month"])
+    work = [one for one in (compact_at_once, compact_at_once, other) if one]
+    jobs = [spawn.Process(target=one, args=(root, barrier)) for one in work]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(180)
+    assert [job.exitcode for job in jobs] == [0] * len(jobs)
+    expected = [102, 102] if other is overwrite_at_once else sorted([*range(8)] * 2)
+    assert sorted(lake.read(NAME)["value"]) == expected
+
+
+def answer(customer: str) -> Answer:
+    when = datetime.now(UTC)
+    inputs = json.dumps({"name": customer})
+    return Answer(new_request_id(when), 0, when, "champion", "orders", 3, 1, 0.7, inputs, "shop", customer)
+
+
+def holders(lake: Lake, folder: Path, *texts: str) -> list[str]:
+    "Files of the lake's tables, with all columns of Parquet files as text, and of the server that hold a text"
+    found = {}
+    for table in lake.tables():
+        files = table_folder(lake, table)
+        for path in stored_files(lake, table):
+            with files.open_input_file(path) as file:
+                raw = file.read()
+            found[f"{table}/{path}"] = raw
+            if path.endswith(".parquet"):
+                with files.open_input_file(path) as file:
+                    found[f"{table}/{path} "] = str(pq.read_table(file).to_pylist()).encode()
+    found |= {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return sorted(name for name, data in found.items() if any(text.encode() in data for text in texts))
+
+
+def test_somebody_is_forgotten_while_the_server_goes_on(root, tmp_path):
+    lake, gone, stays = Lake(root), answer("customer7"), [answer("customer8") for _ in range(5)]
+    with AnswerLog(lake, "served/orders", tmp_path, seconds=0.5) as first:
+        first.put([gone, *stays[:2]])
+    Feedback(lake, "served/orders", tmp_path).give([Truth(gone.request_id, 0, 1), Truth(stays[0].request_id, 0, 0)])
+    left = answers_folder(tmp_path, "served/orders") / "dead-000001.jsonl"
+    left.write_bytes(to_line(gone) + to_line(stays[2]))
+    with AnswerLog(lake, "served/orders", tmp_path, seconds=0.5) as server:
+        again = answer("customer7")
+        server.put([again, stays[3]])
+        time.sleep(1)
+        assert holders(lake, tmp_path, "customer7")
+        done = list(forget(lake, tmp_path, "sticky", "customer7"))
+        server.put([stays[4]])
+    assert holders(lake, tmp_path, "customer7", gone.request_id, again.request_id) == []
+    rows = lake.read("served/orders")
+    assert set(rows["request_id"]) | {json.loads(line)["request_id"] for line in _lines(left)} == {
+        one.request_id for one in stays
+    }
+    assert lake.read("feedback/orders")["request_id"].tolist() == [stays[0].request_id]
+    assert sum(one.count for one in done if one.what == "answers") >= 2
+    assert not [
+        one for one in forget(lake, tmp_path, "sticky", "customer7") if one.what in ("answers", "truths") and one
+    ]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_server_that_cannot_deliver_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(forgetting, "patience", 0.2)
+    folder = answers_folder(tmp_path, "served/orders")
+    living = Owner(folder)
+    (folder / f"{living.name}-000001.jsonl").write_bytes(to_line(answer("customer7")))
+    with pytest.raises(ForgetError, match="Stop it, or see why"):
+        list(forget(Lake(tmp_path / "lake"), tmp_path, "sticky", "customer7"))
+    living.release()
+    list(forget(Lake(tmp_path / "lake"), tmp_path, "sticky", "customer7"))
+    assert holders(Lake(tmp_path / "lake"), tmp_path, "customer7") == []
+
+
+def test_interrupted_after_the_truth_it_finds_the_rest_again(tmp_path, monkeypatch):
+    lake, gone = Lake(tmp_path / "lake"), answer("customer7")
+    with AnswerLog(lake, "served/orders", tmp_path) as answers:
+        answers.put([gone, answer("customer8")])
+    Feedback(lake, "served/orders", tmp_path).give([Truth(gone.request_id, 0, 1)])
+    steps = forget(lake, tmp_path, "sticky", "customer7")
+    next(steps)
+    steps.close()
+    list(forget(lake, tmp_path, "sticky", "customer7"))
+    assert holders(lake, tmp_path, "customer7", gone.request_id) == []
