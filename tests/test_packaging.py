@@ -91,7 +91,7 @@ def test_wheel_holds_package_and_entry_points(project):
     assert not [name for name in names if not name.startswith(("mlpkg/", "mlpkg-"))], "only the package is installed"
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert entries["console_scripts"]["mlpkg"] == "mlpkg.cli.main:main"
-    assert entries["papermill.io"]["mlflow://"].startswith("mlpkg.steps.notebooks:")
+    assert entries["papermill.io"]["mlflow://"].startswith("mlpkg.steps.notebook_paths:")
     assert entries["nbdev"]["mlpkg"] == "mlpkg._modidx:d"
 
 

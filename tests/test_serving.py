@@ -93,6 +93,8 @@ def store(base, tmp_path) -> Path:
 
 
 def point_to(folder: Path) -> None:
+    "Use a folder's MLflow and lake, until the fixture `base` restores the environment"
+    os.environ["MLPKG_LAKE__ROOT"] = str(folder / "lake")
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     mlflow.set_registry_uri(f"sqlite:///{folder}/mlflow.db")
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # only the settings decide
@@ -417,6 +419,7 @@ def test_the_api_predicts_what_a_batch_predicts(store):
 
 def test_no_champion_yet(base, tmp_path):
     shutil.copy(base / "mlflow.db", tmp_path / "mlflow.db")
+    point_to(tmp_path)
     with serving(tmp_path, poll_seconds=0.1) as api:
         for answer in (ask(api, GOOD), api.get("/v1/model")):
             assert "mlpkg promote" in problem(answer, 503)["detail"] and answer.headers["retry-after"]

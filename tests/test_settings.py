@@ -2,6 +2,7 @@
 
 import ast
 
+import nbformat
 import pytest
 from conftest import ROOT
 
@@ -24,7 +25,7 @@ def read_keys(sources):
         for key in known_keys():
             group, name = key.split(".")
             owners = {group}
-            if Settings.model_fields[group].annotation.__name__ in source:
+            if Settings.model_fields[group].annotation.__name__ in source or f"connect().{group}" in source:
                 owners |= {"rules", "settings"}
             if any((owner, name) in pairs for owner in owners):
                 found.add(key)
@@ -35,7 +36,9 @@ def read_keys(sources):
 def read():
     skipped = {ROOT / "mlpkg" / "settings.py", ROOT / "mlpkg" / "_modidx.py"}
     files = {*ROOT.glob("mlpkg/**/*.py"), *ROOT.glob("dags/*.py")} - skipped
-    return read_keys(path.read_text(encoding="utf-8") for path in files)
+    steps = [nbformat.read(path, as_version=4) for path in ROOT.glob("nbs/pipelines/**/*.ipynb")]
+    code = ["\n".join(cell.source for cell in step.cells if cell.cell_type == "code") for step in steps]
+    return read_keys([*(path.read_text(encoding="utf-8") for path in files), *code])
 
 
 @pytest.mark.parametrize("key", known_keys())

@@ -43,18 +43,18 @@ def _time(milliseconds: int) -> datetime:
 
 def reason_to_wait(
     runs: "Sequence[Run]",  # Trainings, newest first, see `pipeline_runs`
-    pauses: AirflowSettings,  # `retrain_wait` and `retrain_wait_max`, in hours
+    rules: AirflowSettings,  # `retrain_wait` and `retrain_wait_max`, in hours
     now: datetime | None = None,  # UTC; the present unless given
 ) -> str:  # "" if a training may be asked for
     "Why no training should be asked for now"
-    now, most = now or datetime.now(UTC), timedelta(hours=pauses.retrain_wait_max)
+    now, most = now or datetime.now(UTC), timedelta(hours=rules.retrain_wait_max)
     failed = list(takewhile(lambda run: run.info.status != "FINISHED", runs))
     for run in failed:
         if run.info.status == "RUNNING" and now - (began := _time(run.info.start_time)) < most:
             return f"a training is running since {began:%Y-%m-%d %H:%M} UTC"
     if not failed:
         return ""
-    pause = min(timedelta(hours=pauses.retrain_wait) * 2 ** min(len(failed) - 1, 20), most)
+    pause = min(timedelta(hours=rules.retrain_wait) * 2 ** min(len(failed) - 1, 20), most)
     again = _time(failed[0].info.end_time or failed[0].info.start_time) + pause
     count = "1 training has" if len(failed) == 1 else f"{len(failed)} trainings have"
     return f"{count} failed since the last that succeeded: not before {again:%Y-%m-%d %H:%M} UTC" if now < again else ""
