@@ -319,3 +319,11 @@ def test_stored_outputs_show_nothing_of_the_machine_that_made_them(notebook):
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     texts = [json.dumps(output, ensure_ascii=False) for cell in cells for output in cell.get("outputs", [])]
     assert [text[:200] for text in texts if re.search(NOISE, text.replace("\\u001b", "\x1b"))] == []
+
+
+def test_a_page_closes_the_store_that_it_opens():
+    "nbdev-test runs several pages in one process: after a store that stays open, the next page would work in it"
+    code = {path: "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells) for path in NOTEBOOKS}
+    opened = [path for path in NOTEBOOKS if re.search(r"^store = (temporary_store|TemporaryStore)\(", code[path], re.M)]
+    assert len(opened) > 10
+    assert [path.name for path in opened if "\nstore.close()" not in code[path]] == []
