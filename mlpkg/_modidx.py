@@ -225,7 +225,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlpkg.cli.doctor.check_tracking': ('api/cli/doctor.html#check_tracking', 'mlpkg/cli/doctor.py'),
                                   'mlpkg.cli.doctor.doctor_command': ('api/cli/doctor.html#doctor_command', 'mlpkg/cli/doctor.py'),
                                   'mlpkg.cli.doctor.examine': ('api/cli/doctor.html#examine', 'mlpkg/cli/doctor.py'),
-                                  'mlpkg.cli.doctor.left_in_spool': ('api/cli/doctor.html#left_in_spool', 'mlpkg/cli/doctor.py'),
                                   'mlpkg.cli.doctor.unlike_lock': ('api/cli/doctor.html#unlike_lock', 'mlpkg/cli/doctor.py')},
             'mlpkg.cli.main': { 'mlpkg.cli.main.UserInterface': ('api/cli/main.html#userinterface', 'mlpkg/cli/main.py'),
                                 'mlpkg.cli.main.airflow_server': ('api/cli/main.html#airflow_server', 'mlpkg/cli/main.py'),
