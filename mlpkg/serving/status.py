@@ -69,7 +69,7 @@ def describe_model(
 
 # %% ../../nbs/api/serving/29_status.ipynb #8dc88fb2
 class Readiness(BaseModel):
-    "Can requests be answered, and what is not as it should be?"
+    "Can requests be answered, and what is wrong?"
 
     ready: bool
     model: str
