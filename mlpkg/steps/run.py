@@ -118,10 +118,10 @@ def prepare_execution(
     parameters: Mapping[str, Any],  # As they were given
 ) -> Execution:
     "An execution within the limits of the settings"
-    limits = settings.steps
+    steps = settings.steps
     execution = Execution(
-        notebook, entry.notebook, parameters, env=kernel_env(settings, entry), timeout=limits.timeout,
-        cell_timeout=limits.cell_timeout, start_timeout=limits.start_timeout, output_limit=limits.output_limit,
+        notebook, entry.notebook, parameters, env=kernel_env(settings, entry), timeout=steps.timeout,
+        cell_timeout=steps.cell_timeout, start_timeout=steps.start_timeout, output_limit=steps.output_limit,
     )  # fmt: skip
     entry.sockets = str(execution.sockets)
     entry.save()
