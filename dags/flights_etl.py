@@ -23,7 +23,9 @@ with DAG(
     params={
         "months": batches_param("2013-01..2013-10", "months"),
         "source": Param(
-            "package", type="string", description="'package', or path, URL or s3:// of CSV, zipped CSV or Parquet"
+            "package",
+            type="string",
+            description="'package', or path, or http(s) or s3 URL of a CSV (also zip or gz) or Parquet file",
         ),
     },
     tags=["flights", "etl"],

@@ -21,6 +21,8 @@ from mlpkg.airflow.dags import (
     require_champion,
 )
 
+NOTEBOOKS = "nbs/pipelines/flights"
+
 with DAG(
     "flights_monitor",
     doc_md=__doc__,
@@ -30,6 +32,6 @@ with DAG(
     **dag_defaults(),
 ):
     with recorded_run():
-        monitor = notebook_step("nbs/pipelines/flights", "34_monitor")
+        monitor = notebook_step(NOTEBOOKS, "34_monitor")
         require_champion("flights") >> monitor
         emit_if(monitor, "alarm", Asset("flights/drift"), on_success_callback=Notify("raised"))

@@ -13,6 +13,8 @@ from airflow.sdk import DAG, Asset, Param
 
 from mlpkg.airflow.dags import batches_param, dag_defaults, notebook_step, recorded_run, require_champion
 
+NOTEBOOKS = "nbs/pipelines/flights"
+
 with DAG(
     "flights_predict",
     doc_md=__doc__,
@@ -20,7 +22,9 @@ with DAG(
     params={
         "months": batches_param("2013-10", "months"),
         "source": Param(
-            "clean/flights", type="string", description="Lake table, or path, URL or s3:// of CSV or Parquet"
+            "clean/flights",
+            type="string",
+            description="Lake table, or path, or http(s) or s3 URL of a CSV (also zip or gz) or Parquet file",
         ),
         "which": Param("champion", type="string", description="Alias or number of the model's version"),
         "threshold": Param(
@@ -31,7 +35,5 @@ with DAG(
     **dag_defaults(),
 ):
     with recorded_run():
-        predict = notebook_step(
-            "nbs/pipelines/flights", "30_predict", outlets=[Asset("predictions/flights")], event_extra=["months"]
-        )
+        predict = notebook_step(NOTEBOOKS, "30_predict", outlets=[Asset("predictions/flights")], event_extra=["months"])
         require_champion("flights") >> predict

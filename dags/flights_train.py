@@ -47,6 +47,6 @@ with DAG(
         trained = {"candidates": train.output}
         evaluate = notebook_step(NOTEBOOKS, "22_evaluate", parameters=trained, trigger_rule="all_done_min_one_success")
         register = notebook_step(
-            NOTEBOOKS, "24_register", parameters=evaluate.output, on_success_callback=Notify("decided", "reason")
+            NOTEBOOKS, "24_register", parameters=evaluate.output, on_success_callback=Notify("finished", "reason")
         )
         train >> evaluate >> register

@@ -14,6 +14,8 @@ from airflow.sdk import DAG, Asset
 from mlpkg.airflow.dags import Notify, dag_defaults, emit_if, notebook_step, recorded_run, require_reason
 from mlpkg.settings import load_settings
 
+NOTEBOOKS = "nbs/pipelines/flights"
+
 with DAG(
     "flights_watch",
     doc_md=__doc__,
@@ -22,5 +24,5 @@ with DAG(
     **dag_defaults(),
 ):
     with recorded_run(after=require_reason("flights_train", "monitoring/flights", "month")):
-        watch = notebook_step("nbs/pipelines/flights", "40_watch")
-        emit_if(watch, "retrain", Asset("flights/retrain"), on_success_callback=Notify("asked for"))
+        watch = notebook_step(NOTEBOOKS, "40_watch")
+        emit_if(watch, "retrain", Asset("flights/retrain"), on_success_callback=Notify("requested"))

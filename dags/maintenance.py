@@ -14,6 +14,8 @@ from airflow.sdk import DAG, Param
 from mlpkg.airflow.dags import dag_defaults, notebook_step, recorded_run
 from mlpkg.settings import load_settings
 
+NOTEBOOKS = "nbs/pipelines/maintenance"
+
 with DAG(
     "maintenance",
     doc_md=__doc__,
@@ -28,4 +30,4 @@ with DAG(
     **dag_defaults(),
 ):
     with recorded_run():
-        notebook_step("nbs/pipelines/maintenance", "10_tidy")
+        notebook_step(NOTEBOOKS, "10_tidy")

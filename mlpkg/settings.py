@@ -172,9 +172,9 @@ class NotifySettings(Group):
 
 # %% ../nbs/api/00_settings.ipynb #e9ba746b
 class SimulationSettings(Group):
-    "What `mlpkg simulate` passes to the DAGs, and what it shows for each batch"
+    "What `mlpkg simulate` passes to the DAGs, and what it shows for each month"
 
-    parameter: str = Field("months", description="Parameter of the DAGs that names the batch")
+    parameter: str = Field("months", description="Parameter of the DAGs that takes a month")
     columns: Annotated[dict[str, str], BeforeValidator(parse_pairs)] = Field(
         default_factory=dict,
         description="Columns of the table and what fills them, like 'late: clean.late_rate'",

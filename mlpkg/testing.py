@@ -111,9 +111,9 @@ def settings(self: TemporaryStore) -> Settings:
 @patch(as_prop=True)
 def lake(self: TemporaryStore) -> "Lake":
     "The lake of this store"
-    from mlpkg.data.lake import Lake
+    from mlpkg.data.lake import open_lake
 
-    return Lake(self.folder / "lake")
+    return open_lake(self.settings)
 
 # %% ../nbs/api/90_testing.ipynb #9b2244ae
 @patch

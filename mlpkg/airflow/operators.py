@@ -23,7 +23,7 @@ from ..settings import Settings, load_settings
 from ..steps.execution import Execution
 from ..steps.parameters import MissingNotebookError, ParameterError, read_parameters
 from ..steps.run import StepResult, run_step
-from ..steps.tracking import client, find_run
+from ..steps.tracking import client, find_run, ui_url
 
 # %% ../../nbs/api/airflow/12_operators.ipynb #03589f1f
 def event_params(
@@ -81,8 +81,8 @@ def run_url(
     run_id: str,  # MLflow run
 ) -> str:  # Address of the run's artifacts
     "Address of a run in the MLflow UI"
-    page = f"#/experiments/{experiment_id}/runs/{run_id}/artifacts"
-    return f"{settings.tracking.ui.rstrip('/')}/{page}?workflowType=machine_learning"
+    page = f"experiments/{experiment_id}/runs/{run_id}/artifacts"
+    return ui_url(settings, f"{page}?workflowType=machine_learning")
 
 # %% ../../nbs/api/airflow/12_operators.ipynb #ffe09988
 class MlflowRunLink(BaseOperatorLink):

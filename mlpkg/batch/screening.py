@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from pandera.pandas import DataFrameSchema
 
 from ..data.arrow import plain_type
-from ..data.contracts import Outcome, check
+from ..data.contracts import Outcome, check, violation_columns
 from ..data.inputs import Input, as_contract, map_unknown, shape
 from ..data.sources import Source
 from ..errors import MlpkgError
@@ -123,7 +123,7 @@ def _shaped(batch: pa.RecordBatch, inputs: Sequence[Input]) -> pd.DataFrame:
 
 def _all_good(batch: pa.RecordBatch, table: pd.DataFrame, unknown: Sequence[Input]) -> Screened:
     "What screening gives where every row is good"
-    none = pd.DataFrame(columns=["check", "column", "count", "rate", "examples"])
+    none = pd.DataFrame(columns=violation_columns)
     outcome = Outcome(len(table), none, table.head(0), None, 0)
     return Screened(batch, batch.slice(0, 0), map_unknown(table, unknown), outcome)
 

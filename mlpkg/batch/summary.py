@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 from fastcore.basics import patch
 
-from ..data.contracts import Outcome
+from ..data.contracts import Outcome, violation_columns
 
 # %% ../../nbs/api/batch/12_summary.ipynb #1ec306c9
 @dataclass(frozen=True)
@@ -98,11 +98,10 @@ def add(
 @patch
 def outcome(self: SummaryBuilder) -> Outcome:  # Its `bad` holds the first 20
     "What was found about the rows"
-    columns = ["check", "column", "count", "rate", "examples"]
-    found = self.violations[0] if self.violations else pd.DataFrame(columns=columns)
+    found = self.violations[0] if self.violations else pd.DataFrame(columns=violation_columns)
     bad = pd.concat(self.examples, ignore_index=True) if self.examples else pd.DataFrame()
     found = found.assign(rate=found["count"] / max(self.rows, 1))
-    return Outcome(self.rows, found[columns].reset_index(drop=True), bad, None, self.bad)
+    return Outcome(self.rows, found[violation_columns].reset_index(drop=True), bad, None, self.bad)
 
 # %% ../../nbs/api/batch/12_summary.ipynb #6d3b6a6a
 def _sort_key(column: pd.Series) -> pd.Series:

@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['doctor', 'all_checks', 'InstallationError', 'check_python', 'unlike_lock', 'check_packages', 'check_kernels',
-           'check_settings', 'check_lake', 'check_tracking', 'left_in_spool', 'check_outbox', 'check_dags', 'examine',
-           'doctor_command']
+           'check_settings', 'check_lake', 'check_tracking', 'check_outbox', 'check_dags', 'examine', 'doctor_command']
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #82ab73fa
-import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -97,25 +95,12 @@ def check_tracking() -> str:  # TrackingError if it cannot be reached
     settings = current_settings()
     return f"{tracking_uri(settings)}: {len(client(settings).search_experiments())} experiments"
 
-# %% ../../nbs/api/cli/16_doctor.ipynb #168bb024
-def left_in_spool(
-    outbox: Path,  # Folder of the outbox
-) -> int:  # Number of entries
-    "Count the entries left in `spool` beside the outbox, which is what the outbox used to be called"
-    return 0 if outbox.name == "spool" else len(list(outbox.parent.glob("spool/*/entry.json")))
-
 # %% ../../nbs/api/cli/16_doctor.ipynb #316553e7
 def check_outbox() -> str:  # What is in it; InstallationError if somebody has to look at some of it
     "Count the notebooks that wait for MLflow"
     from mlpkg.steps.recovery import outbox_state
 
-    settings = current_settings()
-    outbox = Path(settings.steps.outbox)
-    if left := left_in_spool(outbox):
-        old, new = (shlex.quote(str(folder)) for folder in (outbox.with_name("spool"), outbox))
-        move = f"mkdir -p {new} && mv {old}/* {new}/ && mlpkg sync"
-        raise InstallationError(f"{left} entries wait in {old}, where nothing looks for them any more: {move}")
-    state = outbox_state(settings)
+    state = outbox_state(current_settings())
     if problems := state.problems():
         raise InstallationError("; ".join(problems))
     return ", ".join(state.lines()) or "empty"

@@ -237,10 +237,11 @@ def simulate_command(
     import pandas as pd
 
     from mlpkg.airflow.local import load_dags, output_to, prepare_database, read_params, run_dag, use_airflow
-    from mlpkg.airflow.simulation import months_between, record
+    from mlpkg.airflow.simulation import record_simulation
+    from mlpkg.data.months import month_range
     from mlpkg.steps.tracking import client
 
-    settings, given, months = current_settings(), read_params(param), months_between(first, last)
+    settings, given, months = current_settings(), read_params(param), month_range(first, last)
     client(settings)
     use_airflow(settings)
     log = log_path(settings, "simulate")
@@ -248,7 +249,7 @@ def simulate_command(
         shown = SimulationProgress(Console(file=screen))
         prepare_database(settings)
         failed = simulate_months(settings, load_dags(settings), months, given, shown, run_dag)
-        run_id = record(settings, pd.DataFrame([month.row() for month in shown.months]))
+        run_id = record_simulation(settings, pd.DataFrame([month.row() for month in shown.months]))
         profile = "" if settings.profile == "local" else f"MLPKG_PROFILE={settings.profile} "
         where = f"`{profile}mlpkg ui mlflow`, experiment simulation, run {run_id}"
         shown.console.print(f"\nTable and plot: {where}", soft_wrap=True, highlight=False)

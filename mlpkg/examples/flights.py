@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..data.inputs import inputs_from, prepare
-from ..data.lake import Lake
+from ..data.lake import Lake, open_lake
+from ..data.months import month_pattern
 from .flights_data import FlightsError, months, read_planes, read_source, read_weather, write_raw
 from ..models.holdout import HoldoutRule
 from ..models.registry import Loaded
@@ -81,7 +82,7 @@ def flights_contract() -> Any:  # pandera.pandas.DataFrameSchema
     return pa.DataFrameSchema(
         {
             "year": pa.Column("int64", pa.Check.in_range(1987, 2100, error="a year from 1987 on")),
-            "month": pa.Column("str", pa.Check.str_matches(r"^\d{4}-(0[1-9]|1[0-2])$", error="a month like 2013-01")),
+            "month": pa.Column("str", pa.Check.str_matches(f"^{month_pattern}$", error="a month like 2013-01")),
             "day": pa.Column("int64", pa.Check.in_range(1, 31, error="a day of the month")),
             "dep_time": actual, "sched_dep_time": scheduled, "dep_delay": delay,
             "arr_time": actual, "sched_arr_time": scheduled, "arr_delay": delay,
@@ -382,7 +383,7 @@ def seed_store(
     from mlpkg.steps.tracking import connect
 
     connect(settings)
-    lake = seed_lake(Lake(settings.lake.root), "2013-01..2013-04", rows=8000, cutoff="2013-03")
+    lake = seed_lake(open_lake(settings), "2013-01..2013-04", rows=8000, cutoff="2013-03")
     champion = seed_version(lake, "logistic_regression")
     promote_by_hand("flights", champion, "the first model")
     seed_version(lake, "hist_gradient_boosting")

@@ -7,7 +7,6 @@ __all__ = ['flight_types', 'weather_types', 'plane_types', 'FlightsError', 'mont
            'take_months', 'read_source', 'read_weather', 'read_planes', 'write_raw']
 
 # %% ../../nbs/api/examples/10_flights_data.ipynb #ae725964
-import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ..data.lake import Lake
+from ..data.months import MonthError, month_range
 from ..data.sources import public_name, read_frame
 from ..errors import MlpkgError
 
@@ -29,12 +29,11 @@ def _months_of(
 ) -> list[str]:  # In order
     "Read a month or a range"
     first, dots, last = part.partition("..")
-    ends = (first, last if dots else first)
-    if not all(re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", end) for end in ends):
-        raise FlightsError(f"months {text!r}: give '2013-01', a range '2013-01..2013-03' or '2013-01,2013-05'")
-    if ends[0] > ends[1]:
-        raise FlightsError(f"months {text!r}: the range ends before it begins; write '{ends[1]}..{ends[0]}'")
-    return pd.period_range(*ends, freq="M").astype(str).tolist()
+    try:
+        return month_range(first, last if dots else first)
+    except MonthError as error:
+        usage = "give '2013-01', a range '2013-01..2013-03' or '2013-01,2013-05'"
+        raise FlightsError(f"months {text!r}: {usage} ({error})") from error
 
 # %% ../../nbs/api/examples/10_flights_data.ipynb #ca70390a
 def months(

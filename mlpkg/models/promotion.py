@@ -28,6 +28,7 @@ from mlpkg.models.registry import (
     champion,
     get_version,
     register,
+    unknown_model,
     version_of,
     versions,
 )
@@ -246,7 +247,7 @@ def existing_model(name: str) -> "RegisteredModel":  # RegistryError if there is
     from mlflow import MlflowClient
 
     if (model := registered_model(MlflowClient(), name)) is None:
-        raise RegistryError(f"no model {name!r} in the registry. Train and register one first")
+        raise unknown_model(name)
     return model
 
 # %% ../../nbs/api/models/24_promotion.ipynb #6899be82

@@ -20,7 +20,7 @@ from scipy import stats
 from ..data.contracts import check
 from ..data.inputs import Input, as_contract
 from ..errors import MlpkgError
-from ..models.intervals import Estimate, estimates, standard_error, z_score
+from ..models.intervals import Estimate, estimates, standard_error, z_95, z_score
 from ..models.scoring import sample_positions
 from .drift import adjust_p_values, column_drift, joint_drift, new_values, prediction_drift
 from ..settings import MonitoringSettings
@@ -254,7 +254,7 @@ def truth_is_known(
     judged = current.judged
     if len(judged.rows) < max(rules.min_rows, 0.5 * np.isfinite(current.p).sum()):
         return False
-    return 1.96 * standard_error(judged.p - judged.y, judged.blocks) <= 2 * rules.calibration
+    return z_95 * standard_error(judged.p - judged.y, judged.blocks) <= 2 * rules.calibration
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #83d64d07
 def _performance(

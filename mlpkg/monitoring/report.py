@@ -73,9 +73,9 @@ def alarm(self: Report) -> bool:
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #14583dbd
 @patch(as_prop=True)
-def status(self: Report) -> str:  # "alarm", "quiet", or "unknown" if nothing could be concluded
+def status(self: Report) -> str:  # "alarm", "ok", or "unknown" if nothing could be concluded
     "The verdict in one word"
-    return "alarm" if self.alarm else "unknown" if {f.level for f in self.findings} <= {"unknown"} else "quiet"
+    return "alarm" if self.alarm else "unknown" if {f.level for f in self.findings} <= {"unknown"} else "ok"
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #86e39fa9
 @patch(as_prop=True)
@@ -354,8 +354,8 @@ def with_history(
     "Date each warning and alarm of a report from the first window of its unbroken series"
     before = past[window_names(past, window_column) < report.window]
     windows = sorted(before[window_column].unique(), reverse=True)
-    loud = before[before["level"].isin(["warning", "alarm"])]
-    raised = set(zip(loud[window_column], loud["check"], loud["column"], strict=True))
+    raised_rows = before[before["level"].isin(["warning", "alarm"])]
+    raised = set(zip(raised_rows[window_column], raised_rows["check"], raised_rows["column"], strict=True))
     findings = [
         replace(one, since=_first_of_series(windows, raised, one, report.window))
         if one.level in ("warning", "alarm")

@@ -34,7 +34,7 @@ from ..redaction import get_log
 from .answer_log import AnswerLog
 from .answers import Answer
 from .batching import MicroBatcher, OverloadedError, Shadow, choose_arm
-from .feedback import Feedback, FeedbackError, Truth
+from .feedback import Feedback, FeedbackError, FeedbackResult, Truth
 from mlpkg.serving.http import (
     ApiError,
     RequestMiddleware,
@@ -46,7 +46,7 @@ from mlpkg.serving.http import (
 )
 from .loader import Arms, ModelLoader, ServedModel
 from .metrics import Metrics, StateCollector
-from .schemas import FeedbackAnswer, Predictions, feedback_type, request_type
+from .schemas import Predictions, feedback_type, request_type
 from .status import ModelDescription, Readiness, champion_model, describe_model, describe_readiness
 from ..settings import Settings, SettingsError, load_settings
 
@@ -155,7 +155,7 @@ async def feedback(
     parts: Components,  # Of the application
     request: Request,  # Its body is read here
     kind: TypeAdapter,  # Of `feedback_type`
-) -> Response:  # `FeedbackAnswer` as JSON; ApiError for what cannot be stored
+) -> Response:  # `FeedbackResult` as JSON; ApiError for what cannot be stored
     "Take the truth about earlier answers"
     require_json(request.scope)
     truths = [Truth(**one) for one in parse_body(kind, await request.body())["truths"]]
@@ -229,7 +229,7 @@ def add_prediction_routes(
         "Predict one record or many"
         return await predict(parts, request)
 
-    @app.post("/v1/feedback", responses={200: {"model": FeedbackAnswer}, **_reading}, openapi_extra=_body("Truths"))
+    @app.post("/v1/feedback", responses={200: {"model": FeedbackResult}, **_reading}, openapi_extra=_body("Truths"))
     async def _feedback(request: Request) -> Response:
         "Say what really happened, for records that were answered before"
         return await feedback(parts, request, kind)
@@ -248,7 +248,7 @@ def add_operation_routes(
 
     @app.get("/readyz", responses={200: {"model": Readiness}, 503: {"model": Readiness}, **_problems(403)})
     async def _ready() -> Response:
-        "Can requests be answered, and what is not as it should be?"
+        "Can requests be answered, and what is wrong?"
         ready = describe_readiness(parts.loader, parts.answers)
         return Response(ready.model_dump_json(), 200 if ready.ready else 503, media_type="application/json")
 

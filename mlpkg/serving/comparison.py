@@ -16,7 +16,7 @@ import pandas as pd
 from ..data.arrow import LakeError
 from ..data.lake import Lake
 from ..errors import MlpkgError
-from ..models.intervals import Scores, bootstrap_units, percentile_interval
+from ..models.intervals import Scores, bootstrap_units, difference_interval, percentile_interval, z_95
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #357efe05
 def _read_truth(lake: Lake, model: str, filters: list | None) -> pd.DataFrame:
@@ -104,7 +104,7 @@ def _draws(
 # %% ../../nbs/api/serving/22_comparison.ipynb #e95a5f71
 minimum_outcomes = 10  # Answers of each outcome, in each arm, before anything is concluded
 relevant_difference = 0.01  # In ROC AUC; smaller ones do not matter
-_power = ((1.96 + 0.84) / 1.96) ** 2  # To see a difference with a chance of 80 % instead of 50 %
+_power = ((z_95 + 0.84) / z_95) ** 2  # To see a difference with a chance of 80 % instead of 50 %
 
 
 def answers_needed(
@@ -188,23 +188,22 @@ def _figures(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #7dd38f81
-def _interval(
+def _bounds(
     name: str,
-    draws: np.ndarray,  # Shape (draws,)
-) -> dict[str, float]:  # NaN if a tenth of the draws or more had one class only
-    "The 95 % interval of one figure, as the columns `name_low` and `name_high`"
-    low, high = percentile_interval(draws)
-    return {f"{name}_low": low, f"{name}_high": high}
+    interval: tuple[float, float],
+) -> dict[str, float]:
+    "An interval as the columns `name_low` and `name_high`"
+    return dict(zip((f"{name}_low", f"{name}_high"), interval, strict=True))
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #d2229728
 def _add_intervals(rows: list[dict[str, Any]], draws: np.ndarray) -> None:
     "Add intervals, and the difference where there are two arms"
     for column, name in enumerate(_metrics):
         for place, row in enumerate(rows):
-            row |= _interval(name, draws[:, place, column])
+            row |= _bounds(name, percentile_interval(draws[:, place, column]))
         if len(rows) == 2:
             rows[1][f"{name}_difference"] = rows[1][name] - rows[0][name]
-            rows[1] |= _interval(f"{name}_difference", draws[:, 1, column] - draws[:, 0, column])
+            rows[1] |= _bounds(f"{name}_difference", difference_interval(draws[:, :, column]))
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #93aa143f
 def compare_arms(

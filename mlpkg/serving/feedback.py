@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from numbers import Integral
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from fastcore.basics import patch
 from filelock import FileLock
+from pydantic import Field
 
 from ..data.lake import Lake
 from ..errors import MlpkgError
@@ -58,12 +60,12 @@ def check_truths(
 # %% ../../nbs/api/serving/20_feedback.ipynb #c339e79b
 @dataclass(frozen=True)
 class FeedbackResult:
-    "What became of each truth: ids of requests, with ':3' after them for a record other than the first"
+    "What became of each truth: request ids, followed by :3 for a record other than the first"
 
-    accepted: list[str]  # Stored
-    repeated: list[str]  # Already known, and the same
-    conflicting: list[str]  # Another truth is stored, and stays
-    unknown: list[str]  # There was no such answer
+    accepted: Annotated[list[str], Field(description="Stored")]
+    repeated: Annotated[list[str], Field(description="Known already, and the same")]
+    conflicting: Annotated[list[str], Field(description="Another truth is stored, and stays")]
+    unknown: Annotated[list[str], Field(description="There was no such answer")]
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #7f550731
 Row = tuple[str, int]  # Request and record

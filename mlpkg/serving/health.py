@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from fastcore.basics import patch
 
-from ..redaction import get_log, redact
+from ..redaction import get_log, redact, strip_colours
 
 # %% ../../nbs/api/serving/10_health.ipynb #2777e6f7
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ def issue_words(
     limit: int = 300,  # Characters; the rest is cut off
 ) -> str:  # One line without secrets, colours and addresses of objects
     "What an issue says, in a form that is the same at every attempt"
-    text = re.sub(r"\x1b\[[0-9;]*m", "", redact(text))
-    text = re.sub(r" at 0x[0-9a-f]+", "", text)
+    text = re.sub(r" at 0x[0-9a-f]+", "", strip_colours(redact(text)))
     return " ".join(text.split())[:limit]
 
 # %% ../../nbs/api/serving/10_health.ipynb #a983223b

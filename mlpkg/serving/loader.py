@@ -36,7 +36,7 @@ from ..redaction import get_log
 from .health import Issues
 from .schemas import request_type
 from ..settings import Settings
-from ..steps.tracking import TrackingError, client, tracking_uri
+from ..steps.tracking import TrackingError, client, tracking_uri, use_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -360,10 +360,7 @@ def start(
     seconds: float = 20,  # How long to wait for the first model; it goes on trying afterwards
 ) -> ModelLoader:  # Itself
     "Load what there is and begin to watch"
-    import mlflow
-
-    mlflow.set_tracking_uri(tracking_uri(self.settings))
-    mlflow.set_registry_uri(tracking_uri(self.settings))
+    use_store(self.settings)
     self._thread = threading.Thread(target=self._watch, name="models", daemon=True)
     self._thread.start()
     if not self._first.wait(seconds):

@@ -51,7 +51,7 @@ def loader_metrics(
 ) -> Sequence[Metric]:
     "What the loader knows: models, MLflow, issues, reloads"
     now = loader.issues.now
-    issues = GaugeMetricFamily("mlpkg_problem", "What is not as it should be, see /readyz", labels=["about"])
+    issues = GaugeMetricFamily("mlpkg_problem", "Current problems, see /readyz", labels=["about"])
     for about in now:
         issues.add_metric([about], 1)
     reloads = CounterMetricFamily("mlpkg_reloads", "Versions loaded", labels=["result"])

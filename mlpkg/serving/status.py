@@ -15,6 +15,7 @@ from .health import Issue
 from .http import ApiError
 from .loader import Arms, ModelLoader, ServedModel
 from ..settings import ServingSettings
+from ..steps.tracking import ui_url
 
 # %% ../../nbs/api/serving/29_status.ipynb #f5a3ffbe
 def champion_model(
@@ -62,14 +63,14 @@ def describe_model(
         tags=version.tags, strategy=settings.serving.strategy,
         challenger=challenger.version.version if challenger else None,
         links={
-            "mlflow": f"{settings.tracking.ui}/#/models/{version.name}/versions/{version.version}",
+            "mlflow": ui_url(settings, f"models/{version.name}/versions/{version.version}"),
             "docs": "/docs", "openapi": "/openapi.json", "metrics": "/metrics",
         },
     )  # fmt: skip
 
 # %% ../../nbs/api/serving/29_status.ipynb #8dc88fb2
 class Readiness(BaseModel):
-    "Can requests be answered, and what is not as it should be?"
+    "Can requests be answered, and what is wrong?"
 
     ready: bool
     model: str

@@ -26,6 +26,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from ..errors import MlpkgError
 from ..redaction import get_log, redact
+from ..settings import StepSettings
 from .kernels import KernelError, StepKernel, inherited_env, socket_folder
 from .notebooks import describe_cell, find_unfinished, write_whole
 
@@ -58,6 +59,11 @@ def failure(
 log = get_log("mlpkg.steps")
 
 
+def _limit(name: str) -> Any:
+    "The value of a setting of steps where no settings are given"
+    return StepSettings.model_fields[name].default
+
+
 @dataclass
 class Execution:
     "A notebook, its parameters and its limits"
@@ -69,9 +75,9 @@ class Execution:
     language: str | None = None  # The notebook's own unless given
     env: Mapping[str, str] = field(default_factory=dict)  # Added to the kernel's environment
     timeout: int = 0  # Seconds for the whole notebook; 0: no limit
-    cell_timeout: int = 3600  # Seconds
-    start_timeout: int = 120  # Seconds
-    output_limit: int = 1_000_000  # Characters a cell may print into the notebook
+    cell_timeout: int = _limit("cell_timeout")  # Seconds
+    start_timeout: int = _limit("start_timeout")  # Seconds
+    output_limit: int = _limit("output_limit")  # Characters a cell may print into the notebook
     progress: Callable[[int, int], None] | None = None  # Called with the cell's position and the number of cells
     sockets: Path = field(default_factory=socket_folder)  # Where the kernel's sockets are while it runs
     killed: str = ""  # Why it was ended from outside; empty if it was not
