@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.inputs import inputs_from, prepare
-from ..data.lake import Lake
+from ..data.lake import Lake, open_lake
 from .flights_data import FlightsError, months, read_planes, read_source, read_weather, write_raw
 from ..models.holdout import HoldoutRule
 from ..models.registry import Loaded
@@ -382,7 +382,7 @@ def seed_store(
     from mlpkg.steps.tracking import connect
 
     connect(settings)
-    lake = seed_lake(Lake(settings.lake.root), "2013-01..2013-04", rows=8000, cutoff="2013-03")
+    lake = seed_lake(open_lake(settings), "2013-01..2013-04", rows=8000, cutoff="2013-03")
     champion = seed_version(lake, "logistic_regression")
     promote_by_hand("flights", champion, "the first model")
     seed_version(lake, "hist_gradient_boosting")
