@@ -47,12 +47,12 @@ airflow: setup ## Open the Airflow UI, with scheduler, on the same database and 
 setup: $(READY) ## Make the virtual environment from requirements.lock
 
 $(READY):
+	@rm -f $(VENV)/ready*
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else f"Python {sys.version.split()[0]} is not supported: make PYTHON=python3.12 ...")'
 	@echo "Setting up $(VENV) from requirements.lock; this takes a few minutes once."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@rm -f $(VENV)/ready*
 	@touch $(READY)
 
 prepare: setup ## Clean the notebooks, export the package, write README.md, test

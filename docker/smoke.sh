@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
 # Brings up a real stack, beside one that may be running: with its own project name, secrets, ports and volumes.
-# Runs DAGs through Airflow's REST API, checks over HTTP what MLflow recorded and what the API answers, and takes
-# everything down again.
+# Runs DAGs through Airflow's REST API, one after the other and the same one twice if it is given twice, checks over
+# HTTP what MLflow recorded and what the API answers, and takes everything down again.
 #
+#   docker/smoke.sh DAG              with its defaults
 #   docker/smoke.sh [DAG CONF]...    docker/smoke.sh flights_etl '{"months": "2013-01"}'
 #   KEEP=1 docker/smoke.sh           leave it running, to look at it
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+(($# != 1)) || set -- "$1" '{}'
 (($#)) || set -- flights_etl '{"months": "2013-01..2013-03"}' flights_train '{"budget": 1}'
+if (($# % 2)); then
+  echo "smoke: '${!#}' has no CONF; give pairs, like flights_etl '{\"months\": \"2013-01\"}' flights_train '{}'" >&2
+  exit 2
+fi
 secrets=$(mktemp -d)
 export AIRFLOW_PORT=${AIRFLOW_PORT:-18080} MLFLOW_PORT=${MLFLOW_PORT:-15000} API_PORT=${API_PORT:-18001}
 GIT_COMMIT=$(git rev-parse HEAD 2>/dev/null) || GIT_COMMIT=unknown
@@ -35,17 +41,19 @@ import json, os, sys, time, urllib.error, urllib.request
 from pathlib import Path
 
 secrets, *given = sys.argv[1:]
-dags = dict(zip(given[::2], given[1::2], strict=True))
+wanted = [(dag, json.loads(conf)) for dag, conf in zip(given[::2], given[1::2], strict=True)]
 ports = ("AIRFLOW_PORT", "MLFLOW_PORT", "API_PORT")
 airflow, mlflow, api = (f"http://127.0.0.1:{os.environ[name]}" for name in ports)
 lines = [line for line in Path(secrets).read_text().splitlines() if "=" in line]
 known = dict(line.split("=", 1) for line in lines)
-password, login = known["AIRFLOW_ADMIN_PASSWORD"], {"Content-Type": "application/json"}
+password = known["AIRFLOW_ADMIN_PASSWORD"]
+headers = {address: {"Content-Type": "application/json"} for address in (airflow, mlflow, api)}
 
 
 def ask(url, body=None, method=None):
     data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url, data, login, method=method), timeout=60) as answer:
+    own = next(own for address, own in headers.items() if url.startswith(f"{address}/"))
+    with urllib.request.urlopen(urllib.request.Request(url, data, own, method=method), timeout=60) as answer:
         return json.load(answer)
 
 
@@ -60,7 +68,7 @@ def refused(*request, code=401):
 assert refused(f"{airflow}/api/v2/dags"), "Airflow answers without a login"
 assert refused(f"{airflow}/auth/token", {"username": "admin", "password": "admin"}), "Airflow takes a wrong password"
 token = ask(f"{airflow}/auth/token", {"username": "admin", "password": password})["access_token"]
-login["Authorization"] = f"Bearer {token}"
+headers[airflow]["Authorization"] = f"Bearer {token}"
 
 
 def run_dag(dag, conf):
@@ -70,7 +78,7 @@ def run_dag(dag, conf):
             break
         time.sleep(2)
     ask(f"{airflow}/api/v2/dags/{dag}", {"is_paused": False}, "PATCH")
-    run = ask(f"{airflow}/api/v2/dags/{dag}/dagRuns", {"logical_date": None, "conf": json.loads(conf)})["dag_run_id"]
+    run = ask(f"{airflow}/api/v2/dags/{dag}/dagRuns", {"logical_date": None, "conf": conf})["dag_run_id"]
     print(f"{dag}: started {run}", flush=True)
     start, state = time.monotonic(), ""
     while state not in ("success", "failed"):
@@ -107,7 +115,7 @@ def check_record(dag, run, state):
 def check_api(trained):
     "The API takes its key only, and answers with the champion once there is one"
     assert refused(f"{api}/v1/model"), "the API answers without a key"
-    login["X-API-Key"] = known["API_KEY"]
+    headers[api]["X-API-Key"] = known["API_KEY"]
     for _ in range(60 if trained else 0):  # it looks for a new champion every few seconds
         if not refused(f"{api}/v1/model", code=503):
             print(f"api: model version {ask(f'{api}/v1/model')['version']} answers")
@@ -118,9 +126,7 @@ def check_api(trained):
     print("api: accepts its key, and waits for a champion")
 
 
-results = {dag: run_dag(dag, conf) for dag, conf in dags.items()}
-del login["Authorization"]
-for dag, (run, state) in results.items():
-    check_record(dag, run, state)
-check_api("flights_train" in dags)
+for dag, conf in wanted:
+    check_record(dag, *run_dag(dag, conf))
+check_api("flights_train" in dict(wanted))
 EOF

@@ -31,9 +31,12 @@ if TYPE_CHECKING:
     from mlpkg.data.lake import Lake
 
 # %% ../nbs/api/90_testing.ipynb #caeb1181
+_prefix = "mlpkg-testing-"
+
+
 def temporary_folder() -> Path:  # Absolute; gone when the process ends
     "Make an empty folder that is deleted at the end of the process"
-    folder = Path(tempfile.mkdtemp(prefix="mlpkg-testing-")).resolve()
+    folder = Path(tempfile.mkdtemp(prefix=_prefix)).resolve()
     Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=0)
     return folder
 
@@ -79,7 +82,8 @@ class TemporaryStore:
         self._before = dict(os.environ)
         self._log_level = logging.root.manager.disable
         self._restore_mlflow = lambda: None
-        _set_own_variables(as_environment({**places(self.folder), **(values or {})}))
+        given = as_environment({**places(self.folder), **(values or {})})
+        _set_own_variables({"AIRFLOW_HOME": f"{self.folder}/airflow", "MLFLOW_DISABLE_TELEMETRY": "true", **given})
 
     def __enter__(self) -> "TemporaryStore":
         return self
@@ -89,17 +93,29 @@ class TemporaryStore:
 
 # %% ../nbs/api/90_testing.ipynb #d3cae946
 def _own_variables() -> dict[str, str]:
-    "Variables of the environment that settings and MLflow read"
-    return {name: value for name, value in os.environ.items() if name.startswith(("MLPKG_", "MLFLOW_"))}
+    "Variables of the environment that settings, MLflow and Airflow read"
+    prefixes = ("MLPKG_", "MLFLOW_", "AIRFLOW_")
+    return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+
+# %% ../nbs/api/90_testing.ipynb #1102c9c2
+def _kept_variables() -> dict[str, str]:
+    "Those of them that a new store leaves: the settings file, its profile, and an Airflow in a folder made here"
+    shared = Path(os.environ.get("AIRFLOW_HOME", "")).parent.name.startswith(_prefix)
+    return {
+        name: value
+        for name, value in _own_variables().items()
+        if name in ("MLPKG_SETTINGS", "MLPKG_PROFILE") or (shared and name.startswith("AIRFLOW_"))
+    }
 
 # %% ../nbs/api/90_testing.ipynb #1b6f0334
 def _set_own_variables(
     values: Mapping[str, str],  # The variables to set instead
 ) -> None:
-    "Replace the variables that settings and MLflow read; the settings file and its profile stay"
-    for name in _own_variables().keys() - {"MLPKG_SETTINGS", "MLPKG_PROFILE"}:
+    "Replace the variables that settings, MLflow and Airflow read"
+    kept = _kept_variables()
+    for name in _own_variables():
         del os.environ[name]
-    os.environ.update(values)
+    os.environ.update({**values, **kept})
 
 # %% ../nbs/api/90_testing.ipynb #75c3bfcf
 @patch(as_prop=True)

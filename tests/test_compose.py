@@ -1,6 +1,7 @@
 """The production stack as written, and the script that makes its secrets. docker/smoke.sh brings the stack up."""
 
 import base64
+import configparser
 import hashlib
 import os
 import re
@@ -167,3 +168,15 @@ def test_env_never_leaves_the_digest_of_another_key(tmp_path):
     assert make_env(file).returncode == 0
     made = read_env(file)
     assert made["API_KEY_DIGEST"] == hashlib.sha256(made["API_KEY"].encode()).hexdigest()
+
+
+def test_what_the_lake_spills_goes_to_a_volume_and_not_to_memory():
+    profile = configparser.ConfigParser(interpolation=None)
+    profile.read(ROOT / "settings.ini")
+    spill = profile["production"]["lake.spill"]
+    users = [name for name in OURS if f"lake:{profile['production']['lake.root']}" in SERVICES[name].get("volumes", [])]
+    assert users == ["scheduler", "api"]
+    assert all(f"spill:{spill}" in SERVICES[name]["volumes"] for name in users)
+    assert "spill" in yaml.safe_load(TEXT)["volumes"]
+    (folders,) = re.findall(r"install -d -o mlpkg .*", (ROOT / "docker" / "Dockerfile").read_text())
+    assert spill in folders.split(), "a volume takes its owner from the folder in the image"

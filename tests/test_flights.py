@@ -3,7 +3,11 @@
 These tests need several whole months and trained models, which would make a page slow.
 """
 
+import functools
+import http.server
 import json
+import shutil
+import threading
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,6 +24,8 @@ from mlpkg.data.contracts import check, gate
 from mlpkg.data.lake import Lake
 from mlpkg.examples import flights
 from mlpkg.examples.flights_data import read_planes, read_source, read_weather
+from mlpkg.settings import load_settings
+from mlpkg.steps.run import run_step
 
 year = [f"2013-{month:02d}" for month in range(1, 13)]
 
@@ -160,3 +166,28 @@ def test_seeding_is_deterministic_and_may_be_repeated(tmp_path):
         order = ["month", "day", "sched_hour", "sched_minute", *flights.categorical, "distance", "plane_age", "late"]
         one, other = (lake.read(name).sort_values(order, ignore_index=True) for lake in (first, second))
         pd.testing.assert_frame_equal(one, other)
+
+
+def test_a_file_from_the_web_waits_where_the_lake_spills(project, tmp_path, raw):
+    site, settings = tmp_path / "site", project.root / "settings.ini"
+    site.mkdir()
+    raw[0][raw[0]["month"] == "2013-01"].assign(month=1).head(300).to_csv(site / "flights.csv", index=False)
+    settings.write_text(settings.read_text() + "lake.spill = var/spill\n")
+    notebook = shutil.copy(ROOT / "nbs" / "pipelines" / "flights" / "10_ingest.ipynb", project.root / "notebooks")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        source = {"source": f"http://127.0.0.1:{server.server_port}/flights.csv", "months": "2013-01"}
+        assert run_step(notebook, source, settings=project.settings).scraps["rows"] == 300
+        server.shutdown()
+    assert (project.root / "var" / "spill").is_dir() and not list((project.root / "var" / "spill").iterdir())
+
+
+def test_the_seeded_store_spills_where_the_settings_say(project, monkeypatch):
+    seen = []
+    monkeypatch.setattr("mlpkg.steps.tracking.connect", lambda settings: None)
+    monkeypatch.setattr(flights, "seed_lake", lambda lake, *args, **kwargs: seen.append(lake.spill) or 1 / 0)
+    settings = load_settings(file=project.root / "settings.ini", env={"MLPKG_LAKE__SPILL": str(project.root / "spill")})
+    with pytest.raises(ZeroDivisionError):
+        flights.seed_store(settings)
+    assert seen == [str(project.root / "spill")]

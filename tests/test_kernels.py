@@ -1,10 +1,13 @@
 """Kernels and what they start, when a process dies outright or is stuck. A page cannot be killed and go on."""
 
+import asyncio
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from conftest import processes_with, wait_for
 
 from mlpkg.steps import supervisor
 from mlpkg.steps.execution import StepError
+from mlpkg.steps.kernels import StepKernel, inherited_env, socket_folder
 from mlpkg.steps.run import run_step
 
 RUN = "import sys; from mlpkg.steps.run import run_step; run_step(sys.argv[1])"
@@ -110,3 +114,65 @@ def test_a_kernel_dies_with_its_supervisor(project):
     process.kill()
     process.wait()
     wait_for(lambda: not left(project), 5, "the end")
+
+
+CHATTY = "for _ in range(1000): print('x' * 99_999)\nimport sys; print('too old'); sys.exit('the end')"
+
+
+def memory() -> int:
+    "Bytes that this process has in memory"
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@LINUX
+def test_what_a_kernel_prints_fills_neither_disk_nor_memory(tmp_path, monkeypatch):
+    spec = {"argv": [sys.executable, "-c", CHATTY, "{connection_file}"], "language": "python", "display_name": "chatty"}
+    (tmp_path / "kernels" / "chatty").mkdir(parents=True)
+    (tmp_path / "kernels" / "chatty" / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    kernel, threads, sizes = StepKernel("chatty", socket_folder()), threading.active_count(), []
+
+    async def run():
+        await kernel.start_kernel(env=inherited_env())
+        before = memory()
+        while await kernel.is_alive():
+            sizes.append(sum(file.stat().st_size for file in kernel.folder.iterdir()))
+            await asyncio.sleep(0.01)
+        sizes.append(sum(file.stat().st_size for file in kernel.folder.iterdir()))
+        assert memory() - before < 10e6
+
+    try:
+        asyncio.run(run())
+        assert max(sizes) < 1e6
+        assert kernel.death().words == "the end", "what it printed is not the reason"
+        words = kernel.start_failure().words
+        assert len(words) == 4000 and words.endswith("xxx\ntoo old\nthe end")
+    finally:
+        kernel.close()
+    assert threading.active_count() == threads
+
+
+def test_a_kernel_does_not_wait_for_who_still_holds_its_pipe():
+    from mlpkg.steps.kernels import Tail
+
+    tail = Tail()
+    other = os.dup(tail.writing)  # as in a process that was forked at the wrong moment
+    tail.started()
+    os.write(other, b"the end")
+    tail.finish()
+    assert tail.text() == "the end"
+    tail.stop()
+    assert not tail.thread.is_alive()
+    os.close(other)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_a_program_printed_is_not_the_error_of_a_killed_kernel(project, caplog, stream):
+    say = f"import os, signal, sys; print('of a program', file=sys.__{stream}__, flush=True)"
+    notebook = project.notebook("killed", "x: int = 1", say, "os.kill(os.getpid(), signal.SIGKILL)")
+    with caplog.at_level(logging.ERROR, "mlpkg.steps"), pytest.raises(StepError) as caught:
+        run_step(notebook, settings=project.settings)
+    assert caught.value.traceback == ("of a program" if stream == "stderr" else "")
+    logged = caplog.records[-1].getMessage()
+    assert "the kernel was killed by SIGKILL (out of memory?)" in logged
+    assert ("of a program" in logged) == (stream == "stderr")

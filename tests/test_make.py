@@ -64,3 +64,16 @@ def test_a_set_up_that_failed_is_repeated(checkout):
     assert failed.returncode != 0
     (checkout / "python").write_text(text)
     assert setups(checkout) == 1
+
+
+def test_an_interrupted_set_up_is_not_taken_for_the_one_before_it(checkout):
+    assert setups(checkout) == 1
+    lock, whole = checkout / "requirements.lock", (checkout / "python").read_text()
+    before = lock.read_text()
+    lock.write_text(before + "\n# changed\n")
+    (checkout / "python").write_text(whole.replace(">> calls\\n'", ">> calls; exit 1\\n'"))
+    failed = subprocess.run(["make", "setup", "PYTHON=./python"], cwd=checkout, capture_output=True)
+    assert failed.returncode != 0
+    lock.write_text(before)
+    (checkout / "python").write_text(whole)
+    assert setups(checkout) == 3, "what is installed is neither the one nor the other"

@@ -13,7 +13,7 @@ import pytest
 
 from mlpkg.models.candidates import Candidate, candidates
 from mlpkg.models.scoring import probability
-from mlpkg.models.training import fit, search
+from mlpkg.models.training import fit, importances, search
 
 NUMERIC, CATEGORICAL = ["weight", "distance", "express"], ["carrier", "city"]
 
@@ -118,3 +118,18 @@ def test_an_error_of_the_callback_is_not_swallowed():
     data = parcels()
     with pytest.raises(OSError, match="disk full"):
         search("logistic_regression", data[:2000], data[2000:], "late", NUMERIC, CATEGORICAL, on_trial=full)
+
+
+def test_a_search_that_takes_every_row_copies_none(monkeypatch):
+    seen, data = [], parcels(400)
+    monkeypatch.setattr("mlpkg.models.training._try", lambda name, params, train, *rest: seen.append(train) or 0.5)
+    for cap in (None, 0, 400, 399):
+        search("logistic_regression", data, data, "late", NUMERIC, CATEGORICAL, budget=1, row_cap=cap)
+    assert [train is data for train in seen] == [True, True, True, False]
+
+
+def test_importances_of_all_rows():
+    data = parcels(400)
+    pipeline = fit("logistic_regression", data, "late", NUMERIC, CATEGORICAL)
+    every = [importances(pipeline, data, "late", NUMERIC, CATEGORICAL, rows=rows) for rows in (0, 400)]
+    assert every[0].equals(every[1])

@@ -140,9 +140,10 @@ def take_months(
 def read_source(
     source: str,  # "package", or path or URL of CSV, CSV in zip or gz, or Parquet
     wanted: list[str],  # Months, see `months`
+    folder: str | Path | None = None,  # Where a copy of a file on the web is kept; the temporary folder unless given
 ) -> pd.DataFrame:  # Columns of `flight_types`, `month` as text; SourceError or FlightsError if it cannot be used
     "Read flights"
-    table = read_frame(str(package_file("flights.csv.zip")) if source == "package" else source)
+    table = read_frame(str(package_file("flights.csv.zip")) if source == "package" else source, folder)
     return take_months(cast_columns(table, flight_types, source), wanted, source)
 
 # %% ../../nbs/api/examples/10_flights_data.ipynb #27caee55

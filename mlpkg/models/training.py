@@ -22,7 +22,7 @@ from sklearn.pipeline import Pipeline
 
 from ..errors import MlpkgError
 from .candidates import binary_label, get_candidate
-from .scoring import features, native_threads, probability, sample_positions
+from .scoring import features, native_threads, probability, sample_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,7 +155,7 @@ def search(
     if budget < 0:
         raise SearchError(f"budget {budget}: give the number of trials, 0 or more (0 and 1 try the defaults alone)")
     defaults = candidate.build(numeric, categorical, seed).get_params()
-    sample = train.iloc[sample_positions(train, row_cap or len(train), seed)]
+    sample = sample_rows(train, row_cap, seed)
     reports, total = list[TrialReport](), max(budget, 1)
     with _quiet():
         study = _study({key: defaults[key] for key in candidate.space}, maximize, seed)
@@ -195,11 +195,11 @@ def importances(
     label: str,  # Column with 0 and 1
     numeric: Sequence[str],  # Numeric feature columns
     categorical: Sequence[str],  # Categorical feature columns
-    rows: int = 2000,  # At most this many rows are used
+    rows: int = 2000,  # At most this many rows are used; 0 for all
     seed: int = 0,  # Decides which rows, and how they are shuffled
 ) -> pd.Series:  # Mean loss of ROC AUC over three shuffles, by column, largest first
     "Permutation importance of the raw columns"
-    sample = data.iloc[sample_positions(data, rows, seed)]
+    sample = sample_rows(data, rows, seed)
     X, y = features(sample, numeric, categorical), binary_label(sample[label], label)
     with native_threads():
         found = permutation_importance(pipeline, X, y, scoring="roc_auc", n_repeats=3, random_state=seed)

@@ -154,7 +154,7 @@ def _conclude_failed(
     "Write down why a step failed, and say so"
     fault = error if isinstance(error, StepError) else StepError(str(error) or type(error).__name__)
     conclude(entry, fault.status, fault.failure)
-    log.error("%s", fault.traceback or fault)
+    log.error("%s", "\n".join(filter(None, (str(fault), fault.traceback))))
     announce("end", entry.run_id, name, f"{fault.status}: {fault}", status=fault.status, error=str(fault))
 
 # %% ../../nbs/api/steps/22_run.ipynb #fd870db7
