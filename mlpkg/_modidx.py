@@ -740,6 +740,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                              'mlpkg/models/record.py'),
                                      'mlpkg.models.record.Ruling': ('api/models/record.html#ruling', 'mlpkg/models/record.py'),
                                      'mlpkg.models.record._apply': ('api/models/record.html#_apply', 'mlpkg/models/record.py'),
+                                     'mlpkg.models.record._catch_up': ('api/models/record.html#_catch_up', 'mlpkg/models/record.py'),
                                      'mlpkg.models.record._champions': ('api/models/record.html#_champions', 'mlpkg/models/record.py'),
                                      'mlpkg.models.record._commit': ('api/models/record.html#_commit', 'mlpkg/models/record.py'),
                                      'mlpkg.models.record._point': ('api/models/record.html#_point', 'mlpkg/models/record.py'),

@@ -109,7 +109,7 @@ class NotebookOperator(PapermillOperator):
         self,
         *,
         dag_params: bool = False,  # Also pass each of the DAG's params that the notebook declares?
-        event_extra: Sequence[str] = (),  # Parameters and scraps that go into the events of its outlets
+        event_extra: Sequence[str] = (),  # Values for the events of its outlets: DAG params, parameters, scraps
         **kwargs,
     ):
         _refuse_remote_kernel(kwargs)
@@ -237,7 +237,10 @@ def describe_outlets(
     if not assets:
         return
     notebook = notebook_path(_url(self.input_nb), load_settings())
-    known = self.scraps | self.step_parameters(notebook, run_params(context))
+    params = run_params(context)
+    known = {**params, **self.scraps, **self.step_parameters(notebook, params)}
+    if missing := [name for name in self.event_extra if name not in known]:
+        raise OperatorError(f"event_extra: no value {', '.join(missing)} (there are: {', '.join(sorted(known))})")
     extra = redact_values({name: known[name] for name in self.event_extra}) | {"notebook": self.run_url}
     for asset in assets:
         context["outlet_events"][asset].extra = extra

@@ -382,12 +382,12 @@ def sync_command():
     mlflow = client(settings)
     for run_id in recover(settings):
         typer.echo(f"uploaded to run {run_id}")
-    for run_id in end_lost(mlflow, settings):
-        typer.echo(f"ended run {run_id}: its process is gone")
     with output_to(log_path(settings, "sync")):
-        closed = close_over(settings)
+        closed = close_over(settings)  # before the next: what Airflow knows is truer than that a process is gone
     for run_id in closed:
         typer.echo(f"closed run {run_id}: its DAG run is over")
+    for run_id in end_lost(mlflow, settings):
+        typer.echo(f"ended run {run_id}: its process is gone")
     typer.echo(f"{len(waiting(settings))} left in {settings.steps.outbox}")
     for line in outbox_state(settings).problems():
         typer.echo(line)

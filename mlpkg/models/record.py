@@ -10,7 +10,9 @@ __all__ = ['by_rule', 'whoami', 'current_dag_run', 'Ruling', 'decisions', 'Champ
 import getpass
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -243,22 +245,37 @@ def _point(
         if champion and int(model.aliases.get("challenger", 0)) == champion:
             client.delete_registered_model_alias(model.name, "challenger")
 
+# %% ../../nbs/api/models/21_record.ipynb #588c6278
+def _catch_up(
+    client: "MlflowClient",
+    model: "RegisteredModel",
+    rulings: Sequence[Ruling],  # All about the model
+) -> None:  # MlflowException if MLflow refuses, as SQLite does for a tag that another process is writing
+    "Write into MLflow what it lacks"
+    _point(client, model, rulings[-1].champion)
+    for ruling in rulings[int(model.tags.get("decisions", 0)) :]:
+        _apply(client, ruling)
+    client.set_registered_model_tag(model.name, "decisions", str(len(rulings)))
+
 # %% ../../nbs/api/models/21_record.ipynb #6a7bd836
 def follow(
     name: str,  # Registered model
 ) -> "RegisteredModel | None":  # Up to date; None if there is none of that name
     "Bring alias and tags up to the record"
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
 
     client = MlflowClient()
-    for _ in range(5):
+    for attempt in range(5):
         if (model := registered_model(client, name)) is None or not (rulings := read_champions(model).rulings):
             return model
-        known, champion = int(model.tags.get("decisions", 0)), rulings[-1].champion
-        if known == len(rulings) and int(model.aliases.get("champion", 0)) == champion:
+        serving = int(model.aliases.get("champion", 0))
+        if int(model.tags.get("decisions", 0)) == len(rulings) and serving == rulings[-1].champion:
             return model
-        _point(client, model, champion)
-        for ruling in rulings[known:]:
-            _apply(client, ruling)
-        client.set_registered_model_tag(name, "decisions", str(len(rulings)))
+        try:
+            _catch_up(client, model, rulings)
+        except MlflowException:
+            if attempt == 4:
+                raise
+            time.sleep(random.uniform(0, 0.2))  # noqa: S311  # two that collided should not collide again
     return model
