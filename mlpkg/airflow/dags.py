@@ -115,9 +115,11 @@ def conclude_run(
     run_id: str,  # Pipeline run whose steps are over
     states: Mapping[str, str | None],  # Task id -> Airflow state
     ends: Collection[str] = (),  # Tasks with none after them
+    run_state: str = "",  # Airflow's state of the DAG run, once it has one that is final
 ) -> str:  # FINISHED, FAILED or KILLED
     "Close a pipeline run with the status that it really has, and name the steps that it lacks"
     end_orphans(mlflow, run_id)
+    states = {**states, "": run_state}  # a run that was out of time has failed, although its tasks were only skipped
     status = true_status(states, [step.info.status for step in step_runs(mlflow, run_id)], ends)
     if missing := [step.info.run_name for step in failures(mlflow, run_id)]:
         mlflow.set_tag(run_id, "mlpkg.failed_steps", ", ".join(missing))
@@ -129,11 +131,13 @@ def _close(
     mlflow: Any,  # MlflowClient
     run: Any,  # Pipeline run whose steps are over
     ti: Any,  # Airflow's task instance, which can ask for the states of others
+    run_state: str = "",  # Airflow's state of the DAG run, once it has one that is final
 ) -> str:  # FINISHED, FAILED or KILLED
     "Ask Airflow how the tasks of a DAG run ended, and close its pipeline run"
     dag_run_id = run.data.tags["mlpkg.dag_run_id"]
     states = ti.get_task_states(run.data.tags["mlpkg.dag_id"], run_ids=[dag_run_id]).get(dag_run_id, {})
-    return conclude_run(mlflow, run.info.run_id, states, ti.task.dag.get_task("close_run").upstream_task_ids)
+    ends = ti.task.dag.get_task("close_run").upstream_task_ids
+    return conclude_run(mlflow, run.info.run_id, states, ends, run_state)
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #0cfd72c1
 log = get_log("mlpkg.steps")
@@ -148,8 +152,9 @@ def close_forgotten(
     closed = []
     for run in pipeline_runs(mlflow, dag_id, limit=1000, where="attributes.status = 'RUNNING'"):
         try:
-            if ti.get_dagrun_state(dag_id, run.data.tags["mlpkg.dag_run_id"]) in ("success", "failed"):
-                _close(mlflow, run, ti)
+            state = ti.get_dagrun_state(dag_id, run.data.tags["mlpkg.dag_run_id"])
+            if state in ("success", "failed"):
+                _close(mlflow, run, ti, state)
                 closed.append(run.info.run_id)
         except Exception as error:  # Airflow's answers have no base class for what can go wrong
             log.warning("run %s of %s stays open: %s", run.info.run_id, dag_id, error)

@@ -330,7 +330,7 @@ def close_over(
     for dag_run, state in dag_run_states([run_id for _, run_id in running]).items():
         if dag_run in running and state in ("success", "failed"):
             closed.append(run_id := running[dag_run])
-            conclude_run(mlflow, run_id, {dag_run[0]: state})
+            conclude_run(mlflow, run_id, {}, run_state=state)
     return closed
 
 # %% ../../nbs/api/airflow/16_local.ipynb #54d099ad
