@@ -153,8 +153,9 @@ def compare(
     if fair.problem:
         return Comparison(fair.problem, champion=champion, uses=uses, left_out=fair.left_out)
     y, level = fair.rows[label], spent_level(rules.level, uses)
+    guard = level if theirs is None else rules.level
     found = Comparison(
-        "", _metrics(y, ours), _bounds(y, ours, fair.blocks, rules, level), champion, level=level, uses=uses,
+        "", _metrics(y, ours), _bounds(y, ours, fair.blocks, rules, guard), champion, level=level, uses=uses,
         rows=len(y), blocks=fair.blocks.nunique(), left_out=fair.left_out, marks=block_marks(fair.blocks),
     )  # fmt: skip
     if theirs is None:
