@@ -1543,6 +1543,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlpkg/serving/tidying.py'),
                                        'mlpkg.serving.tidying.remove_run': ( 'api/serving/tidying.html#remove_run',
                                                                              'mlpkg/serving/tidying.py'),
+                                       'mlpkg.serving.tidying.running_runs': ( 'api/serving/tidying.html#running_runs',
+                                                                               'mlpkg/serving/tidying.py'),
                                        'mlpkg.serving.tidying.running_since': ( 'api/serving/tidying.html#running_since',
                                                                                 'mlpkg/serving/tidying.py'),
                                        'mlpkg.serving.tidying.runs_behind_models': ( 'api/serving/tidying.html#runs_behind_models',
