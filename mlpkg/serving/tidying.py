@@ -142,7 +142,7 @@ def _delete_artifacts(uri: str) -> None:
     with suppress(FileNotFoundError):
         get_artifact_repository(uri).delete_artifacts()
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #567bf635
+# %% ../../nbs/api/serving/34_tidying.ipynb #0e75ff8f
 def _models(client: "MlflowClient", run: "Run") -> list[Any]:
     "The models that a run has logged and nobody has deleted"
     logged = run.outputs.model_outputs if run.outputs else ()
@@ -261,10 +261,10 @@ def _log_files(settings: Settings) -> Iterator[Path]:
 
 
 def _copies(settings: Settings) -> Iterator[Path]:
-    "Local copies of models, without the one that a server would start with"
-    root, model = Path(settings.serving.folder), settings.serving.model
-    good = last_good_copy(model, root) if model else None
-    yield from (path for path in root.glob("models/*/*") if path.is_dir() and path != good)
+    "Local copies of models, without those that a server of any model would start with"
+    root = Path(settings.serving.folder)
+    good = {last_good_copy(marker.parent.name, root) for marker in root.glob("models/*/last-good.json")}
+    yield from (path for path in root.glob("models/*/*") if path.is_dir() and path not in good)
 
 
 def remove_old_files(
