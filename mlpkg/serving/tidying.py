@@ -142,7 +142,7 @@ def _delete_artifacts(uri: str) -> None:
     with suppress(FileNotFoundError):
         get_artifact_repository(uri).delete_artifacts()
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #0e75ff8f
+# %% ../../nbs/api/serving/34_tidying.ipynb #a29b0ae1
 def _models(client: "MlflowClient", run: "Run") -> list[Any]:
     "The models that a run has logged and nobody has deleted"
     logged = run.outputs.model_outputs if run.outputs else ()
@@ -272,11 +272,10 @@ def remove_old_files(
     now: datetime,  # Retention counts from here
     dry_run: bool = False,  # Only say what would go?
 ) -> Iterator[Removal]:
-    "Remove old files of this machine: logs, what was set aside, copies of models"
-    serving, outbox = Path(settings.serving.folder), Path(settings.steps.outbox)
+    "Remove old files of this machine: logs, damaged lines, copies of models"
+    serving = Path(settings.serving.folder)
     kinds = [
         ("logs", _log_files(settings), settings.retention.logs),
-        ("set aside", outbox.glob("set-aside/*"), settings.retention.runs),
         ("damaged lines", serving.glob("served.*/*.bad"), settings.retention.answers),
         ("model copies", _copies(settings), settings.retention.runs),
     ]
