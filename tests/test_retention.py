@@ -3,10 +3,12 @@
 The S3 tests run where AWS_ENDPOINT_URL (and credentials) point to a server; they make a bucket of their own.
 """
 
+import configparser
 import json
 import multiprocessing
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -224,6 +226,16 @@ def test_compaction_neither_doubles_rows_nor_brings_replaced_ones_back(root, oth
     assert [job.exitcode for job in jobs] == [0] * len(jobs)
     expected = [102, 102] if other is overwrite_at_once else sorted([*range(8)] * 2)
     assert sorted(lake.read(NAME)["value"]) == expected
+
+
+def test_the_production_profile_looks_for_logs_where_compose_puts_them():
+    "The kernel of a step gets no variable of Airflow, so the settings have to say it"
+    project = Path(__file__).parent.parent
+    compose = (project / "docker-compose.yml").read_text()
+    [folder] = re.findall(r"AIRFLOW__LOGGING__BASE_LOG_FOLDER: (\S+)", compose)
+    profile = configparser.ConfigParser(interpolation=None)
+    profile.read(project / "settings.ini")
+    assert profile["production"]["airflow.logs"] == folder
 
 
 def answer(customer: str) -> Answer:

@@ -142,7 +142,7 @@ def _delete_artifacts(uri: str) -> None:
     with suppress(FileNotFoundError):
         get_artifact_repository(uri).delete_artifacts()
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #a29b0ae1
+# %% ../../nbs/api/serving/34_tidying.ipynb #0bca4f59
 def _models(client: "MlflowClient", run: "Run") -> list[Any]:
     "The models that a run has logged and nobody has deleted"
     logged = run.outputs.model_outputs if run.outputs else ()
@@ -233,7 +233,7 @@ def remove_old_paths(
 ) -> Removal:
     "Remove files and folders that have not been changed for long"
     count, sizes = 0, []
-    for path in paths:
+    for path in list(paths):
         with suppress(FileNotFoundError):  # somebody else has removed it
             if path.stat().st_mtime < before.timestamp():
                 inside = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
@@ -253,9 +253,12 @@ def _remove_path(path: Path) -> None:
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #da2c0772
 def _log_files(settings: Settings) -> Iterator[Path]:
-    "Files of Airflow's logs, and folders without any"
-    given = os.environ.get("AIRFLOW__LOGGING__BASE_LOG_FOLDER")
-    for path in Path(given or Path(settings.airflow.home) / "logs").rglob("*"):
+    "Files of Airflow's logs, and folders without any; TidyError where Airflow must have them elsewhere"
+    given, home = os.environ.get("AIRFLOW__LOGGING__BASE_LOG_FOLDER") or settings.airflow.logs, settings.airflow.home
+    folder = Path(given or Path(home) / "logs")
+    if (given or Path(home).is_dir()) and not folder.is_dir():
+        raise TidyError(f"no folder {folder}: let airflow.logs in settings.ini be Airflow's base_log_folder")
+    for path in folder.rglob("*"):
         if path.is_file() or (path.is_dir() and not any(path.iterdir())):
             yield path
 
@@ -282,7 +285,7 @@ def remove_old_files(
     for what, paths, days in kinds:
         if days:
             limit = now - timedelta(days=days)
-            yield guarded(what, "", remove_old_paths, what, list(paths), limit, dry_run)
+            yield guarded(what, "", remove_old_paths, what, paths, limit, dry_run)
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #ea068489
 def _lake(settings: Settings) -> Lake:
