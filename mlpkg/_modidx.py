@@ -410,6 +410,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'mlpkg/data/retention.py'),
                                       'mlpkg.data.retention._drop_table': ( 'api/data/retention.html#_drop_table',
                                                                             'mlpkg/data/retention.py'),
+                                      'mlpkg.data.retention._last_written': ( 'api/data/retention.html#_last_written',
+                                                                              'mlpkg/data/retention.py'),
                                       'mlpkg.data.retention._log_version': ( 'api/data/retention.html#_log_version',
                                                                              'mlpkg/data/retention.py'),
                                       'mlpkg.data.retention._rewrite': ('api/data/retention.html#_rewrite', 'mlpkg/data/retention.py'),

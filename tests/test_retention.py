@@ -28,6 +28,7 @@ from mlpkg.data.retention import (
     forget_history,
     needed_versions,
     readable_versions,
+    remove_tables,
     remove_versions,
     stored_files,
     table_folder,
@@ -163,6 +164,25 @@ def test_killed_while_it_deletes_the_log_it_leaves_a_table_that_can_be_read(root
     assert lake.versions(NAME)["version"].min() == 9 and lake.count(NAME) == 24
     lake.write(NAME, frame(12))
     assert lake.count(NAME) == 26
+
+
+def test_killed_while_it_removes_a_table_it_leaves_one_that_goes_next_time(root):
+    runs = Lake(f"{root}/_runs")
+    for run in ("a1", "b2"):
+        for value in range(6):
+            runs.write(run, frame(value))
+        age_table(runs, run, 100)
+    program = (
+        "import os, signal, sys, datetime as d; from mlpkg.data.lake import Lake; from mlpkg.data import retention\n"
+        "def stop(lake, name, paths):\n"
+        "    for path in paths[:-2]: retention.table_folder(lake, name).delete_file(path)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "retention._delete_files = stop\n"
+        "retention.remove_tables(Lake(sys.argv[1]), d.datetime.now(d.UTC) - d.timedelta(days=10))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, runs.root]).returncode == -9  # noqa: S603
+    done = remove_tables(runs, now - timedelta(days=10))
+    assert (done.count, done.note, runs.tables()) == (2, "", [])
 
 
 def compact_at_once(place, barrier):
