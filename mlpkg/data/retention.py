@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log_limit', 'few', 'Removal', 'version_at', 'needed_versions', 'table_folder', 'stored_files', 'readable_versions',
            'protect_log', 'remove_versions', 'trim_log', 'small_files', 'compact', 'delete_rows', 'forget_history',
-           'remove_tables', 'guarded', 'tidy_lake']
+           'last_written', 'remove_tables', 'guarded', 'tidy_lake']
 
 # %% ../../nbs/api/data/22_retention.ipynb #62117116
 import re
@@ -279,17 +279,20 @@ def forget_history(
     return Removal("older versions", name, len(gone), len(gone), sum(there[path] for path in gone))
 
 # %% ../../nbs/api/data/22_retention.ipynb #41ecfca4
-def _last_written(lake: Lake, name: str) -> float:
-    "When a table was last written, in seconds since the epoch; of one that cannot be read, its newest file"
+def last_written(
+    lake: Lake,
+    name: str,  # Of a table
+) -> float:  # Seconds since the epoch
+    "When a table was last written; one that cannot be read, when the newest of its files was"
     from pyarrow.fs import FileSelector
 
     try:
         return lake._open(name).history(1)[0]["timestamp"] / 1000
     except (DeltaError, LakeError, OSError, LookupError):
         found = table_folder(lake, name).get_file_info(FileSelector("", recursive=True, allow_not_found=True))
-        times = [file.mtime.timestamp() for file in found if file.mtime]
-        if "://" not in lake.root:
-            times.append(Path(f"{lake.root}/{name}/_delta_log").stat().st_mtime)
+        times = [file.mtime.timestamp() for file in found if file.is_file and file.mtime]
+        if not times and "://" not in lake.root:
+            times = [Path(f"{lake.root}/{name}/_delta_log").stat().st_mtime]
         return max(times, default=time.time())
 
 
@@ -311,7 +314,7 @@ def remove_tables(
     sizes, count, errors = list[int](), 0, list[str]()
     for name in sorted(set(lake.tables()) - set(needed)):
         try:
-            if _last_written(lake, name) < before.timestamp():
+            if last_written(lake, name) < before.timestamp():
                 files = stored_files(lake, name)
                 if not dry_run:
                     _drop_table(lake, name, files)

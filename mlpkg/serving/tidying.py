@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['parts', 'registered_versions', 'runs_behind_models', 'versions_in_use', 'running_runs', 'running_since', 'old_runs',
            'registered_from', 'remove_run', 'remove_old_runs', 'TidyError', 'remove_old_paths', 'remove_old_files',
-           'tidy']
+           'pinned_versions', 'tidy']
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #ae636534
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.lake import Lake, open_lake
-from ..data.retention import Removal, guarded, remove_tables, tidy_lake
+from ..data.pins import pins
+from ..data.retention import Removal, guarded, last_written, remove_tables, tidy_lake
 from ..errors import MlpkgError
 from ..models.registry import Version, versions
 from .forgetting import remove_old_answers
@@ -142,7 +143,7 @@ def _delete_artifacts(uri: str) -> None:
     with suppress(FileNotFoundError):
         get_artifact_repository(uri).delete_artifacts()
 
-# %% ../../nbs/api/serving/34_tidying.ipynb #0bca4f59
+# %% ../../nbs/api/serving/34_tidying.ipynb #a515ea68
 def _models(client: "MlflowClient", run: "Run") -> list[Any]:
     "The models that a run has logged and nobody has deleted"
     logged = run.outputs.model_outputs if run.outputs else ()
@@ -287,6 +288,26 @@ def remove_old_files(
             limit = now - timedelta(days=days)
             yield guarded(what, "", remove_old_paths, what, paths, limit, dry_run)
 
+# %% ../../nbs/api/serving/34_tidying.ipynb #7c7509f8
+def _pin_tables(lake: Lake) -> Lake:
+    "Where the runs of DAGs note which versions they work on"
+    return Lake(f"{lake.root}/_runs", lake.options, run="")
+
+
+def pinned_versions(
+    lake: Lake,
+    before: datetime,  # Pins last written before this go, and do not count
+    needed: Collection[str] = (),  # Runs whose pins count, however old they are
+) -> dict[str, set[int]]:  # Table -> versions
+    "Versions that runs of DAGs work on, or would if one of their tasks were cleared"
+    tables, found = _pin_tables(lake), defaultdict[str, set[int]](set)
+    for run in tables.tables():
+        if run in needed or last_written(tables, run) >= before.timestamp():
+            lines = pins(tables, run).read()[0]
+            for table, version in {line["table"]: line["version"] for line in lines}.items():  # the last line holds
+                found[table].add(version)
+    return dict(found)
+
 # %% ../../nbs/api/serving/34_tidying.ipynb #ea068489
 def _lake(settings: Settings) -> Lake:
     "The lake as it is now, whatever the DAG run of this process works on; its uses are not noted"
@@ -311,11 +332,12 @@ def _tidy_tables(settings: Settings, now: datetime, dry_run: bool) -> Iterator[R
     if began and began < before:
         before = began
         yield Removal("running", "MLflow", note=f"versions since {began:%Y-%m-%d} stay: a run of that day goes on")
-    lake = _lake(settings)
-    yield from tidy_lake(lake, before, versions_in_use(MlflowClient()), dry_run)
+    lake, needed = _lake(settings), defaultdict(set, versions_in_use(MlflowClient()))
     going_on = [run.info.run_id for run in running_runs(MlflowClient())]
-    pins = Lake(f"{lake.root}/_runs", lake.options, run="")
-    yield guarded("tables of runs", "_runs", remove_tables, pins, before, going_on, dry_run)
+    yield guarded("tables of runs", "_runs", remove_tables, _pin_tables(lake), before, going_on, dry_run)
+    for table, numbers in pinned_versions(lake, before, going_on).items():
+        needed[table] |= numbers
+    yield from tidy_lake(lake, before, needed, dry_run)
 
 
 def _tidy_runs(settings: Settings, now: datetime, dry_run: bool) -> Iterator[Removal]:
