@@ -111,6 +111,7 @@ class AirflowSettings(Group):
     "Where Airflow keeps its files, and what it starts on its own"
 
     home: str = Field(description="Airflow's home folder: its database and logs")
+    logs: str = Field("", description="Airflow's base_log_folder; empty: the folder logs in its home")
     dags: str = Field("dags", description="Folder with the DAG files")
     train_schedule: str = Field("@monthly", description="When to retrain in any case: a cron expression or preset")
     watch_schedule: str = Field("@hourly", description="When to check whether the code has changed since training")

@@ -3,10 +3,12 @@
 The S3 tests run where AWS_ENDPOINT_URL (and credentials) point to a server; they make a bucket of their own.
 """
 
+import configparser
 import json
 import multiprocessing
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -26,6 +28,7 @@ from mlpkg.data.retention import (
     forget_history,
     needed_versions,
     readable_versions,
+    remove_tables,
     remove_versions,
     stored_files,
     table_folder,
@@ -163,6 +166,25 @@ def test_killed_while_it_deletes_the_log_it_leaves_a_table_that_can_be_read(root
     assert lake.count(NAME) == 26
 
 
+def test_killed_while_it_removes_a_table_it_leaves_one_that_goes_next_time(root):
+    runs = Lake(f"{root}/_runs")
+    for run in ("a1", "b2"):
+        for value in range(6):
+            runs.write(run, frame(value))
+        age_table(runs, run, 100)
+    program = (
+        "import os, signal, sys, datetime as d; from mlpkg.data.lake import Lake; from mlpkg.data import retention\n"
+        "def stop(lake, name, paths):\n"
+        "    for path in paths[:-2]: retention.table_folder(lake, name).delete_file(path)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "retention._delete_files = stop\n"
+        "retention.remove_tables(Lake(sys.argv[1]), d.datetime.now(d.UTC) - d.timedelta(days=10))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, runs.root]).returncode == -9  # noqa: S603
+    done = remove_tables(runs, now - timedelta(days=10))
+    assert (done.count, done.note, runs.tables()) == (2, "", [])
+
+
 def compact_at_once(place, barrier):
     lake = Lake(place)
     barrier.wait()
@@ -224,6 +246,16 @@ def test_compaction_neither_doubles_rows_nor_brings_replaced_ones_back(root, oth
     assert [job.exitcode for job in jobs] == [0] * len(jobs)
     expected = [102, 102] if other is overwrite_at_once else sorted([*range(8)] * 2)
     assert sorted(lake.read(NAME)["value"]) == expected
+
+
+def test_the_production_profile_looks_for_logs_where_compose_puts_them():
+    "The kernel of a step gets no variable of Airflow, so the settings have to say it"
+    project = Path(__file__).parent.parent
+    compose = (project / "docker-compose.yml").read_text()
+    [folder] = re.findall(r"AIRFLOW__LOGGING__BASE_LOG_FOLDER: (\S+)", compose)
+    profile = configparser.ConfigParser(interpolation=None)
+    profile.read(project / "settings.ini")
+    assert profile["production"]["airflow.logs"] == folder
 
 
 def answer(customer: str) -> Answer:

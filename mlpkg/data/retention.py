@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['log_limit', 'few', 'Removal', 'version_at', 'needed_versions', 'table_folder', 'stored_files', 'readable_versions',
            'protect_log', 'remove_versions', 'trim_log', 'small_files', 'compact', 'delete_rows', 'forget_history',
-           'remove_tables', 'guarded', 'tidy_lake']
+           'last_written', 'remove_tables', 'guarded', 'tidy_lake']
 
 # %% ../../nbs/api/data/22_retention.ipynb #62117116
 import re
 import shutil
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -17,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -277,9 +279,27 @@ def forget_history(
     return Removal("older versions", name, len(gone), len(gone), sum(there[path] for path in gone))
 
 # %% ../../nbs/api/data/22_retention.ipynb #41ecfca4
-def _drop_table(lake: Lake, name: str, files: list[str]) -> None:
+def last_written(
+    lake: Lake,
+    name: str,  # Of a table
+) -> float:  # Seconds since the epoch
+    "When a table was last written; one that cannot be read, when the newest of its files was"
+    from pyarrow.fs import FileSelector
+
+    try:
+        return lake._open(name).history(1)[0]["timestamp"] / 1000
+    except (DeltaError, LakeError, OSError, LookupError):
+        found = table_folder(lake, name).get_file_info(FileSelector("", recursive=True, allow_not_found=True))
+        times = [file.mtime.timestamp() for file in found if file.is_file and file.mtime]
+        if not times and "://" not in lake.root:
+            times = [Path(f"{lake.root}/{name}/_delta_log").stat().st_mtime]
+        return max(times, default=time.time())
+
+
+def _drop_table(lake: Lake, name: str, files: Collection[str]) -> None:
     "Delete all files of a table, and its folder where there are folders"
-    _delete_files(lake, name, files)
+    log = sorted((path for path in files if path.startswith("_delta_log")), reverse=True)
+    _delete_files(lake, name, [*(path for path in files if path not in log), *log])
     if "://" not in lake.root:
         shutil.rmtree(f"{lake.root}/{name}", ignore_errors=True)
 
@@ -291,14 +311,18 @@ def remove_tables(
     dry_run: bool = False,  # Only say what would go?
 ) -> Removal:
     "Remove tables that have not been written for long"
-    count, sizes = 0, list[int]()
-    for name in set(lake.tables()) - set(needed):
-        files = stored_files(lake, name)
-        if lake.exists(name) and lake._open(name).history(1)[0]["timestamp"] < before.timestamp() * 1000:
-            count, sizes = count + 1, sizes + list(files.values())
-            if not dry_run:
-                _drop_table(lake, name, sorted(files, key=lambda path: path.startswith("_delta_log")))
-    return Removal("tables of runs", lake.root.rpartition("/")[2], count, len(sizes), sum(sizes))
+    sizes, count, errors = list[int](), 0, list[str]()
+    for name in sorted(set(lake.tables()) - set(needed)):
+        try:
+            if last_written(lake, name) < before.timestamp():
+                files = stored_files(lake, name)
+                if not dry_run:
+                    _drop_table(lake, name, files)
+                count, sizes = count + 1, sizes + list(files.values())
+        except (DeltaError, MlpkgError, OSError) as error:
+            errors.append(f"{name} not removed: {error}")
+    where = lake.root.rpartition("/")[2]
+    return Removal("tables of runs", where, count, len(sizes), sum(sizes), "; ".join(errors), bool(errors))
 
 # %% ../../nbs/api/data/22_retention.ipynb #0d3a262d
 def guarded(
