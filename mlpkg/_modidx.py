@@ -1889,6 +1889,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlpkg.steps.tracking.find_run': ('api/steps/tracking.html#find_run', 'mlpkg/steps/tracking.py'),
                                       'mlpkg.steps.tracking.log_params': ('api/steps/tracking.html#log_params', 'mlpkg/steps/tracking.py'),
                                       'mlpkg.steps.tracking.log_tables': ('api/steps/tracking.html#log_tables', 'mlpkg/steps/tracking.py'),
+                                      'mlpkg.steps.tracking.missing': ('api/steps/tracking.html#missing', 'mlpkg/steps/tracking.py'),
                                       'mlpkg.steps.tracking.open_pipeline_run': ( 'api/steps/tracking.html#open_pipeline_run',
                                                                                   'mlpkg/steps/tracking.py'),
                                       'mlpkg.steps.tracking.pipeline_runs': ( 'api/steps/tracking.html#pipeline_runs',

@@ -26,7 +26,7 @@ from .kernels import remove_sockets
 from .notebooks import mark, store_notebook, write_whole
 from .outbox import DamagedEntryError, Entry, conclude, held, load_entry, sweep, upload, waiting
 from .owners import is_alive, owner_state, read_owner, silence_note
-from .tracking import all_pages, client, end_run, refused, tracking_uri
+from .tracking import all_pages, client, end_run, missing, refused, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,7 +74,7 @@ def _has_run(mlflow: "MlflowClient", entry: Entry) -> bool:
     try:
         return bool(mlflow.get_run(entry.run_id))
     except Exception as error:
-        if not refused(error):
+        if not missing(error):
             raise
         log.warning("step '%s' of %s belongs to MLflow at %s", entry.step, entry.folder, redact(entry.tracking_uri))
         return False
@@ -85,7 +85,7 @@ def hopeless(
 ) -> bool:  # False for outages, full disks and the like
     "Is something wrong with the entry itself?"
     damaged = isinstance(error, (ValueError, TypeError, LookupError, AttributeError))
-    return refused(error) or (damaged and not isinstance(error, OSError))
+    return refused(error) or missing(error) or (damaged and not isinstance(error, OSError))
 
 # %% ../../nbs/api/steps/21_recovery.ipynb #24a6a5c1
 def set_aside_entry(
