@@ -20,18 +20,24 @@ from urllib.parse import unquote
 _secret_name = re.compile(
     r"PASSWORD|PASSWD|PASSPHRASE|PASSCODE|_PWD$|SECRET|TOKEN|CREDENTIAL|WEBHOOK|BEARER|AUTHORIZATION|DSN$|^AIRFLOW_CONN_"
     r"|(API|ACCESS|ACCOUNT|AUTH|ENCRYPTION|FERNET|LICENSE|MASTER|PRIVATE|SERVICE|SHARED|SIGNING|STORAGE)_?KEY"
-    r"|CONN(ECTION)?_?STR(ING)?"
+    r"|CONN(ECTION)?_?STR(ING)?|(^|_)(PASS|PAT|SAS|JWT)$|(^|_)HOOK(_UR[IL])?$|_KEY$"
+)
+_harmless_key = re.compile(
+    r"(^|_)(CACHE|CLUSTER|DICT|FOREIGN|GROUP|INDEX|JOIN|MAP|OBJECT|PARTITION|PRIMARY|PUB|PUBLIC|ROUTING|ROW|SORT"
+    r"|UNIQUE)_KEY$"
 )
 _harmless_name = re.compile(
-    r"(_FILE|_PATH|_DIR|_TTL|_TIMEOUT|_LIFETIME|_EXPIRY|_LENGTH|_LIMIT|_TYPE|_BACKEND|TOKEN_UR[IL])$|MAX_TOKENS|TOKENIZER"
+    r"(_FILE|_PATH|_DIR|_TTL|_TIMEOUT|_LIFETIME|_EXPIRY|_LENGTH|_LIMIT|_TYPE|_BACKEND|TOKEN_UR[IL])$"
 )
+_not_a_token = re.compile(r"TOKENIZERS?(?=_|$)|MAX(_NEW)?_TOKENS")
 
 
 def is_secret_name(
     name: str,  # Of a variable or a field, in upper or lower case
 ) -> bool:
     "Does a name say that its value is secret?"
-    return bool(_secret_name.search(name.upper())) and not _harmless_name.search(name.upper())
+    rest = _harmless_key.sub("", _not_a_token.sub("", name.upper()))
+    return bool(_secret_name.search(rest)) and not _harmless_name.search(rest)
 
 # %% ../nbs/api/03_secrets.ipynb #36651010
 _words = frozenset(

@@ -1,8 +1,10 @@
 """What steps leave behind: damaged entries, rivals, killed processes, lost machines. A page has one process only."""
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -10,10 +12,10 @@ import time
 import pytest
 from conftest import wait_for
 
-from mlpkg.steps.outbox import load_entry, locked_entry, waiting
+from mlpkg.steps.outbox import conclude, load_entry, locked_entry, upload_or_keep, waiting
 from mlpkg.steps.recovery import end_lost, outbox_state, recover
 from mlpkg.steps.run import run_step
-from mlpkg.steps.tracking import end_run, open_pipeline_run, start_step, step_runs
+from mlpkg.steps.tracking import TrackingError, end_run, open_pipeline_run, start_step, step_runs
 
 NOTEBOOK = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
 RUN = "import sys; from mlpkg.steps.run import run_step; run_step(sys.argv[1])"
@@ -117,6 +119,33 @@ def test_names_that_mlflow_refuses_and_numbers_that_are_too_large(project):
     assert sorted(measured.values())[:7] == [1, 2, 3, 4, 5, 6, 7] and len(measured) == 8
     assert measured["violations.a_b"] == 2
     assert run.data.metrics["seconds"] > 0
+
+
+@contextlib.contextmanager
+def database_trouble(project, table: str):
+    "MLflow's database takes nothing into a table while the block runs, which its store reports as BAD_REQUEST"
+    path = project.settings.tracking.uri.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        rule = f"CREATE TRIGGER trouble BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'no room'); END"
+        database.execute(rule)
+        yield
+        database.execute("DROP TRIGGER trouble")
+
+
+def test_trouble_of_mlflows_database_costs_no_metric(project):
+    run_id = start_step(project.mlflow, project.settings, "count")
+    with locked_entry(project.settings, "count", run_id) as entry:
+        entry.notebook.write_text(NOTEBOOK)
+        conclude(entry, "FINISHED")
+        with database_trouble(project, "metrics"):
+            with pytest.raises(TrackingError, match="no room"):
+                upload_or_keep(project.mlflow, entry)
+    with database_trouble(project, "metrics"):
+        assert recover(project.settings) == []
+        assert waiting(project.settings) == [entry.folder]
+    assert recover(project.settings) == [run_id]
+    run = project.mlflow.get_run(run_id)
+    assert run.info.status == "FINISHED" and "seconds" in run.data.metrics
 
 
 PRODUCE = """

@@ -272,6 +272,30 @@ def test_a_champion_from_before_the_record_is_taken_over(contest):
     assert rollback(name, "as it was").version == one
 
 
+def test_a_champion_that_was_deleted_in_mlflow_counts_as_none(contest, uris):
+    name, (one, two, three) = contest
+    promote(name, one, WIN, None)
+    promote(name, two, WIN, one)
+    mlflow.MlflowClient().delete_model_version(name, str(two))
+    assert opponent(name, uris[2]) is None
+    with pytest.raises(RegistryError, match=f"but version {two} is champion by now"):
+        promote(name, three, WIN, one)
+    assert promote(name, three, WIN, None).event == "promoted"
+    assert champion(name).version == three
+    assert rollback(name, "too many complaints").version == one, "past the one that is gone"
+    with pytest.raises(RegistryError, match="has no predecessor"):
+        rollback(name, "even more complaints")
+
+
+def test_a_rollback_from_a_champion_that_was_deleted_in_mlflow(contest):
+    name, (one, two, _) = contest
+    promote(name, one, WIN, None)
+    promote(name, two, WIN, one)
+    mlflow.MlflowClient().delete_model_version(name, str(two))
+    assert rollback(name, "it is gone").version == one
+    assert champion(name).version == one
+
+
 def test_a_hold_and_manual_approval_keep_the_champion(contest):
     name, (one, two, three) = contest
     promote_by_hand(name, one, "approved", held=True)

@@ -65,16 +65,15 @@ def rollback(
     held: bool = False,  # Hold it?
 ) -> Version:  # The champion now; RegistryError if there is no champion, or none before it
     "Make the champion's predecessor champion again"
-    old = get_version(name, "champion")
-    pile = read_champions(existing_model(name)).pile
-    if len(pile) < 2:
-        raise RegistryError(
-            f"version {old.version} of model {name!r} has no predecessor. Promote another one by number"
-        )
-    number = _loadable(name, pile[-2])
+    champions, there = read_champions(existing_model(name)), {one.version for one in versions(name)}
+    old = champions.champion or get_version(name, "champion").version
+    earlier = [version for version in champions.pile[:-1] if version in there and version != old]
+    if not earlier:
+        raise RegistryError(f"version {old} of model {name!r} has no predecessor. Promote another one by number")
+    number = _loadable(name, earlier[-1])
     if held:
         hold(name, why)
-    return _by_hand(name, "rolled back", number, f"from version {old.version}: {why}", old.version)
+    return _by_hand(name, "rolled back", number, f"from version {old}: {why}", old)
 
 # %% ../../nbs/api/models/26_oversight.ipynb #7ae10e09
 def hold(

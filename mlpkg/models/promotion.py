@@ -306,12 +306,15 @@ def _same_champion(
 ) -> None:  # RegistryError if the decision rests on a comparison with another one
     "Refuse to promote by an outdated comparison"
     now = champions.champion
-    if decision.promote and now not in (against, version):
-        before = f"version {against}" if against else "no champion"
-        raise RegistryError(
-            f"{name!r}: version {version} was compared with {before}, but version {now} is champion by now. "
-            "Evaluate it again: clear the evaluate step"
-        )
+    if not decision.promote or now in (against, version):
+        return
+    if not against and now not in [one.version for one in versions(name)]:
+        return  # it was deleted in MLflow, so there was nothing to compare with
+    before = f"version {against}" if against else "no champion"
+    raise RegistryError(
+        f"{name!r}: version {version} was compared with {before}, but version {now} is champion by now. "
+        "Evaluate it again: clear the evaluate step"
+    )
 
 # %% ../../nbs/api/models/24_promotion.ipynb #6087f20f
 def submit(

@@ -108,8 +108,9 @@ def pile(self: Champions) -> list[int]:  # The last one serves
     first = self.rulings[0].before if self.rulings else self.found
     pile = [first] if first else []
     for ruling in self.rulings:
-        if ruling.event == "rolled back":
-            pile.pop()
+        if ruling.event == "rolled back":  # past those that were deleted in MLflow
+            while pile and pile[-1] != ruling.champion:
+                pile.pop()
         elif ruling.champion != ruling.before:
             pile.append(ruling.champion)
     return pile

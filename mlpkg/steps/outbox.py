@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from fastcore.basics import patch
 
 from ..errors import MlpkgError
-from ..redaction import get_log
+from ..redaction import get_log, redact
 from ..settings import Settings
 from .metrics import log_metrics, metric_names
 from .notebooks import mark, read_scraps, scrap_metrics, store_notebook, write_whole
@@ -229,16 +229,20 @@ def entry_metrics(
 # %% ../../nbs/api/steps/20_outbox.ipynb #b27b4f5e
 @contextlib.contextmanager
 def unless_refused(
+    mlflow: "MlflowClient",  # Of the entry's store
     entry: Entry,  # Whose run is written to
-    what: str,  # What is written, for the log
+    what: str,  # What is written, like "metrics"
+    values: object,  # The same, as JSON takes it
 ) -> Iterator[None]:
-    "Log that MLflow refuses something, and go on; let an outage pass through"
+    "Where MLflow refuses something, store it as a file, tag the run and go on; let an outage pass through"
     try:
         yield
     except Exception as error:
         if not refused(error):
             raise
         log.warning("step '%s': MLflow refuses its %s: %s", entry.step, what, error)
+        mlflow.log_text(entry.run_id, redact(json.dumps(values, indent=1, default=str)), f"refused/{what}.json")
+        mlflow.set_tag(entry.run_id, f"mlpkg.refused.{what}", redact(str(error))[:1000])
 
 # %% ../../nbs/api/steps/20_outbox.ipynb #4795a223
 def upload(
@@ -249,10 +253,11 @@ def upload(
     artifact = f"notebook/{entry.step}.ipynb"
     if entry.notebook.is_file():
         store_notebook(mlflow, entry.run_id, entry.notebook, artifact, html=False)
-    with unless_refused(entry, "metrics"):
-        log_metrics(mlflow, entry.run_id, entry_metrics(entry))
-    with unless_refused(entry, "tables"):
-        log_tables(mlflow, entry.run_id, read_table_log(entry.tables))
+    metrics, tables = entry_metrics(entry), list(read_table_log(entry.tables))
+    with unless_refused(mlflow, entry, "metrics", metrics):
+        log_metrics(mlflow, entry.run_id, metrics)
+    with unless_refused(mlflow, entry, "tables", tables):
+        log_tables(mlflow, entry.run_id, tables)
     end_run(mlflow, entry.run_id, entry.status, entry.failure, entry.started + (entry.seconds or 0))
     if _has_page(mlflow, entry, artifact):
         entry.remove()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'TrackingError', 'tracking_uri', 'client', 'experiment_id', 'use_store', 'connect', 'ui_url', 'log_params',
-           'refused', 'find_run', 'open_pipeline_run', 'start_step', 'all_pages', 'step_runs', 'read_table_log',
-           'log_tables', 'end_run', 'end_orphans', 'pipeline_runs']
+           'refused', 'missing', 'find_run', 'open_pipeline_run', 'start_step', 'all_pages', 'step_runs',
+           'read_table_log', 'log_tables', 'end_run', 'end_orphans', 'pipeline_runs']
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #0bb0b8aa
 import json
@@ -213,7 +213,14 @@ def refused(
     error: BaseException,  # From a call of MLflow's client
 ) -> bool:
     "Did MLflow refuse what was sent, so that it would not help to send it again?"
-    return getattr(error, "error_code", "") in ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+    return getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE"
+
+# %% ../../nbs/api/steps/12_tracking.ipynb #34616361
+def missing(
+    error: BaseException,  # From a call of MLflow's client
+) -> bool:
+    "Does MLflow not have what it was asked for?"
+    return getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #11346bf8
 def find_run(
