@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,3 +176,16 @@ def project(tmp_path, stores) -> Project:
     yield made
     for pid in processes_with(str(root)):
         os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def root(request, tmp_path):
+    "Location for a fresh lake"
+    if request.param == "folder":
+        return str(tmp_path / "lake")
+    if not os.environ.get("AWS_ENDPOINT_URL"):
+        pytest.skip("set AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of an S3 server to test with it")
+    boto3 = pytest.importorskip("boto3", reason="pip install boto3 to test with an S3 server")
+    bucket = f"lake-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/lake"

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 import pandas as pd
@@ -21,19 +20,6 @@ from mlpkg.settings import load_settings
 
 spawn = multiprocessing.get_context("spawn")  # deltalake's runtime does not survive fork
 writers, writes = 3, 6
-
-
-@pytest.fixture(params=["folder", "s3"])
-def root(request, tmp_path):
-    "Location for a fresh lake"
-    if request.param == "folder":
-        return str(tmp_path / "lake")
-    if not os.environ.get("AWS_ENDPOINT_URL"):
-        pytest.skip("set AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of an S3 server to test with it")
-    boto3 = pytest.importorskip("boto3", reason="pip install boto3 to test with an S3 server")
-    bucket = f"lake-{uuid.uuid4().hex[:12]}"
-    boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/lake"
 
 
 def frame(month: str, writer: int = 0, write: int = 0, rows: int = 5) -> pd.DataFrame:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import uuid
 
 import mlflow
 import numpy as np
@@ -30,19 +29,6 @@ from mlpkg.testing import parcels, temporary_store
 
 spawn = multiprocessing.get_context("spawn")  # deltalake's runtime does not survive fork
 rivals, rounds = 4, 5
-
-
-@pytest.fixture(params=["folder", "s3"])
-def root(request, tmp_path):
-    "Location for a fresh lake"
-    if request.param == "folder":
-        return str(tmp_path / "lake")
-    if not os.environ.get("AWS_ENDPOINT_URL"):
-        pytest.skip("set AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of an S3 server to test with it")
-    boto3 = pytest.importorskip("boto3", reason="pip install boto3 to test with an S3 server")
-    bucket = f"ledger-{uuid.uuid4().hex[:12]}"
-    boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/lake"
 
 
 def ledger_at(root: str) -> Ledger:

@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 import time
-import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -46,19 +45,6 @@ from mlpkg.testing import age_table
 spawn = multiprocessing.get_context("spawn")  # deltalake's runtime does not survive fork
 NAME = "raw/orders"
 now = datetime.now(UTC)
-
-
-@pytest.fixture(params=["folder", "s3"])
-def root(request, tmp_path):
-    "Location for a fresh lake"
-    if request.param == "folder":
-        return str(tmp_path / "lake")
-    if not os.environ.get("AWS_ENDPOINT_URL"):
-        pytest.skip("set AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of an S3 server to test with it")
-    boto3 = pytest.importorskip("boto3", reason="pip install boto3 to test with an S3 server")
-    bucket = f"retention-{uuid.uuid4().hex[:12]}"
-    boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"]).create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/lake"
 
 
 def frame(value: int, months=("01", "02")) -> pd.DataFrame:
