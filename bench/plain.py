@@ -18,14 +18,16 @@ from matplotlib.figure import Figure
 from mlpkg.data.inputs import inputs_from
 from mlpkg.data.lake import open_lake
 from mlpkg.examples.flights import categorical, features_contract, flights_holdout, numeric
-from mlpkg.models.evaluation import compare_models, evaluate, plot_evaluations, plot_slices
+from mlpkg.models.comparison import Comparison, compare, plot_comparison
+from mlpkg.models.evaluation import compare_models, evaluate, objective, plot_evaluations, plot_slices
 from mlpkg.models.holdout import Learner, fair_rows
 from mlpkg.models.oversight import history
-from mlpkg.models.promotion import Comparison, compare, count_uses, decide, opponent, plot_comparison, promote, submit
+from mlpkg.models.promotion import best_candidate, count_uses, logged_candidates, opponent, promote, submit
 from mlpkg.models.registry import load_logged, load_model
 from mlpkg.models.scoring import probability
 from mlpkg.models.storage import log_model
 from mlpkg.models.training import importances, plot_trials, search
+from mlpkg.monitoring.report import count_alarms, read_history
 from mlpkg.settings import load_settings
 from mlpkg.steps.tracking import connect
 
@@ -41,38 +43,39 @@ def draw(figure: Figure) -> None:
 
 def train_step(candidate: str, budget: int, seed: int) -> dict[str, Any]:
     "What 20_train does"
-    lake = open_lake()
+    metric, lake = load_settings().promotion.metric, open_lake()
     version = lake.version("split/flights")
     parts = lake.read("split/flights", filters=[("part", "in", ["train", "validation"])], version=version)
     train, valid = parts[parts.part == "train"], parts[parts.part == "validation"]
     print(parts.groupby(["part", "month"])["late"].agg(flights="size", late="mean").round(3))
     result = search(
         candidate, train, valid, "late", numeric, categorical, budget=budget, seed=seed, row_cap=60_000,
-        on_trial=lambda trial: mlflow.log_metric("trial_roc_auc", trial.value, step=trial.number),
+        on_trial=lambda trial: mlflow.log_metric(f"trial_{metric}", trial.value, step=trial.number),
+        **objective(metric),
     )  # fmt: skip
     mlflow.log_table(result.trials, "trials.json")
     draw(plot_trials(result).figure)
     print(importances(result.pipeline, valid, "late", numeric, categorical, seed=seed).head(8).round(4))
     mlflow.log_params(result.params)
-    mlflow.log_metric("valid_roc_auc", result.value)
+    mlflow.log_metric(f"valid_{metric}", result.value)
     example = train[[*numeric, *categorical]]
     inputs = inputs_from(features_contract(), train, list(example))
     tables = {"split/flights": version}
-    about = {"candidate": candidate, "seed": seed, "valid_roc_auc": result.value, "tables": tables}
+    about = {"candidate": candidate, "seed": seed, f"valid_{metric}": result.value, "tables": tables}
     uri = log_model(result.pipeline, example, name=candidate, metadata=about, inputs=inputs)
-    return {"candidate": candidate, "model_uri": uri, "valid_roc_auc": result.value, "tables": tables}
+    return {"candidate": candidate, "model_uri": uri, f"valid_{metric}": result.value, "tables": tables}
 
 
 def evaluate_step(candidates: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     "What 22_evaluate does"
     rules, lake = load_settings().promotion, open_lake()
-    infos = [mlflow.models.get_model_info(one["model_uri"]) for one in candidates]
-    best = max(infos, key=lambda info: info.metadata["valid_roc_auc"])
-    name, uri = best.metadata["candidate"], f"models:/{best.model_id}"
+    logged = logged_candidates(candidates)
+    best = best_candidate(logged, rules.metric)
+    name, uri = best["candidate"], best["uri"]
     serving = opponent(MODEL, uri)
     number = serving.version if serving else 0
-    models = {info.metadata["candidate"]: load_logged(info.model_uri) for info in infos}
-    tables = {info.metadata["candidate"]: info.metadata["tables"] for info in infos}
+    models = {one["candidate"]: load_logged(one["uri"]) for one in logged}
+    tables = {one["candidate"]: one["tables"] for one in logged}
     if serving:
         models["champion"], tables["champion"] = load_model(MODEL, number), serving.tables
     learners = [Learner(who, list(one.columns), tables[who]) for who, one in models.items()]
@@ -80,16 +83,21 @@ def evaluate_step(candidates: list[dict[str, Any]], seed: int) -> dict[str, Any]
     print(fair.rows.groupby("month")["late"].agg(flights="size", late="mean").round(3))
     scores = {who: probability(one.pipeline, fair.rows) for who, one in models.items() if fair.fits(one.columns)}
     groups = fair.rows[["origin", "carrier"]]
-    evaluations = {who: evaluate(fair.rows["late"], p, groups, seed=seed) for who, p in scores.items()}
+    evaluations = {
+        who: evaluate(fair.rows["late"], p, groups, seed=seed, blocks=fair.blocks) for who, p in scores.items()
+    }
     print(compare_models(evaluations)[SHOWN].round(4))
     draw(plot_evaluations(evaluations))
-    uses = count_uses(MODEL, uri, fair.blocks)
-    found = compare(fair, "late", scores[name], scores.get("champion"), rules, uses, number)
+    months = fair.rows["month"].unique()
+    alarms = count_alarms(read_history(lake, f"monitoring/{MODEL}", "month"), months, number, "month")
+    uses = count_uses(MODEL, uri, fair, "late", alarms)
+    found = compare(fair, "late", scores[name], scores.get("champion"), rules, number, uses, alarms)
+    print(found.table(rules).round(4))
     draw(plot_comparison(found, rules))
     draw(plot_slices(evaluations[name], "carrier"))
     print(evaluations[name].slices.query("column == 'origin'").round(3))
     metrics = {key: evaluations[name].metrics[key] for key in SHOWN}
-    mlflow.log_metrics(metrics, model_id=best.model_id)
+    mlflow.log_metrics(metrics, model_id=uri.removeprefix("models:/"))
     return {"candidate": name, "model_uri": uri, "tables": tables[name], "metrics": metrics, "found": found}
 
 
@@ -99,7 +107,8 @@ def register_step(winner: dict[str, Any]) -> None:
     found: Comparison = winner["found"]
     challenger = submit(winner["model_uri"], MODEL, winner["tables"], winner["metrics"], tags)
     draw(plot_comparison(found, rules))
-    promote(MODEL, challenger.version, decide(found, rules), found.champion or None, rules.approval, found)
+    print(found.table(rules).round(4))
+    promote(MODEL, challenger.version, found, rules)
     print(history(MODEL).drop(columns="created").head(5).round(4))
 
 

@@ -36,7 +36,7 @@ def prepare(lake: Lake, wanted: str, times: int) -> dict[str, Any]:
 
     from mlpkg.data.inputs import inputs_from
     from mlpkg.examples.flights import categorical, features_contract, numeric, seed_lake
-    from mlpkg.models.promotion import Decision, promote
+    from mlpkg.models.oversight import promote_by_hand
     from mlpkg.models.registry import register
     from mlpkg.models.storage import log_model
     from mlpkg.models.training import fit
@@ -46,7 +46,7 @@ def prepare(lake: Lake, wanted: str, times: int) -> dict[str, Any]:
     columns = [*numeric, *categorical]
     pipeline = fit("hist_gradient_boosting", known, "late", numeric, categorical)
     uri = log_model(pipeline, known[columns], inputs=inputs_from(features_contract(), known, columns))
-    promote("flights", register(uri, "flights"), Decision(True, ["the only one there is"]), None)
+    promote_by_hand("flights", register(uri, "flights"), "the only one there is")
     mlflow.end_run()
     for month in months(lake):
         rows = lake.table("clean/flights", filters=[("month", "=", month)])

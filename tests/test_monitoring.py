@@ -285,7 +285,7 @@ def monitored(project, monkeypatch):
 
     monkeypatch.setenv("MLPKG_SETTINGS", str(project.root / "settings.ini"))
 
-    from mlpkg.models.promotion import Decision, promote
+    from mlpkg.models.oversight import promote_by_hand
     from mlpkg.models.registry import register
     from mlpkg.models.storage import log_model
     from mlpkg.steps.tracking import connect
@@ -300,7 +300,7 @@ def monitored(project, monkeypatch):
     with mlflow.start_run():
         inputs = inputs_from(features_contract(), train, flight_features)
         uri = log_model(pipeline, train[flight_features], inputs=inputs)
-        promote("flights", register(uri, "flights", {"split/flights": version}), Decision(True, ["first"]), None)
+        promote_by_hand("flights", register(uri, "flights", {"split/flights": version}), "the first")
     yield project, lake, pipeline
     mlflow.set_tracking_uri(before[0])
     mlflow.set_registry_uri(before[1])

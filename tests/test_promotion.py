@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import mlflow
@@ -21,9 +22,11 @@ import pytest
 from mlpkg.data.lake import Lake, open_lake
 from mlpkg.data.ledger import Ledger
 from mlpkg.models import record
-from mlpkg.models.holdout import FairRows
+from mlpkg.models.comparison import Comparison, compare, decide
+from mlpkg.models.holdout import FairRows, block_marks
 from mlpkg.models.oversight import history, promote_by_hand, release, rollback
-from mlpkg.models.promotion import Decision, compare, decide, opponent, promote
+from mlpkg.models.paired import Measurement, gain, measure
+from mlpkg.models.promotion import count_uses, opponent, promote
 from mlpkg.models.record import decisions, follow, registered_model
 from mlpkg.models.registry import RegistryError, champion, get_version, register, versions
 from mlpkg.models.storage import log_model
@@ -93,16 +96,20 @@ def test_what_is_settled_is_settled_once(root):
 
 PROMOTE = """
 import sys
-from mlpkg.models.promotion import Decision, promote
+from mlpkg.models.comparison import Comparison
+from mlpkg.models.paired import Measurement
+from mlpkg.models.promotion import promote
 from mlpkg.models.registry import RegistryError
+from mlpkg.settings import PromotionSettings
 from mlpkg.steps.tracking import connect
 name, version, against = sys.argv[1:]
 connect()
+gains = {metric: Measurement(0.1, 0.001, 30.0) for metric in ("roc_auc", "brier")}
+won = Comparison("", {"roc_auc": 0.7, "brier": 0.2}, int(against), gains=gains)
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    promote(name, int(version), Decision(True, ["stronger"]), int(against) or None)
-    print("won")
+    print("won" if promote(name, int(version), won, PromotionSettings()).event == "promoted" else "refused")
 except RegistryError as error:
     print(error)
 """
@@ -142,7 +149,23 @@ def aliases(name: str) -> dict[str, int]:
     return dict(mlflow.MlflowClient().get_registered_model(name).aliases)
 
 
-WIN = Decision(True, ["stronger"])
+rules = PromotionSettings()
+
+
+def judged(against: int, gain: float) -> Comparison:
+    "A comparison with a champion, or with nobody (0), that leaves no doubt"
+    gains = {metric: Measurement(gain, 0.0001, 30.0) for metric in ("roc_auc", "brier")}
+    return Comparison(
+        "", {"roc_auc": 0.7, "brier": 0.2}, against, {"roc_auc": 0.6, "brier": 0.25} if against else {}, gains
+    )
+
+
+def win(against: int = 0) -> Comparison:
+    return judged(against, 0.1)
+
+
+def loss(against: int) -> Comparison:
+    return judged(against, 0.0)
 
 
 def compete(name: str, against: int, challengers: tuple[int, ...]) -> list[str]:
@@ -163,7 +186,7 @@ def compete(name: str, against: int, challengers: tuple[int, ...]) -> list[str]:
 
 def test_one_of_two_simultaneous_promotions_wins_and_the_other_is_told(contest):
     name, (one, two, three) = contest
-    promote(name, one, WIN, None)
+    promote(name, one, win(), rules)
     said = compete(name, one, (two, three))
     winner = (two, three)[said.index("won")]
     assert champion(name).version == aliases(name)["champion"] == winner
@@ -177,12 +200,12 @@ def test_a_challenger_evaluated_when_nobody_served_does_not_replace_a_champion_p
     winner = (one, two)[said.index("won")]
     assert champion(name).version == winner
     with pytest.raises(RegistryError, match=f"compared with no champion, but version {winner} is champion by now"):
-        promote(name, three, WIN, None)
+        promote(name, three, win(), rules)
 
 
 def test_a_reader_finds_a_champion_at_any_moment(contest):
     name, numbers = contest
-    promote(name, numbers[0], WIN, None)
+    promote(name, numbers[0], win(), rules)
     seen, failures, done = set(), [], threading.Event()
 
     def ask():
@@ -196,7 +219,7 @@ def test_a_reader_finds_a_champion_at_any_moment(contest):
     reader.start()
     for _ in range(3):
         for before, after in zip(numbers, [*numbers[1:], numbers[0]], strict=True):
-            promote(name, after, WIN, before)
+            promote(name, after, win(before), rules)
     done.set()
     reader.join()
     assert failures == [] and seen == set(numbers)
@@ -205,7 +228,7 @@ def test_a_reader_finds_a_champion_at_any_moment(contest):
 @pytest.mark.parametrize("dies_at", ["the alias", "the tags"])
 def test_a_crash_after_the_decision_is_mended_by_the_next_reader(contest, dies_at, monkeypatch):
     name, (one, two, _) = contest
-    promote(name, one, WIN, None)
+    promote(name, one, win(), rules)
     broken = "set_registered_model_alias" if dies_at == "the alias" else "set_model_version_tag"
 
     def die(*_):
@@ -214,7 +237,7 @@ def test_a_crash_after_the_decision_is_mended_by_the_next_reader(contest, dies_a
     with monkeypatch.context() as patched:
         patched.setattr(mlflow.MlflowClient, broken, die)
         with pytest.raises(KeyboardInterrupt):
-            promote(name, two, WIN, one)
+            promote(name, two, win(one), rules)
     assert aliases(name)["champion"] == (one if dies_at == "the alias" else two)
     assert champion(name).version == aliases(name)["champion"] == two
     assert get_version(name, one).tags["replaced.by"] == str(two)
@@ -223,17 +246,17 @@ def test_a_crash_after_the_decision_is_mended_by_the_next_reader(contest, dies_a
 
 def test_a_cleared_register_gives_the_same_decision_and_no_second_alias(contest, uris):
     name, (one, two, three) = contest
-    promote(name, one, WIN, None)
+    promote(name, one, win(), rules)
     belong_to("manual__1")
     assert opponent(name, uris[2]).version == one
-    first = promote(name, three, WIN, one)
+    first = promote(name, three, win(one), rules)
     assert first.event == "promoted" and aliases(name) == {"champion": three}
     assert opponent(name, uris[2]).version == one, "never itself"
     assert register(uris[2], name) == three and aliases(name) == {"champion": three}
-    again = promote(name, three, Decision(False, ["0.7 against 0.7"]), three)
+    again = promote(name, three, loss(three), rules)
     assert (again.event, again.number) == ("promoted", first.number)
     promote_by_hand(name, two, "the board decides")
-    assert promote(name, three, WIN, one).event == "promoted" and champion(name).version == two, "not again"
+    assert promote(name, three, win(one), rules).event == "promoted" and champion(name).version == two, "not again"
     belong_to("manual__2")
     assert opponent(name, uris[2]).version == two
 
@@ -241,14 +264,14 @@ def test_a_cleared_register_gives_the_same_decision_and_no_second_alias(contest,
 def test_what_promotion_writes(contest):
     name, (one, two, three) = contest
     assert [v.aliases for v in versions(name)] == [("challenger",), (), ()]
-    promote(name, three, WIN, None)
+    promote(name, three, win(), rules)
     assert get_version(name, three).aliases == ("champion",)
-    assert promote(name, two, Decision(False, ["too weak"]), three).event == "refused"
+    assert promote(name, two, loss(three), rules).event == "refused"
     assert champion(name).version == three
     assert get_version(name, two).tags["promotion.against"] == str(three)
     assert get_version(name, three).tags["challenged.by"] == str(two)
-    promote(name, one, WIN, three)
-    assert get_version(name, three).tags["replaced.why"] == "stronger"
+    promote(name, one, win(three), rules)
+    assert get_version(name, three).tags["replaced.why"].startswith("roc_auc 0.7000 against the champion's 0.6000")
     assert history(name)["promotion"].tolist() == ["promoted", "refused", "promoted"]
 
 
@@ -257,20 +280,20 @@ def test_a_champion_from_before_the_record_is_taken_over(contest):
     mlflow.MlflowClient().set_registered_model_alias(name, "champion", str(one))
     assert champion(name).version == one
     with pytest.raises(RegistryError, match=f"but version {one} is champion by now"):
-        promote(name, three, WIN, None)
-    promote(name, two, WIN, one)
+        promote(name, three, win(), rules)
+    promote(name, two, win(one), rules)
     assert rollback(name, "as it was").version == one
 
 
 def test_a_champion_that_was_deleted_in_mlflow_counts_as_none(contest, uris):
     name, (one, two, three) = contest
-    promote(name, one, WIN, None)
-    promote(name, two, WIN, one)
+    promote(name, one, win(), rules)
+    promote(name, two, win(one), rules)
     mlflow.MlflowClient().delete_model_version(name, str(two))
     assert opponent(name, uris[2]) is None
     with pytest.raises(RegistryError, match=f"but version {two} is champion by now"):
-        promote(name, three, WIN, one)
-    assert promote(name, three, WIN, None).event == "promoted"
+        promote(name, three, win(one), rules)
+    assert promote(name, three, win(), rules).event == "promoted"
     assert champion(name).version == three
     assert rollback(name, "too many complaints").version == one, "past the one that is gone"
     with pytest.raises(RegistryError, match="has no predecessor"):
@@ -279,8 +302,8 @@ def test_a_champion_that_was_deleted_in_mlflow_counts_as_none(contest, uris):
 
 def test_a_rollback_from_a_champion_that_was_deleted_in_mlflow(contest):
     name, (one, two, _) = contest
-    promote(name, one, WIN, None)
-    promote(name, two, WIN, one)
+    promote(name, one, win(), rules)
+    promote(name, two, win(one), rules)
     mlflow.MlflowClient().delete_model_version(name, str(two))
     assert rollback(name, "it is gone").version == one
     assert champion(name).version == one
@@ -288,13 +311,13 @@ def test_a_rollback_from_a_champion_that_was_deleted_in_mlflow(contest):
 
 def test_a_model_that_is_registered_anew_has_no_past(contest, uris):
     name, (one, two, three) = contest
-    promote(name, one, WIN, None)
+    promote(name, one, win(), rules)
     promote_by_hand(name, two, "the board decides", held=True)
     mlflow.MlflowClient().delete_registered_model(name)
     assert [register(uri, name) for uri in uris] == [one, two, three]
     assert aliases(name) == {"challenger": three}, "no version serves, and none has served"
     assert champion(name) is None
-    assert promote(name, three, WIN, None).event == "promoted", "nobody holds the champion"
+    assert promote(name, three, win(), rules).event == "promoted", "nobody holds the champion"
     assert champion(name).version == three
     with pytest.raises(RegistryError, match="has no predecessor"):
         rollback(name, "too many complaints")
@@ -310,16 +333,16 @@ def test_a_ruling_without_the_time_of_registration_counts_if_it_is_younger_than_
     assert "champion" not in follow(name).aliases
     ledger.settle(lambda lines: {**old, "at": now, "version": one, "champion": one, "before": 0})
     assert champion(name).version == one
-    promote(name, two, WIN, one)
+    promote(name, two, win(one), rules)
     assert rollback(name, "it was better before").version == one
 
 
 def test_a_lake_that_was_made_anew_begins_a_new_record(contest):
     name, (one, two, three) = contest
-    promote(name, one, WIN, None)
-    promote(name, two, WIN, one)
+    promote(name, one, win(), rules)
+    promote(name, two, win(one), rules)
     shutil.rmtree(f"{open_lake().root}/registry")
-    promote(name, three, WIN, two)
+    promote(name, three, win(two), rules)
     assert champion(name).version == three
     assert get_version(name, two).tags["replaced.by"] == str(three)
     assert rollback(name, "it was better before").version == two
@@ -328,7 +351,7 @@ def test_a_lake_that_was_made_anew_begins_a_new_record(contest):
 def test_a_version_that_was_registered_after_the_decision_does_not_become_champion_by_it(contest, uris):
     "MLflow's database was restored from a backup that does not have the champion, whose number is given again"
     name, (one, two, three) = contest
-    promote(name, one, WIN, None)
+    promote(name, one, win(), rules)
     (line,) = (line for line in decisions().read()[0] if line["model"] == name)
     past = datetime.fromisoformat(line["at"]) - timedelta(days=1)
     again = {"at": past.isoformat(), "version": three, "champion": three, "before": one}
@@ -338,8 +361,8 @@ def test_a_version_that_was_registered_after_the_decision_does_not_become_champi
 
 def test_a_deleted_champion_costs_each_reader_one_look(contest, monkeypatch):
     name, (one, two, _) = contest
-    promote(name, one, WIN, None)
-    promote(name, two, WIN, one)
+    promote(name, one, win(), rules)
+    promote(name, two, win(one), rules)
     mlflow.MlflowClient().delete_model_version(name, str(two))
     follow(name)
     looks = []
@@ -350,14 +373,14 @@ def test_a_deleted_champion_costs_each_reader_one_look(contest, monkeypatch):
 def test_a_hold_and_manual_approval_keep_the_champion(contest):
     name, (one, two, three) = contest
     promote_by_hand(name, one, "approved", held=True)
-    waiting = promote(name, three, WIN, one)
+    waiting = promote(name, three, win(one), rules)
     assert waiting.event == "waiting" and "`mlpkg promote 3` decides" in waiting.why
     assert aliases(name) == {"champion": one, "challenger": three}
     assert promote_by_hand(name, two, "people still may").version == two
     assert rollback(name, "so they may").version == one
     release(name, "the audit is over")
-    assert promote(name, two, WIN, one, approval="manual").event == "waiting"
-    assert promote(name, three, WIN, one).event == "promoted"
+    assert promote(name, two, win(one), PromotionSettings(approval="manual")).event == "waiting"
+    assert promote(name, three, win(one), rules).event == "promoted"
 
 
 def test_a_user_id_without_a_name_can_promote(contest, monkeypatch):
@@ -377,9 +400,44 @@ def test_near_equal_models_are_not_promoted_and_reuse_makes_it_harder(contest):
     y = (rng.uniform(size=len(days)) < 1 / (1 + np.exp(1.5 - x))).astype(int)
     theirs, ours = (1 / (1 + np.exp(-x - rng.normal(0, noise, len(x)))) for noise in (0.40, 0.35))
     fair = FairRows(pd.DataFrame({"late": y}), pd.Series(days), 1, 0)
-    rules = PromotionSettings(margin=0.001)
     found = compare(fair, "late", ours, theirs, rules, champion=one)
-    assert found.gain > 0.001, "by the point estimate it would win"
+    assert found.gains["roc_auc"].value > 0.001, "by the point estimate it would win"
     assert decide(found, rules).promote is False
-    lows = [compare(fair, "late", ours, theirs, rules, uses, one).low for uses in (1, 2, 10)]
+    lows = [replace(found, uses=uses).table(rules).loc["roc_auc", "at least"] for uses in (1, 2, 10)]
     assert lows[0] > lows[1] > lows[2]
+
+
+def test_two_trainings_that_were_evaluated_side_by_side_count_both_uses(contest, uris):
+    name, (one, two, three) = contest
+    days = pd.Series([f"day {n}" for n in range(31)])
+    fair = FairRows(pd.DataFrame({"late": [0] * 31}), days, 1, 0, table="split/parcels")
+    marks = block_marks(days, "split/parcels late")
+    promote(name, one, win(), rules)
+    first, second = (replace(loss(one), marks=marks, uses=count_uses(name, uri, fair, "late")) for uri in uris[1:])
+    assert (first.uses, second.uses) == (1, 1), "neither knew of the other"
+    assert [
+        promote(name, version, found, rules).details["uses"] for version, found in ((two, first), (three, second))
+    ] == [1, 2]
+    assert count_uses("a new name", uris[0], fair, "late") == 3, "whatever the name of the model"
+    assert count_uses(name, uris[0], fair, "lost") == 1, "another question"
+
+
+@pytest.mark.parametrize(
+    "sizes", [[100] * 6, [10, 50, 100, 200, 400], [290] + [10] * 29], ids=["equal", "five", "one large"]
+)
+def test_bounds_keep_their_level_whatever_the_sizes_of_the_blocks(sizes):
+    "Two models that are equally good over all days, and whose days differ; 400 worlds, one-sided bounds of 95 %"
+    rng, count, false, above, aucs = np.random.default_rng(7), len(sizes), 0, [], []
+    for _ in range(400):
+        day = np.repeat(np.arange(count), sizes)
+        x = rng.normal(size=(2, len(day))) * (1 + rng.normal(0, 0.5, (2, count))[:, day])
+        y = (
+            rng.uniform(size=len(day)) < 1 / (1 + np.exp(1.2 - rng.normal(0, 0.7, count)[day] - 0.6 * x.sum(0)))
+        ).astype(int)
+        ours, theirs = (1 / (1 + np.exp(-one)) for one in x)
+        false += gain("roc_auc", y, ours, theirs, day).bounds(0.95)[0] > 0
+        one = measure("roc_auc", y, ours, day)
+        above.append(one.bounds(0.95)[0])
+        aucs.append(one.value)
+    allowed = 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
+    assert false / 400 <= allowed and np.mean(np.array(above) > np.mean(aucs)) <= allowed

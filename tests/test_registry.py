@@ -17,8 +17,9 @@ import pytest
 from mlflow import MlflowClient
 
 from mlpkg.models.candidates import candidates
+from mlpkg.models.comparison import Comparison, decide
 from mlpkg.models.oversight import history
-from mlpkg.models.promotion import Comparison, decide
+from mlpkg.models.paired import Measurement
 from mlpkg.models.registry import RegistryError, champion, get_version, load_model, register, versions
 from mlpkg.models.scoring import probability
 from mlpkg.models.storage import UntrustedModelError, log_model, trusted_types
@@ -183,25 +184,70 @@ def test_every_trusted_type_exists_and_is_needed(parcels):
     assert used == set(trusted_types)
 
 
-KNOWN = {"roc_auc": 0.70, "brier": 0.1}
+def known(value: float, error: float | None = 0.001) -> Measurement:
+    return Measurement(value, error, freedom=30.0)
+
+
+KNOWN = {"roc_auc": 0.7, "brier": 0.1}
+FIRST = {"gains": {"roc_auc": known(0.2)}}
+GOOD, FINE = FIRST | {"quality": {"roc_auc": known(0.7)}}, FIRST | {"quality": {"brier": known(0.1)}}
+SAME = {"roc_auc": known(0.0), "brier": known(0.0)}
+ONE = {"margin": {"roc_auc": 0.001}, "tolerance": {}}  # One way to win, with 97.5 %, where t is 2.042
 
 
 @pytest.mark.parametrize(
     ("found", "rules", "promote", "reason"),
     [
-        ({"bounds": {}}, {}, True, "there is no champion yet"),
-        ({"bounds": {"roc_auc": 0.69}}, {"minimum": {"roc_auc": 0.695}}, False, "at least 0.6900, misses the required"),
-        ({"bounds": {"roc_auc": 0.69}}, {"minimum": {"roc_auc": 0.69}}, True, "reaches every minimum"),
-        ({"bounds": {}}, {"minimum": {"roc_auc": 0.6}}, False, "roc_auc is not known, at least 0.6"),
-        ({"bounds": {"brier": 0.21}}, {"minimum": {"brier": 0.2}}, False, "brier 0.1000, at most 0.2100, misses"),
-        ({"bounds": {"brier": 0.19}}, {"minimum": {"brier": 0.2}}, True, "no champion"),
-        ({"champion": 1, "gain": 0.02, "low": 0.0011}, {"margin": 0.001}, True, "by 0.0011 at least"),
-        ({"champion": 1, "gain": 0.02, "low": 0.001}, {"margin": 0.001}, False, "more than 0.001 is required"),
-        ({"champion": 1, "gain": 0.0, "low": 0.0}, {"margin": 0}, False, "more than 0 is required"),
-        ({"champion": 1, "gain": -0.1, "low": -0.2}, {"margin": 0}, False, "by -0.2000 at least"),
-        ({"champion": 1, "gain": 0.02}, {}, False, "it is not known by how much roc_auc is better"),
-        ({"champion": 1}, {}, False, "it is not known by how much roc_auc is better"),
-        ({"metrics": {}}, {}, False, "roc_auc of the challenger is not known"),
+        (FIRST, {}, True, "there is no champion yet"),
+        (
+            {"gains": {"roc_auc": known(0.002)}},
+            {},
+            False,
+            "against chance: a gain of +0.0020, -0.0000 at",
+        ),
+        ({}, {}, False, "it is not known by how much roc_auc is better"),
+        (
+            FIRST | {"quality": {"roc_auc": known(0.7)}},
+            {"minimum": {"roc_auc": 0.699}},
+            False,
+            "at least 0.6980, misses",
+        ),
+        (
+            FIRST | {"quality": {"roc_auc": known(0.7)}},
+            {"minimum": {"roc_auc": 0.697}},
+            True,
+            "every minimum is reached",
+        ),
+        (FIRST, {"minimum": {"roc_auc": 0.6}}, False, "roc_auc is not known, at least 0.6"),
+        (FINE, {"minimum": {"brier": 0.101}}, False, "at most 0.1020, misses"),
+        (FINE, {"minimum": {"brier": 0.103}}, True, "no champion"),
+        ({"champion": 1, "gains": {"roc_auc": known(0.0031)}}, ONE, True, "+0.0011 at least; more than +0.001"),
+        ({"champion": 1, "gains": {"roc_auc": known(0.0030)}}, ONE, False, "so +0.0030 would have won"),
+        ({"champion": 1, "gains": {"roc_auc": known(0.0031)}, "uses": 2}, ONE, False, "99.17%"),
+        (
+            {"champion": 1, "gains": {"roc_auc": known(0.0)}},
+            {"margin": {"roc_auc": 0}, "tolerance": {}},
+            False,
+            "than +0",
+        ),
+        ({"champion": 1, "gains": {"roc_auc": known(-0.1)}}, ONE, False, "a gain of -0.1000, -0.1020 at least"),
+        ({"champion": 1, "gains": {"roc_auc": known(0.02, None)}}, ONE, False, "it is not known by how much roc_auc"),
+        ({"champion": 1, "gains": {}}, ONE, False, "it is not known by how much roc_auc is better"),
+        ({"champion": 1, "gains": SAME | {"roc_auc": known(0.05)}}, {}, True, "roc_auc"),
+        ({"champion": 1, "gains": SAME | {"brier": known(0.05)}}, {}, True, "brier"),
+        (
+            {"champion": 1, "gains": {"roc_auc": known(0.05), "brier": known(-0.05)}},
+            {},
+            False,
+            "-0.0025 is tolerated",
+        ),
+        (
+            {"champion": 1, "gains": {"roc_auc": known(-0.05), "brier": known(0.05)}},
+            {},
+            False,
+            "-0.01 is tolerated",
+        ),
+        ({"champion": 1, "gains": {"roc_auc": known(0.05)}}, {}, False, "by how much brier is better; no less than"),
         ({"problem": "too little to judge by"}, {}, False, "too little to judge by"),
     ],
 )
@@ -209,11 +255,6 @@ def test_decide(found, rules, promote, reason):
     decision = decide(Comparison(**{"problem": "", "metrics": KNOWN, **found}), PromotionSettings(**rules))
     assert decision.promote is promote
     assert reason in "; ".join(decision.reasons)
-
-
-def test_a_metric_without_a_better_direction_cannot_decide():
-    with pytest.raises(ValueError, match="metric 'base_rate' does not say which model is better"):
-        decide(Comparison(""), PromotionSettings(metric="base_rate"))
 
 
 def test_a_model_that_nobody_registered():
@@ -224,7 +265,7 @@ def test_a_model_that_nobody_registered():
         load_model("nobody")
 
 
-@pytest.mark.parametrize("module", ["storage", "record", "registry", "promotion"])
+@pytest.mark.parametrize("module", ["storage", "record", "registry", "comparison", "promotion"])
 def test_importing_a_module_imports_nothing_heavy(module):
     heavy = "mlflow sklearn skops pandas"
     code = f"import sys, mlpkg.models.{module}; print([m for m in {heavy.split()} if m in sys.modules])"

@@ -331,19 +331,20 @@ def seed_lake(
 def seed_version(
     lake: Lake,  # With a split
     candidate: str,  # Kind of model, a key of `mlpkg.models.candidates.candidates`
+    metric: str = "roc_auc",  # As in `promotion.metric`
 ) -> int:  # Version of the model `flights`; it becomes the challenger
     "Train, evaluate and register a model with default settings, without a search"
     import mlflow
 
-    from mlpkg.models.evaluation import evaluate
+    from mlpkg.models.evaluation import evaluate, objective
     from mlpkg.models.registry import register
     from mlpkg.models.storage import log_model
 
     parts = lake.read("split/flights")
     train, valid, holdout = (parts[parts["part"] == part] for part in ("train", "validation", "holdout"))
-    found = search(candidate, train, valid, "late", numeric, categorical, budget=0)
+    found = search(candidate, train, valid, "late", numeric, categorical, budget=0, **objective(metric))
     tables = {"split/flights": lake.version("split/flights")}
-    about = {"candidate": candidate, "seed": 0, "valid_roc_auc": found.value, "tables": tables}
+    about = {"candidate": candidate, "seed": 0, f"valid_{metric}": found.value, "tables": tables}
     inputs = inputs_from(features_contract(), train, flight_features)
     with mlflow.start_run(run_name=f"train [{candidate}]"):
         uri = log_model(found.pipeline, train[flight_features], name=candidate, metadata=about, inputs=inputs)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['small_slice', 'EvaluationError', 'calibration_table', 'calibration_error', 'slice_table', 'Evaluation', 'evaluate',
-           'higher_is_better', 'compare_models', 'plot_evaluations', 'plot_slices']
+           'higher_is_better', 'objective', 'compare_models', 'plot_evaluations', 'plot_slices']
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #405a925e
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -92,9 +92,10 @@ def _metrics(
     p: np.ndarray,  # Probabilities
     threshold: float,
     seed: int,
+    blocks: np.ndarray | None,
 ) -> dict[str, float]:  # NaN if a metric is not defined
     "Every metric by name"
-    low, high = auc_interval(y, p, seed=seed)
+    low, high = auc_interval(y, p, blocks, seed=seed)
     flagged = p >= threshold
     metrics = {
         "roc_auc": roc_auc(y, p),
@@ -130,11 +131,12 @@ def evaluate(
     groups: pd.DataFrame | Mapping[str, Sequence] | None = None,  # Columns to cut by, n rows in the order of y
     threshold: float = 0.5,  # Probability from which a row counts as predicted positive
     seed: int = 0,  # Of the bootstrap
+    blocks: np.ndarray | None = None,  # What happened together, such as the day; None: each row by itself
 ) -> Evaluation:  # ScoreError for NaN, lengths that differ, or values out of range
     "Judge probabilities by what happened"
     y, p = checked_scores(y, p)
     slices = slice_table(y, p, pd.DataFrame(index=range(len(y))) if groups is None else groups)
-    return Evaluation(_metrics(y, p, threshold, seed), calibration_table(y, p), slices, y, p)
+    return Evaluation(_metrics(y, p, threshold, seed, blocks), calibration_table(y, p), slices, y, p)
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #2a210435
 _lower = {"brier", "log_loss", "calibration_error"}
@@ -149,6 +151,17 @@ def higher_is_better(
         known = ", ".join(sorted(_lower | _higher))
         raise EvaluationError(f"metric {metric!r} does not say which model is better (known: {known})")
     return metric in _higher
+
+# %% ../../nbs/api/models/18_evaluation.ipynb #07041c4e
+def objective(
+    metric: str,  # One of `evaluate` that says which model is better
+) -> dict[str, Any]:  # score (takes labels and probabilities) and maximize; EvaluationError for another metric
+    "What a search should improve"
+
+    def score(y: Any, p: Any) -> float:
+        return evaluate(y, p).metrics[metric]
+
+    return {"score": score, "maximize": higher_is_better(metric)}
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #67780709
 def compare_models(

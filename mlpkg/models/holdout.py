@@ -142,6 +142,7 @@ class FairRows:
     version: int  # Of the table
     left_out: int  # Rows that were left out, because a model has learned from their block
     problem: str = ""  # Why no comparison can be made, and what to do
+    table: str = ""  # Where they are from
 
 # %% ../../nbs/api/models/23_holdout.ipynb #eb66e76f
 @patch
@@ -181,15 +182,16 @@ def fair_rows(
     seen, problems = zip(*(_learned(lake, rule, one, rows) for one in learners), strict=True)
     fair = ~blocks.isin(set().union(*seen))
     problem = problem or next(filter(None, problems), "") or too_few(blocks[fair], int((~fair).sum()), rules)
-    if problem:
-        return FairRows(rows, blocks, found, int((~fair).sum()), problem)
-    return FairRows(rows[fair].reset_index(drop=True), blocks[fair].reset_index(drop=True), found, int((~fair).sum()))
+    if not problem:
+        rows, blocks = rows[fair].reset_index(drop=True), blocks[fair].reset_index(drop=True)
+    return FairRows(rows, blocks, found, int((~fair).sum()), problem, rule.table)
 
 # %% ../../nbs/api/models/23_holdout.ipynb #adcf8ee9
 def block_marks(
     blocks: Iterable[str],  # Of the rows that judge
+    question: str = "",  # What they are asked, such as the table and the label
     most: int = 256,
 ) -> list[str]:  # Sorted
     "What to remember of the blocks of a holdout"
-    marks = {hashlib.sha256(block.encode()).hexdigest()[:12] for block in set(blocks)}
+    marks = {hashlib.sha256(f"{question} {block}".encode()).hexdigest()[:12] for block in set(blocks)}
     return sorted(marks)[:most]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['by_rule', 'whoami', 'current_dag_run', 'Ruling', 'decisions', 'Champions', 'registered_model', 'read_champions',
-           'settle', 'follow']
+           'judgements', 'settle', 'follow']
 
 # %% ../../nbs/api/models/21_record.ipynb #679bfcc7
 import getpass
@@ -77,11 +77,9 @@ def decisions() -> "Ledger":
 # %% ../../nbs/api/models/21_record.ipynb #46c656b6
 def _rulings(
     lines: Iterable[dict[str, Any]],  # Of the ledger
-    name: str,  # Of the model
-) -> list[Ruling]:  # In their order
-    "The decisions about one model"
-    mine = [line for line in lines if line["model"] == name]
-    known = [{k: v for k, v in line.items() if k != "line" and v is not None} for line in mine]
+) -> list[Ruling]:  # In their order, of all models
+    "The decisions that the lines hold"
+    known = [{k: v for k, v in line.items() if k != "line" and v is not None} for line in lines]
     return [Ruling(**{**line, "details": json.loads(line["details"])}) for line in known]
 
 # %% ../../nbs/api/models/21_record.ipynb #0be9f2ca
@@ -91,6 +89,7 @@ class Champions:
 
     rulings: list[Ruling]  # In their order
     found: int = 0  # Version that had the alias before the first of them; 0 for none
+    judged: list[Ruling] = field(default_factory=list)  # What was decided by a comparison, about any model
 
     @property
     def champion(self) -> int:
@@ -165,8 +164,10 @@ def _is_about(
 # %% ../../nbs/api/models/21_record.ipynb #150d3a3e
 def _champions(lines: list[dict[str, Any]], model: "RegisteredModel") -> Champions:
     "The record of a model, from the lines of the ledger"
-    rulings = [ruling for ruling in _rulings(lines, model.name) if _is_about(ruling, model)]
-    return Champions(rulings, 0 if rulings else int(model.aliases.get("champion", 0)))
+    everything = _rulings(lines)
+    rulings = [one for one in everything if one.model == model.name and _is_about(one, model)]
+    found = 0 if rulings else int(model.aliases.get("champion", 0))
+    return Champions(rulings, found, [one for one in everything if one.event in by_rule])
 
 # %% ../../nbs/api/models/21_record.ipynb #7277fe8c
 def read_champions(
@@ -174,6 +175,11 @@ def read_champions(
 ) -> Champions:  # Empty for a model about which nothing was decided
     "What was decided about a model so far"
     return _champions(decisions().read()[0], model)
+
+# %% ../../nbs/api/models/21_record.ipynb #db2b73d1
+def judgements() -> list[Ruling]:  # In their order
+    "What was decided by a comparison, about any model"
+    return [one for one in _rulings(decisions().read()[0]) if one.event in by_rule]
 
 # %% ../../nbs/api/models/21_record.ipynb #3b2952da
 def _commit(

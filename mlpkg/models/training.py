@@ -93,6 +93,7 @@ class SearchResult:
     value: float  # Its score on the validation part
     trials: pd.DataFrame  # A row for each trial: number, value, its parameters, seconds
     pipeline: Pipeline  # Fitted on training and validation part together
+    maximize: bool = True  # Was a larger score better?
 
 # %% ../../nbs/api/models/14_training.ipynb #2a4bce25
 def _try(
@@ -178,19 +179,18 @@ def search(
                 on_trial(reports[-1])
     best = (max if maximize else min)(reports, key=lambda report: report.value)
     pipeline = fit(name, pd.concat([train, valid]), *columns, best.params, seed, threads)
-    return SearchResult(name, best.params, best.value, _trials(reports), pipeline)
+    return SearchResult(name, best.params, best.value, _trials(reports), pipeline, maximize)
 
 # %% ../../nbs/api/models/14_training.ipynb #7d9a79ad
 def plot_trials(
     result: SearchResult,  # Of `search`
-    maximize: bool = True,  # Is a larger score better?
 ) -> "Axes":
     "Score of each trial and the best so far"
     import matplotlib.pyplot as plt
 
     _, axes = plt.subplots(figsize=(4.5, 2.4), dpi=70, layout="constrained")
     value, number = result.trials["value"], result.trials["number"] + 1
-    best = value.cummax() if maximize else value.cummin()
+    best = value.cummax() if result.maximize else value.cummin()
     axes.plot(number, best, color="#0072B2", drawstyle="steps-post", label="best so far")
     axes.plot(number, value, "o", color="#D55E00", label="trial")
     axes.set(xlabel="trial", ylabel="validation score", title=result.name, xticks=number[:: max(1, len(number) // 8)])

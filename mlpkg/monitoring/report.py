@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Report', 'monitor', 'stored_predictions', 'HistoryError', 'require_window_column', 'window_names', 'as_rows', 'store',
-           'read_history', 'with_history']
+           'read_history', 'count_alarms', 'with_history']
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #4de33f9b
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -329,6 +329,17 @@ def read_history(
     table = lake.read(name)
     require_window_column(table, window_column)
     return table.sort_values(window_column, kind="stable", ignore_index=True)
+
+# %% ../../nbs/api/monitoring/14_report.ipynb #51d8538b
+def count_alarms(
+    history: pd.DataFrame,  # From `read_history`
+    windows: Iterable[str],  # Whose rows are going to judge
+    model_version: int,  # The champion in that comparison
+    window_column: str = "window",  # Column of `history` that names the window
+) -> int:  # Windows among them with such an alarm
+    "How many alarms said that a model did badly in some windows"
+    about = (history["check"] == "performance") & history["alarm"] & (history["model_version"] == model_version)
+    return len(set(window_names(history, window_column)[about]) & set(windows))
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #3f9a7a6b
 def _first_of_series(
