@@ -6,21 +6,25 @@ where AWS_ENDPOINT_URL (and credentials) point to a server; they make a bucket o
 
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+from datetime import UTC, datetime, timedelta
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 
-from mlpkg.data.lake import Lake
+from mlpkg.data.lake import Lake, open_lake
 from mlpkg.data.ledger import Ledger
+from mlpkg.models import record
 from mlpkg.models.holdout import FairRows
 from mlpkg.models.oversight import history, promote_by_hand, release, rollback
 from mlpkg.models.promotion import Decision, compare, decide, opponent, promote
+from mlpkg.models.record import decisions, follow, registered_model
 from mlpkg.models.registry import RegistryError, champion, get_version, register, versions
 from mlpkg.models.storage import log_model
 from mlpkg.models.training import fit
@@ -280,6 +284,67 @@ def test_a_rollback_from_a_champion_that_was_deleted_in_mlflow(contest):
     mlflow.MlflowClient().delete_model_version(name, str(two))
     assert rollback(name, "it is gone").version == one
     assert champion(name).version == one
+
+
+def test_a_model_that_is_registered_anew_has_no_past(contest, uris):
+    name, (one, two, three) = contest
+    promote(name, one, WIN, None)
+    promote_by_hand(name, two, "the board decides", held=True)
+    mlflow.MlflowClient().delete_registered_model(name)
+    assert [register(uri, name) for uri in uris] == [one, two, three]
+    assert aliases(name) == {"challenger": three}, "no version serves, and none has served"
+    assert champion(name) is None
+    assert promote(name, three, WIN, None).event == "promoted", "nobody holds the champion"
+    assert champion(name).version == three
+    with pytest.raises(RegistryError, match="has no predecessor"):
+        rollback(name, "too many complaints")
+
+
+def test_a_ruling_without_the_time_of_registration_counts_if_it_is_younger_than_the_model(contest, uris, monkeypatch):
+    name, (one, two, _) = contest
+    columns = {column: kind for column, kind in record._columns.items() if column != "registered"}
+    ledger = Ledger(open_lake(), "registry/decisions", columns)
+    old = {**dict.fromkeys(columns, ""), "model": name, "event": "by hand", "details": "{}"}
+    before, now = "2020-02-02T02:02:02+00:00", datetime.now(UTC).isoformat(timespec="seconds")
+    ledger.settle(lambda lines: {**old, "at": before, "version": two, "champion": two, "before": 0})
+    assert "champion" not in follow(name).aliases
+    ledger.settle(lambda lines: {**old, "at": now, "version": one, "champion": one, "before": 0})
+    assert champion(name).version == one
+    promote(name, two, WIN, one)
+    assert rollback(name, "it was better before").version == one
+
+
+def test_a_lake_that_was_made_anew_begins_a_new_record(contest):
+    name, (one, two, three) = contest
+    promote(name, one, WIN, None)
+    promote(name, two, WIN, one)
+    shutil.rmtree(f"{open_lake().root}/registry")
+    promote(name, three, WIN, two)
+    assert champion(name).version == three
+    assert get_version(name, two).tags["replaced.by"] == str(three)
+    assert rollback(name, "it was better before").version == two
+
+
+def test_a_version_that_was_registered_after_the_decision_does_not_become_champion_by_it(contest, uris):
+    "MLflow's database was restored from a backup that does not have the champion, whose number is given again"
+    name, (one, two, three) = contest
+    promote(name, one, WIN, None)
+    (line,) = (line for line in decisions().read()[0] if line["model"] == name)
+    past = datetime.fromisoformat(line["at"]) - timedelta(days=1)
+    again = {"at": past.isoformat(), "version": three, "champion": three, "before": one}
+    decisions().settle(lambda lines: {**{k: v for k, v in line.items() if k not in ("line", "number")}, **again})
+    assert champion(name).version == one
+
+
+def test_a_deleted_champion_costs_each_reader_one_look(contest, monkeypatch):
+    name, (one, two, _) = contest
+    promote(name, one, WIN, None)
+    promote(name, two, WIN, one)
+    mlflow.MlflowClient().delete_model_version(name, str(two))
+    follow(name)
+    looks = []
+    monkeypatch.setattr(record, "registered_model", lambda *args: looks.append(args) or registered_model(*args))
+    assert follow(name).aliases == {"challenger": 3} and len(looks) == 1
 
 
 def test_a_hold_and_manual_approval_keep_the_champion(contest):

@@ -79,7 +79,8 @@ def _write(
     "Commit one line, or fail"
     rows = pa.Table.from_pylist([line], self.schema)
     table: Any = self.lake._find(self.name, after)
-    write_deltalake(table, rows, mode="append", storage_options=self.lake.options, commit_properties=_once)
+    how: dict[str, Any] = {"mode": "append", "schema_mode": "merge", "commit_properties": _once}
+    write_deltalake(table, rows, storage_options=self.lake.options, **how)
 
 # %% ../../nbs/api/data/15_ledger.ipynb #e305df05
 @patch

@@ -60,10 +60,11 @@ class Ruling:
     details: dict[str, Any] = field(default_factory=dict)  # Figures of the comparison, as JSON has them
     at: str = ""  # Time, UTC, ISO
     number: int = 0  # Position in the ledger, from 1
+    registered: int = 0  # When the model was registered, as MLflow says it; 0 in lines from before that was kept
 
 # %% ../../nbs/api/models/21_record.ipynb #cfac97b6
 _columns = {name: "string" for name in ("at", "model", "event", "why", "run", "by", "details")}
-_columns |= {name: "int64" for name in ("version", "champion", "before")}
+_columns |= {name: "int64" for name in ("version", "champion", "before", "registered")}
 
 
 def decisions() -> "Ledger":
@@ -79,8 +80,9 @@ def _rulings(
     name: str,  # Of the model
 ) -> list[Ruling]:  # In their order
     "The decisions about one model"
-    mine = [{k: v for k, v in line.items() if k != "line"} for line in lines if line["model"] == name]
-    return [Ruling(**{**line, "details": json.loads(line["details"])}) for line in mine]
+    mine = [line for line in lines if line["model"] == name]
+    known = [{k: v for k, v in line.items() if k != "line" and v is not None} for line in mine]
+    return [Ruling(**{**line, "details": json.loads(line["details"])}) for line in known]
 
 # %% ../../nbs/api/models/21_record.ipynb #0be9f2ca
 @dataclass(frozen=True)
@@ -150,10 +152,20 @@ def registered_model(
             return None
         raise
 
-# %% ../../nbs/api/models/21_record.ipynb #277be161
+# %% ../../nbs/api/models/21_record.ipynb #6f5f24d6
+def _is_about(
+    ruling: Ruling,
+    model: "RegisteredModel",
+) -> bool:
+    "Is a decision about this model, and not about another one that had its name?"
+    if ruling.registered:
+        return ruling.registered == model.creation_timestamp
+    return datetime.fromisoformat(ruling.at).timestamp() >= model.creation_timestamp // 1000  # lines have no fractions
+
+# %% ../../nbs/api/models/21_record.ipynb #150d3a3e
 def _champions(lines: list[dict[str, Any]], model: "RegisteredModel") -> Champions:
     "The record of a model, from the lines of the ledger"
-    rulings = _rulings(lines, model.name)
+    rulings = [ruling for ruling in _rulings(lines, model.name) if _is_about(ruling, model)]
     return Champions(rulings, 0 if rulings else int(model.aliases.get("champion", 0)))
 
 # %% ../../nbs/api/models/21_record.ipynb #7277fe8c
@@ -174,7 +186,8 @@ def _commit(
         if (ruling := decide(_champions(lines, model))) is None:
             return None
         fields = {name: value for name, value in asdict(ruling).items() if name != "number"}
-        return {**fields, "details": json.dumps(ruling.details), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        fields |= {"details": json.dumps(ruling.details), "registered": model.creation_timestamp}
+        return fields | {"at": datetime.now(UTC).isoformat(timespec="seconds")}
 
     return _champions(decisions().settle(line), model)
 
@@ -233,11 +246,24 @@ def _apply(
                 for tag, value in tags.items():
                     client.set_model_version_tag(ruling.model, str(version), tag, value[:5000])
 
+# %% ../../nbs/api/models/21_record.ipynb #7021881d
+def _to_serve(
+    client: "MlflowClient",
+    ruling: Ruling,  # The last one
+) -> int:  # 0 for none, also where it is gone or another version has its number
+    "The version that should have the alias"
+    with _unless_deleted():
+        if ruling.champion:
+            version = client.get_model_version(ruling.model, str(ruling.champion))
+            decided = datetime.fromisoformat(ruling.at).timestamp()
+            return ruling.champion if version.creation_timestamp / 1000 < decided + 300 else 0
+    return 0
+
 # %% ../../nbs/api/models/21_record.ipynb #2bb39bb8
 def _point(
     client: "MlflowClient",
     model: "RegisteredModel",
-    champion: int,  # Version; 0 for none
+    champion: int,  # From `_to_serve`
 ) -> None:
     "Move the alias of the champion, and take that of a challenger from it"
     with _unless_deleted():
@@ -251,10 +277,12 @@ def _catch_up(
     client: "MlflowClient",
     model: "RegisteredModel",
     rulings: Sequence[Ruling],  # All about the model
+    champion: int,  # From `_to_serve`
 ) -> None:  # MlflowException if MLflow refuses, as SQLite does for a tag that another process is writing
     "Write into MLflow what it lacks"
-    _point(client, model, rulings[-1].champion)
-    for ruling in rulings[int(model.tags.get("decisions", 0)) :]:
+    _point(client, model, champion)
+    done = int(model.tags.get("decisions", 0))
+    for ruling in rulings[done if done <= len(rulings) else 0 :]:
         _apply(client, ruling)
     client.set_registered_model_tag(model.name, "decisions", str(len(rulings)))
 
@@ -271,10 +299,11 @@ def follow(
         if (model := registered_model(client, name)) is None or not (rulings := read_champions(model).rulings):
             return model
         serving = int(model.aliases.get("champion", 0))
-        if int(model.tags.get("decisions", 0)) == len(rulings) and serving == rulings[-1].champion:
+        champion = serving if serving == rulings[-1].champion else _to_serve(client, rulings[-1])
+        if int(model.tags.get("decisions", 0)) == len(rulings) and champion in (0, serving):
             return model
         try:
-            _catch_up(client, model, rulings)
+            _catch_up(client, model, rulings, champion)
         except MlflowException:
             if attempt == 4:
                 raise
