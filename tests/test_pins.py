@@ -1,12 +1,19 @@
 """The steps of a DAG run work on one version of each table, retries and mapped steps included. Steps are processes."""
 
+import multiprocessing
+from collections import Counter
+
 import pandas as pd
 import pytest
 
+from mlpkg.data.commits import OutdatedError
 from mlpkg.data.lake import Lake
+from mlpkg.data.pins import move_pin
 from mlpkg.steps.execution import StepError
 from mlpkg.steps.run import run_step
 from mlpkg.steps.tracking import open_pipeline_run
+
+spawn = multiprocessing.get_context("spawn")  # deltalake's runtime does not survive fork
 
 READ = """import scrapbook as sb
 from mlpkg.data.lake import open_lake
@@ -53,3 +60,75 @@ def test_steps_and_retries_of_a_run_read_what_its_first_step_read(store):
         )[0].inputs.dataset_inputs
     }
     assert used == "v2", "the run records the version that it read"
+
+
+COUNT = """import pandas as pd
+from mlpkg.data.lake import open_lake
+lake = open_lake()
+rows = lake.read("raw/parcels", version=version or None)
+if fail: raise RuntimeError("once")
+lake.write("sum/parcels", pd.DataFrame({"rows": [len(rows)]}), mode="overwrite")"""
+
+
+@pytest.mark.parametrize("version", ["newest", ""])
+def test_a_cleared_step_does_not_bring_back_what_a_later_run_has_replaced(store, version):
+    count = store.notebook("30_count", "fail: bool = False\nversion: str = ''", COUNT)
+    early, late = (open_pipeline_run(store.mlflow, store.settings, "parcels", name) for name in ("early", "late"))
+
+    def run(notebook, parent, **parameters):
+        return run_step(notebook, parameters, parent_run_id=parent, settings=store.settings)
+
+    run(store.write, early)
+    with pytest.raises(StepError, match="once"):
+        run(count, early, fail=True)
+    run(store.write, late)
+    run(count, late, version=version)
+    if version:
+        run(count, early, version=version)
+    else:
+        with pytest.raises(StepError, match="was made from version 2 of 'raw/parcels' meanwhile"):
+            run(count, early)
+    assert store.lake.read("sum/parcels")["rows"].tolist() == [15]
+
+
+def test_a_run_that_is_over_earlier_does_not_keep_a_later_one_from_writing(store):
+    count = store.notebook("30_count", "fail: bool = False\nversion: str = ''", COUNT)
+    for name, rows in (("early", 10), ("late", 15), ("again", 15)):
+        parent = open_pipeline_run(store.mlflow, store.settings, "parcels", name)
+        if name != "again":
+            run_step(store.write, parent_run_id=parent, settings=store.settings)
+        run_step(count, parent_run_id=parent, settings=store.settings)
+        assert store.lake.read("sum/parcels")["rows"].tolist() == [rows]
+
+
+def derive(root, barrier, version, results):
+    "One of two processes, which have read different versions and write at the same moment"
+    lake = Lake(root, run=f"run{version}")
+    move_pin(lake._pins, "raw/parcels", version)
+    for _ in range(5):
+        rows = lake.read("raw/parcels")
+        barrier.wait()
+        try:
+            lake.write("sum/parcels", pd.DataFrame({"rows": [len(rows)]}), mode="overwrite")
+            results.put((version, "written"))
+        except OutdatedError:
+            results.put((version, "refused"))
+        barrier.wait()
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_of_two_writers_at_once_the_one_that_has_read_more_wins(root, rows):
+    lake = Lake(root)
+    for _ in range(2):
+        lake.write("raw/parcels", pd.DataFrame({"parcel": range(5)}))
+    lake.write("sum/parcels", pd.DataFrame({"rows": range(rows)}))
+    barrier, results = spawn.Barrier(2), spawn.Queue()
+    jobs = [spawn.Process(target=derive, args=(root, barrier, version, results)) for version in (0, 1)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(120)
+    assert [job.exitcode for job in jobs] == [0, 0]
+    found = Counter(results.get(timeout=10) for _ in range(10))
+    assert found[1, "written"] == 5 and found[0, "refused"] >= 4
+    assert lake.read("sum/parcels")["rows"].tolist() == [10]
