@@ -250,7 +250,8 @@ def _plot_gain(axes: Any, found: Comparison, metric: Metric, rules: PromotionSet
         axes.axvline(margin, color="#0072B2", linestyle="--")
     if allowed is not None:
         axes.axvspan(-allowed, 0, color="grey", alpha=0.2, linewidth=0)
-    axes.set(title=metric, yticks=[], xlabel="gain")
+    axes.set(title=f"{metric}: gain", yticks=[])
+    axes.locator_params(axis="x", nbins=5)
 
 # %% ../../nbs/api/models/24_comparison.ipynb #a92c7849
 def plot_comparison(
