@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fastcore.basics import patch
 
 from .local import DagError, DagResult, dag_conf, triggered
+from ..palette import blue, green, grey, orange
 from ..settings import Settings
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _plot_arrivals(
     fired = _numbers(table, "alarm") == 1
     axes.set(title="What came in (alarms in orange)", ylabel=str(free[0]) if free else "")
     if free:
-        axes.bar(range(len(table)), _numbers(table, free[0]), color=fired.map({True: "#D55E00", False: "#999999"}))
+        axes.bar(range(len(table)), _numbers(table, free[0]), color=fired.map({True: orange, False: grey}))
 
 # %% ../../nbs/api/airflow/18_simulation.ipynb #d6ca77fb
 def _plot_scores(
@@ -143,7 +144,7 @@ def _plot_scores(
 ) -> None:
     "Draw the champion's score in each month, and the challengers' where they were evaluated"
     places = range(len(table))
-    axes.plot(places, _numbers(table, "champion_score"), "o-", color="#0072B2", label="champion on the month")
+    axes.plot(places, _numbers(table, "champion_score"), "o-", color=blue, label="champion on the month")
     axes.plot(places, _numbers(table, "challenger_score"), "D", color="#E69F00", label="challenger")
     axes.set(ylabel="score", title="How the champion did (green: a new one from here on)")
     axes.set_xticks(list(places), table["month"], rotation=45)
@@ -163,8 +164,8 @@ def plot_months(
     promoted, version = _numbers(table, "promoted") == 1, _numbers(table, "challenger")
     for place in (number for number, new in enumerate(promoted) if new):
         for axes in (upper, lower):
-            axes.axvline(place + 0.5, color="#009E73", linestyle="--", linewidth=1)
-        text = {"xy": (place + 0.5, 0.02), "xycoords": ("data", "axes fraction"), "color": "#009E73"}
+            axes.axvline(place + 0.5, color=green, linestyle="--", linewidth=1)
+        text = {"xy": (place + 0.5, 0.02), "xycoords": ("data", "axes fraction"), "color": green}
         lower.annotate(f" version {version.iloc[place]:.0f}", fontsize="small", **text)
     return figure
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastcore.basics import patch
 
+from ..palette import blue, green, orange
 from ..settings import Metric, PromotionSettings
 
 if TYPE_CHECKING:
@@ -242,12 +243,12 @@ def _plot_gain(axes: Any, found: Comparison, metric: Metric, rules: PromotionSet
     one, level = found.gains[metric], found.level(rules)
     low, margin, allowed = one.bounds(level)[0], rules.margin.get(metric), rules.tolerance.get(metric)
     if low == low:
-        colour = "#009E73" if margin is not None and low > margin else "#D55E00"
+        colour = green if margin is not None and low > margin else orange
         axes.plot([low, one.value], [0, 0], color=colour, linewidth=3)
         axes.plot(one.value, 0, "o", color=colour)
     axes.axvline(0, color="grey", linewidth=0.7)
     if margin is not None:
-        axes.axvline(margin, color="#0072B2", linestyle="--")
+        axes.axvline(margin, color=blue, linestyle="--")
     if allowed is not None:
         axes.axvspan(-allowed, 0, color="grey", alpha=0.2, linewidth=0)
     axes.set(title=f"{metric}: gain", yticks=[])

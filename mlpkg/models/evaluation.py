@@ -25,6 +25,7 @@ from sklearn.metrics import (
 
 from ..errors import MlpkgError
 from .intervals import auc_interval, checked_scores, roc_auc
+from ..palette import blue, orange, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,7 +174,6 @@ def compare_models(
     return table.rename_axis("model").sort_values(by, ascending=not higher_is_better(by), kind="stable")
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #7d6c7ea0
-_colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _lines = ("-", "--", "-.", ":")
 
 
@@ -205,7 +205,7 @@ def plot_evaluations(
 
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), dpi=60, layout="constrained")
     for number, (name, found) in enumerate(evaluations.items()):
-        style = {"color": _colours[number % len(_colours)], "linestyle": _lines[number % len(_lines)], "label": name}
+        style = {"color": series[number % len(series)], "linestyle": _lines[number % len(_lines)], "label": name}
         _plot_model(axes, found, style)
     rate = next(iter(evaluations.values())).metrics["base_rate"]
     axes[0].plot([0, 1], [0, 1], color="grey", linewidth=0.7)
@@ -239,7 +239,7 @@ def plot_slices(
     figure, axes = plt.subplots(figsize=(6, 0.9 + 0.22 * len(table)), dpi=60, layout="constrained")
     labels = [f"{value} ({n:,})" for value, n in zip(table["value"], table["n"], strict=True)]
     axes.hlines(labels, table["rate"], table["mean_p"], color="grey", linewidth=0.8)
-    for name, colour, marker, text in (("rate", "#D55E00", "o", "observed"), ("mean_p", "#0072B2", "D", "predicted")):
+    for name, colour, marker, text in (("rate", orange, "o", "observed"), ("mean_p", blue, "D", "predicted")):
         faces = ["white" if small else colour for small in table["small"]]
         axes.scatter(table[name], labels, c=faces, edgecolors=colour, marker=marker, s=25, zorder=3)
         axes.scatter([], [], c=colour, marker=marker, s=25, label=text)

@@ -23,6 +23,7 @@ from sklearn.pipeline import Pipeline
 from ..errors import MlpkgError
 from .candidates import binary_label, get_candidate
 from .scoring import features, native_threads, probability, sample_positions
+from ..palette import blue, orange
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -191,8 +192,8 @@ def plot_trials(
     _, axes = plt.subplots(figsize=(4.5, 2.4), dpi=70, layout="constrained")
     value, number = result.trials["value"], result.trials["number"] + 1
     best = value.cummax() if result.maximize else value.cummin()
-    axes.plot(number, best, color="#0072B2", drawstyle="steps-post", label="best so far")
-    axes.plot(number, value, "o", color="#D55E00", label="trial")
+    axes.plot(number, best, color=blue, drawstyle="steps-post", label="best so far")
+    axes.plot(number, value, "o", color=orange, label="trial")
     axes.set(xlabel="trial", ylabel="validation score", title=result.name, xticks=number[:: max(1, len(number) // 8)])
     axes.legend(frameon=False)
     return axes

@@ -14,12 +14,13 @@ import pandas as pd
 
 from .checks import Window
 from .report import Report, window_names
+from ..palette import blue, grey, orange
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_before, _now, _unremarkable = "#0072B2", "#D55E00", "#999999"
+_before, _now, _unremarkable = blue, orange, grey
 
 # %% ../../nbs/api/monitoring/16_plots.ipynb #24b46b67
 def plot_drift(

@@ -17,6 +17,7 @@ from ..data.arrow import LakeError
 from ..data.lake import Lake
 from ..errors import MlpkgError
 from ..models.intervals import Scores, bootstrap_units, difference_interval, percentile_interval, z_95
+from ..palette import blue
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #357efe05
 def _read_truth(lake: Lake, model: str, filters: list | None) -> pd.DataFrame:
@@ -235,6 +236,6 @@ def plot_arms(
     for panel, name, title in zip(axes, _metrics, ("ROC AUC", "Brier score (lower is better)"), strict=True):
         part = table[::-1]
         panel.hlines(labels, part[f"{name}_low"], part[f"{name}_high"], color="grey", linewidth=2)
-        panel.plot(part[name], labels, "o", color="#0072B2")
+        panel.plot(part[name], labels, "o", color=blue)
         panel.set(title=title, ylim=(-0.6, len(table) - 0.4))
     return figure
