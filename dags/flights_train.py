@@ -2,7 +2,7 @@
 ### Flights: which flights will arrive late?
 
 Trains the candidate models in parallel, each a run of the same notebook, evaluates the best of them on the held-out
-months next to the champion, registers it, and makes it champion if it is better by the margin in `settings.ini`. A
+months next to the champion, registers it, and makes it champion if it is better by the rules in `settings.ini`. A
 candidate that cannot be trained is named in the evaluation, which goes on with the others.
 
 Steps: **train** (once for each candidate) -> **evaluate** -> **register**. Table: `split/flights`. Model: `flights`.
