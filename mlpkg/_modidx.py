@@ -1704,6 +1704,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlpkg.steps.live.Reporter.due': ('api/steps/live.html#reporter.due', 'mlpkg/steps/live.py'),
                                   'mlpkg.steps.live.Reporter.report': ('api/steps/live.html#reporter.report', 'mlpkg/steps/live.py'),
                                   'mlpkg.steps.live.Reporter.run': ('api/steps/live.html#reporter.run', 'mlpkg/steps/live.py'),
+                                  'mlpkg.steps.live.latest_notebook': ('api/steps/live.html#latest_notebook', 'mlpkg/steps/live.py'),
+                                  'mlpkg.steps.live.remove_live': ('api/steps/live.html#remove_live', 'mlpkg/steps/live.py'),
                                   'mlpkg.steps.live.reporting': ('api/steps/live.html#reporting', 'mlpkg/steps/live.py')},
             'mlpkg.steps.metrics': { 'mlpkg.steps.metrics._with_digest': ('api/steps/metrics.html#_with_digest', 'mlpkg/steps/metrics.py'),
                                      'mlpkg.steps.metrics.log_metrics': ('api/steps/metrics.html#log_metrics', 'mlpkg/steps/metrics.py'),

@@ -26,6 +26,7 @@ from fastcore.basics import patch
 from ..errors import MlpkgError
 from ..redaction import get_log, redact
 from ..settings import Settings
+from .live import remove_live
 from .metrics import log_metrics, metric_names
 from .notebooks import mark, read_scraps, scrap_metrics, store_notebook, write_whole
 from .tracking import TrackingError, client, end_run, log_tables, read_table_log, refused, tracking_uri
@@ -259,6 +260,7 @@ def upload(
     with unless_refused(mlflow, entry, "tables", tables):
         log_tables(mlflow, entry.run_id, tables)
     end_run(mlflow, entry.run_id, entry.status, entry.failure, entry.started + (entry.seconds or 0))
+    remove_live(mlflow, entry.run_id)
     if _has_page(mlflow, entry, artifact):
         entry.remove()
     return f"mlflow://{entry.run_id}/{artifact}"
