@@ -1931,6 +1931,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlpkg.steps.tracking.refused': ('api/steps/tracking.html#refused', 'mlpkg/steps/tracking.py'),
                                       'mlpkg.steps.tracking.start_step': ('api/steps/tracking.html#start_step', 'mlpkg/steps/tracking.py'),
                                       'mlpkg.steps.tracking.step_runs': ('api/steps/tracking.html#step_runs', 'mlpkg/steps/tracking.py'),
+                                      'mlpkg.steps.tracking.storable': ('api/steps/tracking.html#storable', 'mlpkg/steps/tracking.py'),
                                       'mlpkg.steps.tracking.tracking_uri': ( 'api/steps/tracking.html#tracking_uri',
                                                                              'mlpkg/steps/tracking.py'),
                                       'mlpkg.steps.tracking.ui_url': ('api/steps/tracking.html#ui_url', 'mlpkg/steps/tracking.py'),

@@ -14,6 +14,7 @@ from conftest import wait_for
 
 from mlpkg.settings import load_settings
 from mlpkg.steps import live
+from mlpkg.steps.execution import StepError
 from mlpkg.steps.live import latest_notebook
 from mlpkg.steps.notebooks import store_notebook
 from mlpkg.steps.outbox import conclude, load_entry, locked_entry, upload_or_keep, waiting
@@ -126,14 +127,17 @@ def test_names_that_mlflow_refuses_and_numbers_that_are_too_large(project):
 
 
 @contextlib.contextmanager
-def database_trouble(project, table: str):
+def database_trouble(project, table: str, what: str = "RAISE(ABORT, 'no room')", when: str = "1"):
     "MLflow's database takes nothing into a table while the block runs, which its store reports as BAD_REQUEST"
     path = project.settings.tracking.uri.removeprefix("sqlite:///")
     with contextlib.closing(sqlite3.connect(path)) as database:
-        rule = f"CREATE TRIGGER trouble BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'no room'); END"
+        rule = f"CREATE TRIGGER trouble BEFORE INSERT ON {table} WHEN {when} BEGIN SELECT {what}; END"
         database.execute(rule)
         yield
         database.execute("DROP TRIGGER trouble")
+
+
+NEVER = "zeroblob(2000000000)"  # More than SQLite can store, ever: a DataError, as of a text that is too long
 
 
 def test_trouble_of_mlflows_database_costs_no_metric(project):
@@ -152,13 +156,45 @@ def test_trouble_of_mlflows_database_costs_no_metric(project):
     assert run.info.status == "FINISHED" and "seconds" in run.data.metrics
 
 
+def test_what_the_database_can_never_store_is_kept_as_a_file(project):
+    run_id = start_step(project.mlflow, project.settings, "count")
+    with locked_entry(project.settings, "count", run_id) as entry:
+        entry.notebook.write_text(NOTEBOOK)
+        conclude(entry, "FINISHED")
+        with database_trouble(project, "metrics", NEVER):
+            upload_or_keep(project.mlflow, entry)
+    run = project.mlflow.get_run(run_id)
+    assert run.info.status == "FINISHED" and "mlpkg.refused.metrics" in run.data.tags
+    assert waiting(project.settings) == []
+
+
+def test_an_entry_that_the_database_can_never_take_is_set_aside(project):
+    bad, good = abandoned(project), abandoned(project)
+    conclude(bad, "FAILED", {"error": "it ended in poison"})
+    with database_trouble(project, "tags", NEVER, "new.value LIKE '%in poison'"):
+        result = run_step(project.notebook("next", "x: int = 1"), settings=project.settings)
+        runs = [project.mlflow.get_run(run_id) for run_id in (result.run_id, good.run_id, bad.run_id)]
+    assert [run.info.status for run in runs] == ["FINISHED", "KILLED", "FAILED"]
+    assert waiting(project.settings) == []
+    (reason,) = outbox_state(project.settings).aside.values()
+    assert "too big" in reason
+    assert "was set aside" in project.look("status") and "was set aside" in project.look("doctor", code=1)
+
+
+def test_texts_are_sent_as_any_database_can_store_them(project):
+    "PostgreSQL takes no NUL, and no database half of a surrogate pair"
+    notebook = project.notebook("odd", "separator: str = ','", "raise ValueError('a' + separator)")
+    with pytest.raises(StepError):
+        run_step(notebook, {"separator": "\0;"}, settings=project.settings, tags={"odd": "x\0\ud800"}, name="odd\0")
+    experiment = project.mlflow.get_experiment_by_name("steps").experiment_id
+    (run,) = project.mlflow.search_runs([experiment])
+    found = run.data.params["separator"], run.data.tags["odd"], run.info.run_name
+    assert found == (";", "x?", "odd") and "\0" not in str(run.data.tags)
+
+
 PRODUCE = """
 import sys
 from mlpkg.settings import load_settings
-from mlpkg.settings import load_settings
-from mlpkg.steps import live
-from mlpkg.steps.live import latest_notebook
-from mlpkg.steps.notebooks import store_notebook
 from mlpkg.steps.outbox import conclude, locked_entry, upload
 from mlpkg.steps.tracking import client, start_step
 settings = load_settings()
