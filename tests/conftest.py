@@ -112,11 +112,13 @@ class Project:
         return {step.info.run_name: step for step in step_runs(self.mlflow, run.info.run_id)}
 
     def stored(self, run) -> nbformat.NotebookNode:
-        "The notebook that a step run stored"
+        "The notebook that a step run stored, or has sent so far"
+        from mlpkg.steps.live import latest_notebook
+
         folder = self.root / "downloads"
         folder.mkdir(exist_ok=True)
-        name = run.data.tags["mlpkg.step"]
-        path = self.mlflow.download_artifacts(run.info.run_id, f"notebook/{name}.ipynb", str(folder))
+        artifact = latest_notebook(self.mlflow, run.info.run_id, run.data.tags["mlpkg.step"])
+        path = self.mlflow.download_artifacts(run.info.run_id, artifact, str(folder))
         return nbformat.read(path, as_version=4)
 
     def artifacts(self, run) -> list[str]:

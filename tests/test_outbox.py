@@ -12,8 +12,13 @@ import time
 import pytest
 from conftest import wait_for
 
+from mlpkg.settings import load_settings
+from mlpkg.steps import live
+from mlpkg.steps.execution import StepError
+from mlpkg.steps.live import latest_notebook
+from mlpkg.steps.notebooks import store_notebook
 from mlpkg.steps.outbox import conclude, load_entry, locked_entry, upload_or_keep, waiting
-from mlpkg.steps.recovery import end_lost, outbox_state, recover
+from mlpkg.steps.recovery import end_lost, outbox_state, owned_runs, recover
 from mlpkg.steps.run import run_step
 from mlpkg.steps.tracking import TrackingError, end_run, open_pipeline_run, start_step, step_runs
 
@@ -122,14 +127,17 @@ def test_names_that_mlflow_refuses_and_numbers_that_are_too_large(project):
 
 
 @contextlib.contextmanager
-def database_trouble(project, table: str):
+def database_trouble(project, table: str, what: str = "RAISE(ABORT, 'no room')", when: str = "1"):
     "MLflow's database takes nothing into a table while the block runs, which its store reports as BAD_REQUEST"
     path = project.settings.tracking.uri.removeprefix("sqlite:///")
     with contextlib.closing(sqlite3.connect(path)) as database:
-        rule = f"CREATE TRIGGER trouble BEFORE INSERT ON {table} BEGIN SELECT RAISE(ABORT, 'no room'); END"
+        rule = f"CREATE TRIGGER trouble BEFORE INSERT ON {table} WHEN {when} BEGIN SELECT {what}; END"
         database.execute(rule)
         yield
         database.execute("DROP TRIGGER trouble")
+
+
+NEVER = "zeroblob(2000000000)"  # More than SQLite can store, ever: a DataError, as of a text that is too long
 
 
 def test_trouble_of_mlflows_database_costs_no_metric(project):
@@ -146,6 +154,42 @@ def test_trouble_of_mlflows_database_costs_no_metric(project):
     assert recover(project.settings) == [run_id]
     run = project.mlflow.get_run(run_id)
     assert run.info.status == "FINISHED" and "seconds" in run.data.metrics
+
+
+def test_what_the_database_can_never_store_is_kept_as_a_file(project):
+    run_id = start_step(project.mlflow, project.settings, "count")
+    with locked_entry(project.settings, "count", run_id) as entry:
+        entry.notebook.write_text(NOTEBOOK)
+        conclude(entry, "FINISHED")
+        with database_trouble(project, "metrics", NEVER):
+            upload_or_keep(project.mlflow, entry)
+    run = project.mlflow.get_run(run_id)
+    assert run.info.status == "FINISHED" and "mlpkg.refused.metrics" in run.data.tags
+    assert waiting(project.settings) == []
+
+
+def test_an_entry_that_the_database_can_never_take_is_set_aside(project):
+    bad, good = abandoned(project), abandoned(project)
+    conclude(bad, "FAILED", {"error": "it ended in poison"})
+    with database_trouble(project, "tags", NEVER, "new.value LIKE '%in poison'"):
+        result = run_step(project.notebook("next", "x: int = 1"), settings=project.settings)
+        runs = [project.mlflow.get_run(run_id) for run_id in (result.run_id, good.run_id, bad.run_id)]
+    assert [run.info.status for run in runs] == ["FINISHED", "KILLED", "FAILED"]
+    assert waiting(project.settings) == []
+    (reason,) = outbox_state(project.settings).aside.values()
+    assert "too big" in reason
+    assert "was set aside" in project.look("status") and "was set aside" in project.look("doctor", code=1)
+
+
+def test_texts_are_sent_as_any_database_can_store_them(project):
+    "PostgreSQL takes no NUL, and no database half of a surrogate pair"
+    notebook = project.notebook("odd", "separator: str = ','", "raise ValueError('a' + separator)")
+    with pytest.raises(StepError):
+        run_step(notebook, {"separator": "\0;"}, settings=project.settings, tags={"odd": "x\0\ud800"}, name="odd\0")
+    experiment = project.mlflow.get_experiment_by_name("steps").experiment_id
+    (run,) = project.mlflow.search_runs([experiment])
+    found = run.data.params["separator"], run.data.tags["odd"], run.info.run_name
+    assert found == (";", "x?", "odd") and "\0" not in str(run.data.tags)
 
 
 PRODUCE = """
@@ -249,7 +293,8 @@ def test_another_machine_ends_the_run_of_a_machine_that_is_gone_and_no_living_on
     wait_for(marker.exists, what="the second cell")
     experiment = project.mlflow.get_experiment_by_name("steps").experiment_id
     (run,) = project.mlflow.search_runs([experiment])
-    wait_for(lambda: project.artifacts(run), 30, "the notebook in MLflow while the step runs")
+    listed = project.mlflow.list_artifacts
+    wait_for(lambda: listed(run.info.run_id, "live"), 30, "the notebook in MLflow while the step runs")
     assert "a-very-secret-word" not in json.dumps(project.stored(run))
 
     def beat():
@@ -270,6 +315,45 @@ def test_another_machine_ends_the_run_of_a_machine_that_is_gone_and_no_living_on
     assert run.info.status == "KILLED"
     assert "has not been heard of since" in run.data.tags["mlpkg.failure.error"]
     assert "This step was killed in cell 2" in project.stored(run).cells[0].source
+
+
+def test_an_upload_that_hangs_does_not_replace_the_final_notebook(project, monkeypatch):
+    "An upload of the running notebook arrives long after the step has ended"
+    hanging, arrived, send = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(mlflow, run_id, path, *args, **kwargs):
+        early = project.root / "early" / path.name
+        early.parent.mkdir()
+        early.write_text(path.read_text())
+        hanging.set()
+        send.wait(300)
+        store_notebook(mlflow, run_id, early, *args, **kwargs)
+        arrived.set()
+
+    monkeypatch.setattr(live, "store_notebook", hang)
+    monkeypatch.setenv("MLPKG_STEPS__UPLOAD_SECONDS", "0.2")
+    wait = f"import os, time\nwhile not os.path.isdir('{project.root}/early'): time.sleep(0.1)\nprint('the end')"
+    settings = load_settings(file=project.root / "settings.ini")
+    began = time.monotonic()
+    result = run_step(project.notebook("hangs", "x: int = 1", wait), settings=settings)
+    assert hanging.is_set() and time.monotonic() - began < 60, "the step does not wait for it for long"
+    send.set()
+    assert arrived.wait(60)
+    assert "the end" in str(project.stored(project.mlflow.get_run(result.run_id)))
+
+
+def test_what_a_step_has_sent_while_it_ran_is_removed_at_its_end(project, monkeypatch):
+    monkeypatch.setenv("MLPKG_STEPS__UPLOAD_SECONDS", "0.2")
+    settings, listed = load_settings(file=project.root / "settings.ini"), project.mlflow.list_artifacts
+    notebook = project.notebook("long", "x: int = 1", "print('first')", "import time\ntime.sleep(4)")
+    step = threading.Thread(target=run_step, args=(notebook,), kwargs={"settings": settings})
+    step.start()
+    (run,) = wait_for(lambda: owned_runs(project.mlflow))
+    wait_for(lambda: listed(run.info.run_id, "live"))
+    assert latest_notebook(project.mlflow, run.info.run_id, "long") == "live/long.ipynb"
+    step.join()
+    assert [file.path for file in listed(run.info.run_id)] == ["notebook"]
+    assert latest_notebook(project.mlflow, run.info.run_id, "long") == "notebook/long.ipynb"
 
 
 def test_a_step_that_was_taken_for_lost_has_the_last_word(project):

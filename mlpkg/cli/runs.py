@@ -319,13 +319,15 @@ def notebook_command(
     """
     import nbformat
 
+    from mlpkg.steps.live import latest_notebook
     from mlpkg.steps.notebook_paths import mlflow_io
     from mlpkg.steps.tracking import client
 
     mlflow = client(current_settings())
     found = find_step_run(mlflow, find_pipeline_run(mlflow, run).info.run_id, step)
     name = found.data.tags["mlpkg.step"]
-    path = f"mlflow://{found.info.run_id}/notebook/{name}.ipynb"
+    artifact = latest_notebook(mlflow, found.info.run_id, name) or f"notebook/{name}.ipynb"
+    path = f"mlflow://{found.info.run_id}/{artifact}"
     text = mlflow_io.read(path)
     if output:
         output.write_text(text, encoding="utf-8")

@@ -26,9 +26,19 @@ from fastcore.basics import patch
 from ..errors import MlpkgError
 from ..redaction import get_log, redact
 from ..settings import Settings
+from .live import remove_live
 from .metrics import log_metrics, metric_names
 from .notebooks import mark, read_scraps, scrap_metrics, store_notebook, write_whole
-from .tracking import TrackingError, client, end_run, log_tables, read_table_log, refused, tracking_uri
+from mlpkg.steps.tracking import (
+    TrackingError,
+    client,
+    end_run,
+    log_tables,
+    read_table_log,
+    refused,
+    storable,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -242,7 +252,7 @@ def unless_refused(
             raise
         log.warning("step '%s': MLflow refuses its %s: %s", entry.step, what, error)
         mlflow.log_text(entry.run_id, redact(json.dumps(values, indent=1, default=str)), f"refused/{what}.json")
-        mlflow.set_tag(entry.run_id, f"mlpkg.refused.{what}", redact(str(error))[:1000])
+        mlflow.set_tag(entry.run_id, f"mlpkg.refused.{what}", storable(redact(str(error)))[:1000])
 
 # %% ../../nbs/api/steps/20_outbox.ipynb #4795a223
 def upload(
@@ -259,6 +269,7 @@ def upload(
     with unless_refused(mlflow, entry, "tables", tables):
         log_tables(mlflow, entry.run_id, tables)
     end_run(mlflow, entry.run_id, entry.status, entry.failure, entry.started + (entry.seconds or 0))
+    remove_live(mlflow, entry.run_id)
     if _has_page(mlflow, entry, artifact):
         entry.remove()
     return f"mlflow://{entry.run_id}/{artifact}"

@@ -25,6 +25,7 @@ from ..errors import MlpkgError
 from ..redaction import get_log, redact
 from ..settings import Settings
 from .kernels import remove_sockets
+from .live import latest_notebook, remove_live
 from .notebooks import mark, redact_notebook, store_notebook, write_whole
 from .outbox import DamagedEntryError, Entry, conclude, held, load_entry, sweep, upload, waiting
 from .owners import is_alive, owner_state, read_owner, silence_note
@@ -88,6 +89,7 @@ def recover_entry(
     if _was_closed(mlflow, entry):
         if entry.notebook.is_file():
             store_notebook(mlflow, entry.run_id, entry.notebook, f"notebook/{entry.step}.ipynb")
+        remove_live(mlflow, entry.run_id)
         entry.remove()
         return True
     if not entry.status:
@@ -202,15 +204,16 @@ def _mark_stored(mlflow: "MlflowClient", run: "Run", why: str) -> None:
     "Write into the notebook that a lost step has sent how it ended; nothing where it has sent none"
     import nbformat
 
-    artifact = f"notebook/{run.data.tags.get('mlpkg.step', '')}.ipynb"
-    if artifact not in [file.path for file in mlflow.list_artifacts(run.info.run_id, "notebook")]:
+    step = run.data.tags.get("mlpkg.step", "")
+    if (artifact := latest_notebook(mlflow, run.info.run_id, step)) is None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(mlflow.download_artifacts(run.info.run_id, artifact, scratch))
         nb = nbformat.read(path, as_version=4)
         mark(nb, "KILLED", why)
         nbformat.write(nb, path)
-        store_notebook(mlflow, run.info.run_id, path, artifact)
+        store_notebook(mlflow, run.info.run_id, path, f"notebook/{step}.ipynb")
+    remove_live(mlflow, run.info.run_id)
 
 # %% ../../nbs/api/steps/21_recovery.ipynb #90852396
 def _end(mlflow: "MlflowClient", run: "Run") -> bool:
