@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Mode', 'Sources', 'file_size', 'writer', 'keep_log', 'log_property', 'check_mode', 'watched', 'describe', 'touches',
-           'OutdatedError', 'check_sources', 'removed', 'incomplete']
+           'OutdatedError', 'check_sources', 'commit_options', 'removed', 'incomplete']
 
 # %% ../../nbs/api/data/11_commits.ipynb #32783b70
 import json
@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
-from deltalake import PostCommitHookProperties, WriterProperties
+from deltalake import CommitProperties, PostCommitHookProperties, WriterProperties
 
-from .arrow import LakeError
+from .arrow import LakeError, as_predicate
 
 # %% ../../nbs/api/data/11_commits.ipynb #3b0372dc
 Mode = Literal["append", "overwrite", "replace"]
@@ -113,6 +113,29 @@ file_size = 32 * 2**20  # Bytes that a file of a table should have
 writer = WriterProperties(max_row_group_size=131_072)
 keep_log = PostCommitHookProperties(cleanup_expired_logs=False)
 log_property: dict[str, str] = {"delta.enableExpiredLogCleanup": "false"}
+
+# %% ../../nbs/api/data/11_commits.ipynb #de3c26e9
+def commit_options(
+    mode: str,  # One of `Mode`
+    layout: list[str],  # Columns that split the table into files
+    change_schema: bool,  # May columns and types change?
+    exists: bool,  # Is there such a table?
+    about: Mapping[str, Any],  # What the log shall say: partition, write_id and the like; what is empty is left out
+) -> dict[str, Any]:
+    "Options of a write, for deltalake"
+    told = {name: value for name, value in about.items() if value}
+    said = {name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in told.items()}
+    return {
+        "mode": "append" if mode == "append" else "overwrite",
+        "predicate": as_predicate(about["partition"]) if mode == "replace" else None,
+        "partition_by": layout or None,
+        "schema_mode": "overwrite" if change_schema else None,
+        "target_file_size": file_size,
+        "writer_properties": writer,
+        "commit_properties": CommitProperties(said, max_commit_retries=0 if mode == "overwrite" else None),
+        "post_commithook_properties": keep_log,
+        "configuration": None if exists else {**log_property},
+    }
 
 # %% ../../nbs/api/data/11_commits.ipynb #3ad6c37c
 def removed(

@@ -19,14 +19,13 @@ from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from fastcore.basics import patch
 
 from mlpkg.data.arrow import (
     Filters,
     LakeError,
-    as_predicate,
     check_name,
     filter_columns,
     fit_schema,
@@ -39,15 +38,12 @@ from mlpkg.data.commits import (
     Sources,
     check_mode,
     check_sources,
+    commit_options,
     describe,
-    file_size,
     incomplete,
-    keep_log,
-    log_property,
     removed,
     touches,
     watched,
-    writer,
 )
 from .ledger import Ledger
 from .pins import move_pin, pin, pins
@@ -262,25 +258,6 @@ def _layout(self: Lake, name: str, table: DeltaTable | None, partition_by: list[
         raise LakeError(f"table {name!r} cannot exist beside {clash[0]!r}: tables cannot be inside each other")
     return partition_by
 
-# %% ../../nbs/api/data/14_lake.ipynb #b7c5fe2d
-def _commit_options(
-    mode: str, partition: Mapping[str, Any], layout: list[str], change_schema: bool, exists: bool, about: dict[str, Any]
-) -> dict[str, Any]:
-    "Options for deltalake"
-    told = {name: value for name, value in about.items() if value}
-    said = {name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in told.items()}
-    return {
-        "mode": "append" if mode == "append" else "overwrite",
-        "predicate": as_predicate(partition) if mode == "replace" else None,
-        "partition_by": layout or None,
-        "schema_mode": "overwrite" if change_schema else None,
-        "target_file_size": file_size,
-        "writer_properties": writer,
-        "commit_properties": CommitProperties(said, max_commit_retries=0 if mode == "overwrite" else None),
-        "post_commithook_properties": keep_log,
-        "configuration": None if exists else {**log_property},
-    }
-
 # %% ../../nbs/api/data/14_lake.ipynb #a9302ae0
 @patch
 def _commit(
@@ -300,7 +277,7 @@ def _commit(
     stream = pa.RecordBatchReader.from_batches(schema, watched((plain_batch(b, schema) for b in reader), faults))
     about: dict[str, Any] = {"write_id": mark, "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID")}
     about |= {"partition": partition, "made_from": self.sources}
-    how = _commit_options(mode, partition, layout, change_schema, table is not None, about)
+    how = commit_options(mode, layout, change_schema, table is not None, about)
     try:
         write_deltalake(table or f"{self.root}/{name}", stream, storage_options=self.options, **how)
     except DeltaError:
