@@ -47,11 +47,13 @@ def places(
     "Settings that keep everything a project stores inside one folder"
     return {
         "lake.root": f"{folder}/lake",
+        "lake.spill": f"{folder}/spill",
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
         "tracking.artifacts": f"{folder}/artifacts",
         "steps.outbox": f"{folder}/outbox",
         "serving.folder": f"{folder}/serving",
         "airflow.home": f"{folder}/airflow",
+        "airflow.logs": "",  # In its home
         "airflow.dags": f"{folder}/airflow/dags",
     }
 

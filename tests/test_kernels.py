@@ -36,10 +36,17 @@ STUCK = {
 }
 
 
+def command_line(pid: int) -> str:
+    "The command line of a process; empty where it has ended"
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
 def left(project) -> list[str]:
     "Command lines of all processes that belong to this project"
-    found = [Path(f"/proc/{pid}/cmdline") for pid in processes_with(str(project.root))]
-    return [file.read_text().replace("\0", " ") for file in found if file.exists()]
+    return [words for pid in processes_with(str(project.root)) if (words := command_line(pid))]
 
 
 def start_stuck_step(project, stuck: str):
@@ -78,6 +85,45 @@ def test_nothing_outlives_a_step_that_ends(project, end):
     except StepError as error:
         assert "the kernel was killed by SIGABRT" in str(error)
     assert left(project) == []
+
+
+def supervisors(project) -> list[int]:
+    "The supervisors of this project's kernels, the outer one first"
+    found = [pid for pid in processes_with(str(project.root)) if supervisor.__file__ in command_line(pid)]
+    return sorted(found, key=lambda pid: len(supervisor.descendants(pid, supervisor.parents())), reverse=True)
+
+
+@LINUX
+@pytest.mark.parametrize("stuck", STUCK)
+@pytest.mark.parametrize("which", ["outer", "inner"])
+def test_nothing_outlives_a_supervisor_that_is_killed_outright(project, which, stuck):
+    process = start_stuck_step(project, stuck)
+    outer, *inner = supervisors(project)
+    os.kill(outer if which == "outer" else inner[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert "the kernel was killed by SIGKILL" in output
+    wait_for(lambda: not left(project), 5, "the end of all processes")
+
+
+@LINUX
+@pytest.mark.parametrize("which", ["outer", "inner"])
+def test_nothing_outlives_a_step_that_is_killed_together_with_a_supervisor(project, which):
+    process = start_stuck_step(project, "holds the interpreter")
+    outer, *inner = supervisors(project)
+    for pid in (process.pid, outer if which == "outer" else inner[0]):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    wait_for(lambda: not left(project), 5, "the end of all processes")
+
+
+@LINUX
+def test_a_kernel_dies_with_both_of_its_supervisors(project):
+    process = start_stuck_step(project, "holds the interpreter")
+    for pid in supervisors(project):
+        os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    wait_for(lambda: not any("ipykernel" in words for words in left(project)), 5, "the end of the kernel")
+    assert len(left(project)) >= 3, "what it has started stays"
 
 
 STATE = """

@@ -114,21 +114,20 @@ writer = WriterProperties(max_row_group_size=131_072)
 keep_log = PostCommitHookProperties(cleanup_expired_logs=False)
 log_property: dict[str, str] = {"delta.enableExpiredLogCleanup": "false"}
 
-# %% ../../nbs/api/data/11_commits.ipynb #cba2dba7
+# %% ../../nbs/api/data/11_commits.ipynb #de3c26e9
 def commit_options(
-    mode: Mode,
-    partition: Mapping[str, Any],  # Rows that are replaced
+    mode: str,  # One of `Mode`
     layout: list[str],  # Columns that split the table into files
-    change_schema: bool,
-    exists: bool,  # Is there such a table already?
-    about: Mapping[str, Any],  # What the commit says about itself; empty values are left out
+    change_schema: bool,  # May columns and types change?
+    exists: bool,  # Is there such a table?
+    about: Mapping[str, Any],  # What the log shall say: partition, write_id and the like; what is empty is left out
 ) -> dict[str, Any]:
-    "Options for deltalake"
+    "Options of a write, for deltalake"
     told = {name: value for name, value in about.items() if value}
     said = {name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in told.items()}
     return {
         "mode": "append" if mode == "append" else "overwrite",
-        "predicate": as_predicate(partition) if mode == "replace" else None,
+        "predicate": as_predicate(about["partition"]) if mode == "replace" else None,
         "partition_by": layout or None,
         "schema_mode": "overwrite" if change_schema else None,
         "target_file_size": file_size,

@@ -277,7 +277,7 @@ def _commit(
     stream = pa.RecordBatchReader.from_batches(schema, watched((plain_batch(b, schema) for b in reader), faults))
     about: dict[str, Any] = {"write_id": mark, "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID")}
     about |= {"partition": partition, "made_from": self.sources}
-    how = commit_options(mode, partition, layout, change_schema, table is not None, about)
+    how = commit_options(mode, layout, change_schema, table is not None, about)
     try:
         write_deltalake(table or f"{self.root}/{name}", stream, storage_options=self.options, **how)
     except DeltaError:

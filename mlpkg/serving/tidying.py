@@ -233,37 +233,58 @@ def remove_old_paths(
     where: str = "",  # As in `Removal`
 ) -> Removal:
     "Remove files and folders that have not been changed for long"
-    count, sizes = 0, []
+    gone, refused = list[list[int]](), list[Exception]()
     for path in list(paths):
         with suppress(FileNotFoundError):  # somebody else has removed it
             if path.stat().st_mtime < before.timestamp():
-                inside = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-                sizes += [file.stat().st_size for file in inside]
-                count += 1
-                if not dry_run:
-                    _remove_path(path)
-    return Removal(what, where, count, len(sizes), sum(sizes))
+                try:
+                    gone.append(_remove_path(path, dry_run))
+                except PermissionError as error:
+                    refused.append(error)
+    sizes = [size for inside in gone for size in inside]
+    note = f"{len(refused)} not removed: {refused[0]}. Run it as their owner" if refused else ""
+    return Removal(what, where, len(gone), len(sizes), sum(sizes), note, bool(refused))
 
 
-def _remove_path(path: Path) -> None:
-    "Remove a file, or a folder with what is in it"
-    if path.is_dir():
+def _remove_path(path: Path, dry_run: bool) -> list[int]:
+    "Remove a file, or a folder with what is in it; the sizes of the files"
+    inside = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    sizes = [file.stat().st_size for file in inside]
+    if path.is_dir() and not dry_run:
         shutil.rmtree(path)
-    else:
+    elif not dry_run:
         path.unlink()
+    return sizes
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #da2c0772
-def _log_files(settings: Settings) -> Iterator[Path]:
-    "Files of Airflow's logs, and folders without any; TidyError where Airflow must have them elsewhere"
-    given, home = os.environ.get("AIRFLOW__LOGGING__BASE_LOG_FOLDER") or settings.airflow.logs, settings.airflow.home
-    folder = Path(given or Path(home) / "logs")
-    if (given or Path(home).is_dir()) and not folder.is_dir():
-        raise TidyError(f"no folder {folder}: let airflow.logs in settings.ini be Airflow's base_log_folder")
+def _has_airflow(settings: Settings) -> bool:
+    "Does this machine run Airflow, or has it done so?"
+    home = Path(settings.airflow.home)
+    used = any((home / name).is_file() for name in ("airflow.cfg", "airflow.db"))
+    return used or bool(os.environ.get("MLPKG_PIPELINE_RUN"))  # a step of a DAG
+
+
+def _log_files(folder: Path) -> Iterator[Path]:
+    "Files of Airflow's logs, and folders without any"
     for path in folder.rglob("*"):
         if path.is_file() or (path.is_dir() and not any(path.iterdir())):
             yield path
 
 
+def _remove_logs(settings: Settings, before: datetime, dry_run: bool) -> Removal:
+    "Remove old logs of Airflow; TidyError where Airflow must have them elsewhere"
+    given = os.environ.get("AIRFLOW__LOGGING__BASE_LOG_FOLDER") or settings.airflow.logs
+    folder = Path(given or Path(settings.airflow.home) / "logs")
+    if folder.is_dir():
+        return remove_old_paths("logs", _log_files(folder), before, dry_run)
+    if not _has_airflow(settings):
+        return Removal("logs", "", note=f"none: no folder {folder}, and no Airflow on this machine" if given else "")
+    raise TidyError(
+        f"no folder {folder}, although this machine runs Airflow: set airflow.logs in settings.ini to Airflow's "
+        "base_log_folder, or MLPKG_RETENTION__LOGS=0 where something else removes its logs"
+    )
+
+# %% ../../nbs/api/serving/34_tidying.ipynb #a53f7aab
 def _copies(settings: Settings) -> Iterator[Path]:
     "Local copies of models, without those that a server of any model would start with"
     root = Path(settings.serving.folder)
@@ -278,8 +299,9 @@ def remove_old_files(
 ) -> Iterator[Removal]:
     "Remove old files of this machine: logs, damaged lines, copies of models"
     serving = Path(settings.serving.folder)
-    kinds = [
-        ("logs", _log_files(settings), settings.retention.logs),
+    if days := settings.retention.logs:
+        yield guarded("logs", "", _remove_logs, settings, now - timedelta(days=days), dry_run)
+    kinds: list[tuple[str, Iterable[Path], int]] = [
         ("damaged lines", serving.glob("served.*/*.bad"), settings.retention.answers),
         ("model copies", _copies(settings), settings.retention.runs),
     ]

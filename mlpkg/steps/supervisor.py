@@ -123,7 +123,7 @@ _taken = _ends | {signal.SIGINT, signal.SIGCHLD, signal.SIGALRM}
 
 
 def supervise(
-    step: int,  # Process that asked for the kernel
+    step: int,  # Process that asked for the kernel: the parent of this one
     kernel: int,  # Child of this process
 ) -> int:  # How the kernel ended, as `waitpid` says
     "Wait until the kernel has ended or has to end; nothing of it is left afterwards"
@@ -159,11 +159,17 @@ def main(
     step: str,  # Process id of the step
     *command: str,  # The kernel: program and arguments
 ) -> None:
-    "Run a kernel for a step"
+    "Run a kernel for a step, behind two supervisors"
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _taken)
+    outer = os.getpid()
     ask_linux(_subreaper, 1)
-    end_like(supervise(int(step), start(list(command), mask)))
+    if inner := os.fork():
+        end_like(supervise(int(step), inner))
+    os.setsid()
+    ask_linux(_deathsig, signal.SIGTERM)
+    ask_linux(_subreaper, 1)
+    end_like(supervise(outer, start(list(command), mask)))
 
 
 if __name__ == "__main__" and "__file__" in globals():

@@ -350,11 +350,6 @@ def log_tables(
         client.log_inputs(run_id, datasets=inputs)
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #43412d5a
-def _tag_value(text: object) -> str:
-    "The end of a text, as a tag can hold it"
-    return storable(strip_colours(str(text)))[-5000:]
-
-# %% ../../nbs/api/steps/12_tracking.ipynb #bd88d769
 def end_run(
     client: "MlflowClient",  # Of the store that has the run
     run_id: str,  # MLflow run
@@ -363,7 +358,8 @@ def end_run(
     ended: float | None = None,  # When, in seconds since the epoch; now unless given
 ) -> None:
     "Close a run with its true status, in place of what was said before"
-    tags = {f"mlpkg.failure.{name}": _tag_value(redact(str(value))) for name, value in (failure or {}).items()}
+    texts = {name: storable(strip_colours(redact(str(value)))) for name, value in (failure or {}).items()}
+    tags = {f"mlpkg.failure.{name}": text[-5000:] for name, text in texts.items()}
     for name, value in tags.items():
         client.set_tag(run_id, name, value)
     client.set_terminated(run_id, status, end_time=None if ended is None else int(ended * 1000))
