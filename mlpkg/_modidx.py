@@ -745,6 +745,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlpkg.models.paired._mean_of': ('api/models/paired.html#_mean_of', 'mlpkg/models/paired.py'),
                                      'mlpkg.models.paired._of_sklearn': ('api/models/paired.html#_of_sklearn', 'mlpkg/models/paired.py'),
                                      'mlpkg.models.paired.block_groups': ('api/models/paired.html#block_groups', 'mlpkg/models/paired.py'),
+                                     'mlpkg.models.paired.block_numbers': ( 'api/models/paired.html#block_numbers',
+                                                                            'mlpkg/models/paired.py'),
                                      'mlpkg.models.paired.effective_blocks': ( 'api/models/paired.html#effective_blocks',
                                                                                'mlpkg/models/paired.py'),
                                      'mlpkg.models.paired.figure_of': ('api/models/paired.html#figure_of', 'mlpkg/models/paired.py'),

@@ -75,7 +75,7 @@ def compare(
 ) -> Comparison:  # With a problem if there is one
     "Measure two models on the same rows"
     from mlpkg.models.holdout import block_marks
-    from mlpkg.models.paired import block_groups, effective_blocks, gain, measure
+    from mlpkg.models.paired import block_numbers, effective_blocks, gain, measure
 
     if fair.problem:
         return Comparison(fair.problem, champion=champion, uses=uses, alarms=alarms, left_out=fair.left_out)
@@ -85,7 +85,7 @@ def compare(
         "", _metrics(y, ours), champion, {} if theirs is None else _metrics(y, theirs),
         {metric: gain(metric, y, ours, against, blocks) for metric in {**rules.margin, **rules.tolerance}},
         {metric: measure(metric, y, ours, blocks) for metric in rules.minimum},
-        uses, alarms, len(y), blocks.nunique(), effective_blocks(block_groups(blocks, len(y))), fair.left_out,
+        uses, alarms, len(y), blocks.nunique(), effective_blocks(block_numbers(blocks, len(y))), fair.left_out,
         block_marks(blocks, f"{fair.table} {label}"),
     )  # fmt: skip
 
@@ -138,8 +138,8 @@ def _unmet(found: Comparison, rules: PromotionSettings) -> Iterable[str]:
         one, higher = found.quality.get(metric), higher_is_better(metric)
         least, bound = "least" if higher else "most", one.bounds(level)[0 if higher else 1] if one else float("nan")
         if not one or bound != bound:
-            yield f"{metric} is not known, at {least} {required:g} is required"
-        elif (bound < required) if higher else (bound > required):
+            yield f"it is not known how good {metric} is at {least}, {required:g} is required"
+        elif not (bound >= required if higher else bound <= required):
             words = f"{metric} {one.value:.4f}, at {least} {bound:.4f}, misses the required {required:g}"
             yield f"{words} ({_evidence(found, level)})"
 
@@ -159,11 +159,12 @@ def _gain(
 
 # %% ../../nbs/api/models/24_comparison.ipynb #134e3da2
 def _worse(found: Comparison, rules: PromotionSettings) -> Iterable[str]:
-    "A sentence for each metric in which the challenger may be too much worse"
+    "A sentence for each metric in which the challenger is too much worse"
     for metric, allowed in rules.tolerance.items():
-        low, words = _gain(found, metric, rules.level)
-        if not low >= -allowed:
-            yield f"{words}; no less than -{allowed:g} is tolerated ({_evidence(found, rules.level)})"
+        _, words = _gain(found, metric, found.level(rules))
+        value = found.gains[metric].value if metric in found.gains else None
+        if value is None or value < -allowed:
+            yield f"{words}; no less than -{allowed:g} is tolerated"
 
 # %% ../../nbs/api/models/24_comparison.ipynb #2b70c7e8
 def _margins(found: Comparison, rules: PromotionSettings) -> dict[str, tuple[bool, str]]:
@@ -179,10 +180,10 @@ def _margins(found: Comparison, rules: PromotionSettings) -> dict[str, tuple[boo
 # %% ../../nbs/api/models/24_comparison.ipynb #34968fd7
 def _first(found: Comparison, rules: PromotionSettings) -> Decision:
     "Judge a challenger that meets every minimum where no version serves"
-    level = spent_level(rules.level, found.uses)
+    level = found.level(rules)
     low, words = _gain(found, rules.metric, level)
-    because = "; every minimum is reached, and there is no champion yet" if low > 0 else ""
-    return Decision(low > 0, [f"{words}{because} ({_evidence(found, level)})"])
+    because = "every minimum is reached, and there is no champion yet" if low > 0 else "more than 0 is required"
+    return Decision(low > 0, [f"{words}; {because} ({_evidence(found, level)})"])
 
 # %% ../../nbs/api/models/24_comparison.ipynb #a9d681d4
 def decide(
@@ -196,10 +197,10 @@ def decide(
         return Decision(False, unmet)
     if not found.champion:
         return _first(found, rules)
-    if worse := list(_worse(found, rules)):
-        return Decision(False, worse)
     margins, evidence = _margins(found, rules), _evidence(found, found.level(rules))
     won = [words for better, words in margins.values() if better]
+    if won and (worse := list(_worse(found, rules))):
+        return Decision(False, [*worse, f"although {' and '.join(won)} ({evidence})"])
     *reasons, last = won or [words for _, words in margins.values()]
     return Decision(bool(won), [*reasons, f"{last} ({evidence})"])
 

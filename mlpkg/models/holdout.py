@@ -157,13 +157,17 @@ def too_few(
     rules: PromotionSettings,  # min_blocks, min_rows
 ) -> str:  # "" if there are enough
     "Say that there is too little to judge by"
+    from mlpkg.models.paired import block_numbers, effective_blocks
+
     rows, count = len(blocks), blocks.nunique()
-    if rows >= rules.min_rows and count >= rules.min_blocks:
+    worth = effective_blocks(block_numbers(blocks, rows)) if rows else 0.0
+    if rows >= rules.min_rows and round(worth) >= rules.min_blocks:
         return ""
+    equal = f" that are worth {worth:.1f} of equal size" if worth < 0.9 * count else ""
     why = f" ({left_out:,} were left out, because one of the models has learned from them)" if left_out else ""
     return (
-        f"too little to judge by: {rows:,} rows in {count} blocks{why}; at least {rules.min_rows:,} rows in "
-        f"{rules.min_blocks} blocks are needed. {by_hand}"
+        f"too little to judge by: {rows:,} rows in {count} block{'s' * (count != 1)}{equal}{why}; at least "
+        f"{rules.min_rows:,} rows in {rules.min_blocks} blocks are needed. {by_hand}"
     )
 
 # %% ../../nbs/api/models/23_holdout.ipynb #d9fc4eef
