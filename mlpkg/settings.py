@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Metric', 'Distance', 'Distances', 'Group', 'SettingsError', 'LakeSettings', 'TrackingSettings', 'StepSettings',
-           'ContractSettings', 'parse_pairs', 'parse_list', 'PromotionSettings', 'AirflowSettings', 'ServingSettings',
-           'MonitoringSettings', 'NotifySettings', 'SimulationSettings', 'RetentionSettings', 'TestingSettings',
-           'Settings', 'known_keys', 'find_settings', 'load_settings']
+           'ContractSettings', 'parse_pairs', 'parse_list', 'KernelSettings', 'PromotionSettings', 'AirflowSettings',
+           'ServingSettings', 'MonitoringSettings', 'NotifySettings', 'SimulationSettings', 'RetentionSettings',
+           'TestingSettings', 'Settings', 'known_keys', 'find_settings', 'load_settings']
 
 # %% ../nbs/api/00_settings.ipynb #4653ab7a
 import configparser
@@ -76,7 +76,7 @@ class StepSettings(Group):
     upload_seconds: float = Field(10, ge=0, description="Shortest time between uploads of a running notebook; 0: none")
     lost_after: int = Field(300, ge=60, description="Silence after which another machine is suspected lost, in seconds")
 
-# %% ../nbs/api/00_settings.ipynb #8422c0b2
+# %% ../nbs/api/00_settings.ipynb #540bdd66
 class ContractSettings(Group):
     "When a dataset is refused"
 
@@ -100,6 +100,24 @@ def parse_list(
 ) -> list:  # Empty for an empty text
     "Read values separated by commas"
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else list(text)
+
+# %% ../nbs/api/00_settings.ipynb #8422c0b2
+_usual = (
+    "ipykernel.kernelapp, numpy, pandas, pyarrow, scipy.stats, matplotlib.pyplot, sklearn.compose, sklearn.ensemble, "
+    "sklearn.inspection, sklearn.linear_model, sklearn.metrics, sklearn.model_selection, sklearn.pipeline, "
+    "sklearn.preprocessing, mlflow, mlflow.sklearn, optuna, pandera.pandas, deltalake, skops.io, scrapbook"
+)
+
+
+class KernelSettings(Group):
+    "Kernels that have imported the usual libraries already"
+
+    warm: bool = Field(True, description="Are kernels forked from a process that has imported libraries once?")
+    preload: Annotated[list[str], BeforeValidator(parse_list)] = Field(
+        parse_list(_usual), description="Modules that this process imports"
+    )
+    idle: float = Field(900, gt=0, description="Seconds without a kernel after which it ends")
+    most: int = Field(32, gt=0, description="Most kernels that it has at the same time; the next one starts cold")
 
 # %% ../nbs/api/00_settings.ipynb #1652df31
 Metric = Literal["roc_auc", "pr_auc", "brier", "log_loss", "calibration_error", "precision", "recall"]
@@ -240,6 +258,7 @@ class Settings(Group):
     lake: LakeSettings
     tracking: TrackingSettings
     steps: StepSettings
+    kernels: KernelSettings
     contracts: ContractSettings
     promotion: PromotionSettings
     serving: ServingSettings

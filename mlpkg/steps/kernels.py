@@ -25,7 +25,8 @@ from jupyter_client.manager import AsyncKernelManager
 
 from ..errors import MlpkgError
 from ..redaction import get_log, redact
-from . import supervisor
+from . import launcher, supervisor
+from .warm import kernel_settings, warm_command
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #d113d2d0
 def installed_kernels() -> list[str]:  # Names, sorted
@@ -179,9 +180,10 @@ class StepKernel(AsyncKernelManager):
         self.provisioner.kill = self.provisioner.terminate  # type: ignore[union-attr,method-assign]
 
     def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
-        "The command of the supervisor, which ends in that of the kernel"
+        "The command of the launcher, then that of the supervisor, which ends in that of the kernel"
         command = super().format_kernel_cmd(extra_arguments)
-        return [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), *command]
+        supervised = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), *command]
+        return warm_command(supervised, kernel_settings())
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #1ac7958c
 @patch
@@ -215,7 +217,8 @@ def last_words(
     tails = [self.tails[name] for name in streams if name in self.tails]
     for tail in tails:
         tail.finish()
-    return "\n".join(filter(None, (tail.text() for tail in tails)))[-4000:]
+    lines = [line for tail in tails for line in tail.text().splitlines() if not line.startswith(launcher.notice)]
+    return "\n".join(lines).strip()[-4000:]
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #692e13b7
 @patch
