@@ -334,6 +334,7 @@ _paths = (
     "steps.outbox",
     "serving.folder",
     "airflow.home",
+    "airflow.logs",
     "airflow.dags",
 )
 
