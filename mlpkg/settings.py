@@ -353,6 +353,7 @@ _paths = (
     "steps.outbox",
     "serving.folder",
     "airflow.home",
+    "airflow.logs",
     "airflow.dags",
 )
 
