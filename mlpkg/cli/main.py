@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .doctor import doctor
+from .kernels import kernels
 from .models import models
 from .render import current_settings
 from .runs import runs
@@ -101,7 +102,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for commands in (runs, doctor, interfaces, models, tidying):
+for commands in (runs, doctor, interfaces, models, kernels, tidying):
     app.add_typer(commands)
 
 # %% ../../nbs/api/cli/18_main.ipynb #d7a96ab6

@@ -99,7 +99,7 @@ def start_template(
     env: Mapping[str, str] = os.environ,
 ) -> None:
     "Start a template in the background"
-    arguments = [interpreter, "-P", "-m", "mlpkg.steps.template", address, str(idle), str(most), *preload]
+    arguments = [interpreter, "-m", "mlpkg.steps.template", address, str(idle), str(most), *preload]
     if child := os.fork():
         os.waitpid(child, 0)
         return

@@ -133,7 +133,7 @@ def end_all(
 
 # %% ../../nbs/api/steps/15_supervisor.ipynb #05945736
 _ends = {signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
-_taken = _ends | {signal.SIGINT, signal.SIGCHLD, signal.SIGALRM}
+_taken = _ends | {signal.SIGINT, signal.SIGCHLD, signal.SIGALRM, signal.SIGIO}
 
 
 def supervise(

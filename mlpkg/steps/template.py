@@ -15,6 +15,7 @@ import json
 import os
 import random
 import select
+import signal
 import socket
 import struct
 import sys
@@ -156,6 +157,8 @@ def serve_kernel(
         os.dup2(source, target)
         os.close(source)
     os.setsid()
+    fcntl.fcntl(line, fcntl.F_SETOWN, os.getpid())  # SIGIO wakes the supervisor when the launcher hangs up
+    fcntl.fcntl(line, fcntl.F_SETFL, fcntl.fcntl(line, fcntl.F_GETFL) | os.O_ASYNC)
     reply(line, supervisor=os.getpid())
     reply(line, status=supervisor.guard(lambda: not hung_up(line), lambda mask: fork_kernel(request, mask)))
 
@@ -175,6 +178,7 @@ class Template:
         self.problems: dict[str, str] = {}  # Module -> why it is left out
         self.kernels: dict[int, float] = {}  # Supervisor -> since when, in seconds since 1970
         self.began = self.used = time.time()
+        self.ending = False  # Has somebody asked for the end?
 
 # %% ../../nbs/api/steps/15_template.ipynb #977b764b
 @patch
@@ -251,6 +255,7 @@ def take(
         if not child:
             server.close()
             os.close(self.lock)  # A kernel that outlives the template must not keep the next one from starting
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self.answer(line)
             os._exit(0)
     self.kernels[child] = time.time()
@@ -262,7 +267,8 @@ def run(self: Template) -> None:  # Raises `Kernel` in a kernel
     self.load()
     server, self.used = self.listen(), time.time()
     print(f"ready after {time.time() - self.began:.1f} s; left out: {self.problems or 'nothing'}", flush=True)
-    while self.kernels or time.time() - self.used < self.idle:
+    signal.signal(signal.SIGTERM, lambda *_: setattr(self, "ending", True))
+    while not self.ending and (self.kernels or time.time() - self.used < self.idle):
         if select.select([server], [], [], 1)[0]:
             self.take(server)
         for child in supervisor.reap():
@@ -289,6 +295,7 @@ def main(
 
 
 if __name__ == "__main__" and "__file__" in globals():
+    del sys.path[0]  # The folder that it was started in
     try:
         main(*sys.argv[1:])
     except Kernel as kernel:

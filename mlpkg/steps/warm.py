@@ -6,6 +6,8 @@
 __all__ = ['provisioner', 'warm_command', 'kernel_settings', 'WarmProvisioner', 'install_kernelspec']
 
 # %% ../../nbs/api/steps/15_warm.ipynb #c2347633
+import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -44,6 +46,13 @@ class WarmProvisioner(LocalProvisioner):
         "Put the launcher before the command"
         kwargs = await super().pre_launch(**kwargs)
         return {**kwargs, "cmd": warm_command(kwargs["cmd"], kernel_settings())}
+
+    async def kill(self, restart: bool = False) -> None:
+        "Have the kernel killed, and the launcher too if that takes more than two seconds"
+        await self.terminate(restart=restart)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.wait(), 2)
+        await super().kill(restart=restart)
 
 # %% ../../nbs/api/steps/15_warm.ipynb #09a0edff
 provisioner = {"kernel_provisioner": {"provisioner_name": "mlpkg-warm"}}

@@ -1,0 +1,409 @@
+"""Kernels from a template: the same as cold ones, ended with whoever asked, and cold where anything is off.
+
+Real templates, launchers and kernels, each test module with a folder of its own for the sockets.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from conftest import wait_for
+from jupyter_client.manager import KernelManager
+from jupyter_client.provisioning import KernelProvisionerFactory
+from nbclient import NotebookClient
+
+from mlpkg.settings import KernelSettings
+from mlpkg.steps import launcher, supervisor
+from mlpkg.steps.warm import install_kernelspec
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="templates fork, which is safe on Linux only")
+PRELOAD = ["ipykernel.kernelapp", "numpy", "pandas", "matplotlib.pyplot", "no_such_module"]
+RULES = KernelSettings(preload=PRELOAD, idle=60, most=3)
+OPTIONS = [",".join(RULES.preload), str(RULES.idle), str(RULES.most)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sockets():
+    "A folder for the sockets of this module's templates, with a short name, as Unix sockets need it; kernels are warm"
+    with tempfile.TemporaryDirectory(prefix="mlpkg-test-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        patch.setattr(KernelProvisionerFactory.instance(), "default_provisioner_name", "mlpkg-warm")
+        patch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "mlpkg-warm")
+        for name, value in (("PRELOAD", ", ".join(PRELOAD)), ("IDLE", "60"), ("MOST", "3")):
+            patch.setenv(f"MLPKG_KERNELS__{name}", value)
+        yield Path(folder)
+        for facts in templates():
+            supervisor.kill(os.kill, facts["pid"], signal.SIGTERM)
+            wait_for(lambda pid=facts["pid"]: not Path(f"/proc/{pid}").exists(), 20, "the end of a template")
+
+
+def templates() -> list[dict]:
+    from mlpkg.cli.kernels import running_templates
+
+    return running_templates()
+
+
+@pytest.fixture(scope="module")
+def template(sockets) -> str:
+    "The address of a template that is ready"
+    address = launcher.template_address(sys.executable, RULES.preload)
+    launcher.start_template(sys.executable, address, RULES.preload, RULES.idle, RULES.most)
+    wait_for(lambda: os.path.exists(address), 120, "a template")
+    return address
+
+
+@contextmanager
+def kernel(**options):
+    "A running kernel, and a function that runs code in it and returns what it prints"
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(stderr=subprocess.PIPE, **options)
+    client = manager.client()
+    client.start_channels()
+    client.wait_for_ready(timeout=60)
+    try:
+        yield manager, lambda code, timeout=60: run(client, code, timeout)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel()
+
+
+def run(client, code: str, timeout: float) -> str:
+    said = []
+
+    def hear(message):
+        content = message["content"]
+        said.append(content.get("text") or content.get("ename") or str(content.get("data", "")))
+
+    client.execute_interactive(code, timeout=timeout, output_hook=hear)
+    return "".join(said)
+
+
+def launched(manager) -> int:
+    "The launcher's process"
+    return manager.provisioner.process.pid
+
+
+def kernels(address: str) -> list[int]:
+    line, facts = launcher.send_request(address, {"ask": "facts"})
+    line.close()
+    return [int(pid) for pid in facts["kernels"]]
+
+
+def ended(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_a_kernel_comes_from_the_template_with_everything_imported(template):
+    with kernel() as (_, ask):
+        parent = int(ask("import os; print(os.getppid())"))
+        assert parent in supervisor.descendants(kernels(template)[0], supervisor.parents()) or parent in kernels(
+            template
+        )
+        assert ask("import sys; print('pandas' in sys.modules, 'mlpkg' in sys.modules)") == "True False\n"
+
+
+SAME = """
+import os, signal, sys
+numbers = signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGCHLD, signal.SIGALRM
+print(sys.path, sys.argv[0], sys.flags, sys.executable, os.getcwd(), sys.stdin, __name__, os.getsid(0) == os.getpid())
+print(signal.pthread_sigmask(signal.SIG_BLOCK, []), [signal.getsignal(number) for number in numbers], os.umask(0o22))
+print({name: os.environ[name] for name in sorted(os.environ) if name not in ("JPY_PARENT_PID", "MLPKG_KERNELS__WARM")})
+"""
+
+
+def test_it_is_like_a_cold_one(template, tmp_path, monkeypatch):
+    monkeypatch.setenv("ONLY_HERE", "yes")
+    with kernel(cwd=str(tmp_path)) as (manager, ask):
+        warm = ask(SAME)
+        ask("import os; os.write(2, b'heard')")
+        assert b"heard" in os.read(manager.provisioner.process.stderr.fileno(), 100_000)
+    monkeypatch.setenv("MLPKG_KERNELS__WARM", "no")
+    with kernel(cwd=str(tmp_path)) as (_, ask):
+        cold = ask(SAME)
+    assert warm == cold and "ONLY_HERE" in warm
+
+
+def test_random_numbers_differ_from_kernel_to_kernel(template):
+    draws = []
+    for _ in range(2):
+        with kernel() as (_, ask):
+            draws.append(ask("import random, uuid, numpy; print(random.random(), uuid.uuid4(), numpy.random.rand())"))
+    assert len(set(draws[0].split()) & set(draws[1].split())) == 0
+
+
+def test_plots_are_shown(template):
+    with kernel() as (_, ask):
+        assert "image/png" in ask("import matplotlib.pyplot as plt\nplt.plot([1, 2]);")
+
+
+def test_what_a_notebook_does_to_a_library_stays_in_its_kernel(template):
+    with kernel() as (_, ask):
+        ask("import pandas; pandas.DataFrame = None")
+        with kernel() as (_, other):
+            assert other("import pandas; print(pandas.DataFrame is None)") == "False\n"
+
+
+def test_an_interrupt_reaches_the_kernel(template):
+    with kernel() as (manager, ask):
+        threading.Timer(1, manager.interrupt_kernel).start()
+        assert "KeyboardInterrupt" in ask("import time; time.sleep(60)")
+        assert ask("print('goes on')") == "goes on\n"
+
+
+def test_a_kernel_can_be_restarted_on_the_same_ports(template):
+    with kernel() as (manager, ask):
+        ask("x = 1")
+        manager.restart_kernel(now=True)
+        client = manager.client()
+        client.start_channels()
+        client.wait_for_ready(timeout=60)
+        assert run(client, "print('x' in globals())", 60) == "False\n"
+        client.stop_channels()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+def test_the_launcher_ends_as_the_kernel_did(template, number):
+    with kernel() as (manager, ask):
+        pid = int(ask("import os; print(os.getpid())"))
+        os.kill(pid, number)
+        expected = -number if number != signal.SIGTERM else manager.provisioner.process.wait(20)
+        assert manager.provisioner.process.wait(20) == expected
+        assert ended(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_outlives_the_launcher(template, number):
+    with kernel() as (manager, ask):
+        words = (
+            "import os, subprocess; print(os.getpid(), subprocess.Popen(['sleep', '1000'], start_new_session=True).pid)"
+        )
+        pids = [int(word) for word in ask(words).split()]
+        os.kill(launched(manager), number)
+        wait_for(lambda: all(map(ended, pids)), 10, "the end of the kernel and of what it started")
+
+
+def test_nothing_outlives_whoever_asked(template, tmp_path):
+    script = tmp_path / "ask.py"
+    script.write_text("""
+import time
+from jupyter_client.manager import KernelManager
+manager = KernelManager(kernel_name="python3")
+manager.start_kernel()
+client = manager.client()
+client.start_channels()
+client.wait_for_ready(60)
+say = lambda message: print(message["content"].get("text", ""), flush=True)
+client.execute_interactive("import os; print(os.getpid())", output_hook=say)
+time.sleep(100)
+""")
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    pid = int(next(line for line in process.stdout if line.strip()))
+    process.kill()
+    process.communicate()
+    wait_for(lambda: ended(pid), 10, "the end of the kernel")
+
+
+def test_the_next_kernel_starts_cold_where_there_are_enough(template):
+    with kernel(), kernel(), kernel(), kernel() as (manager, ask):
+        said = os.read(manager.provisioner.process.stderr.fileno(), 10_000).decode()
+        assert "A cold start of the kernel, because the template has 3 kernels" in said
+        assert ask("print('works')") == "works\n"
+
+
+def test_what_cannot_be_preloaded_is_named(template):
+    (facts,) = templates()
+    assert facts["problems"] == {"no_such_module": "ModuleNotFoundError: No module named 'no_such_module'"}
+
+
+def begin(preload: list[str], **env) -> dict:
+    "What a template of its own says of itself"
+    env = {**os.environ, **env}
+    address = launcher.template_address(sys.executable, preload, env)
+    launcher.start_template(sys.executable, address, preload, 30, 3, env)
+    wait_for(lambda: os.path.exists(address), 60, "a template")
+    line, facts = launcher.send_request(address, {"ask": "facts"})
+    line.close()
+    os.kill(facts["pid"], signal.SIGTERM)
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise RuntimeError('out of order')", "RuntimeError: out of order"),
+        (
+            "import threading, time\nthreading.Thread(target=time.sleep, args=[60], name='busy', daemon=True).start()",
+            "busy",
+        ),
+        ("x = 1", "odd_module can be edited where it lies"),
+    ],
+    ids=["raises", "starts a thread", "can be edited"],
+)
+def test_a_module_that_would_make_forking_wrong_is_left_out(sockets, tmp_path, code, reason):
+    (tmp_path / "odd_module.py").write_text(code)
+    facts = begin(["json", "odd_module"], PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    assert list(facts["problems"]) == ["odd_module"] and reason in facts["problems"]["odd_module"]
+
+
+def test_another_environment_has_another_template(sockets, monkeypatch):
+    before = launcher.template_address(sys.executable, PRELOAD)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert launcher.template_address(sys.executable, PRELOAD) != before
+
+
+def test_a_distribution_that_is_installed_changes_the_address(sockets, tmp_path):
+    site = tmp_path / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    site.mkdir(parents=True)
+    python = str(tmp_path / "bin" / "python")
+    before = launcher.template_address(python, PRELOAD)
+    (site / "pandas-9.9.9.dist-info").mkdir()
+    assert launcher.template_address(python, PRELOAD) != before
+
+
+def start_cold(**env) -> str:
+    "What a launcher says when it turns into the plain command, here `echo`"
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        launcher.__file__,
+        *OPTIONS,
+        "echo",
+        sys.executable,
+        "-m",
+        "ipykernel_launcher",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env}, timeout=60)
+    assert "-m ipykernel_launcher" in done.stdout
+    return done.stderr
+
+
+def test_a_folder_of_somebody_else_is_not_used(tmp_path):
+    (tmp_path / f"mlpkg-templates-{os.getuid()}").mkdir(mode=0o777)
+    (tmp_path / f"mlpkg-templates-{os.getuid()}").chmod(0o777)
+    assert "is not a folder that this user alone can enter" in start_cold(XDG_RUNTIME_DIR=str(tmp_path))
+
+
+def pid_at(address: str) -> int:
+    "The process of the template at an address; -1 if nobody answers"
+    try:
+        line, facts = launcher.send_request(address, {"ask": "facts"})
+    except launcher.ColdStart:
+        return -1
+    line.close()
+    return facts["pid"]
+
+
+def test_a_template_that_was_killed_is_replaced(sockets):
+    address = launcher.template_address(sys.executable, RULES.preload, {**os.environ, "MPLTEST": "1"})
+    env = {"MPLTEST": "1"}
+    launcher.start_template(sys.executable, address, RULES.preload, 30, 3, {**os.environ, **env})
+    wait_for(lambda: os.path.exists(address), 120, "a template")
+    line, facts = launcher.send_request(address, {"ask": "facts"})
+    line.close()
+    os.kill(facts["pid"], signal.SIGKILL)
+    wait_for(lambda: ended(facts["pid"]), 10, "its end")
+    assert "the template does not answer (Connection refused)" in start_cold(**env)
+    wait_for(
+        lambda: any(one["preload"] == PRELOAD and one["pid"] != facts["pid"] for one in templates()), 60, "another"
+    )
+
+
+def test_a_kernel_that_was_there_outlives_its_template(sockets, monkeypatch):
+    monkeypatch.setenv("MPLTEST", "2")
+    address = launcher.template_address(sys.executable, RULES.preload)
+    launcher.start_template(sys.executable, address, RULES.preload, 30, 3)
+    wait_for(lambda: os.path.exists(address), 120, "a template")
+    with kernel() as (_, ask):
+        line, facts = launcher.send_request(address, {"ask": "facts"})
+        line.close()
+        os.kill(facts["pid"], signal.SIGKILL)
+        wait_for(lambda: ended(facts["pid"]), 10, "its end")
+        assert ask("print('goes on')") == "goes on\n"
+
+
+def test_an_idle_template_ends_and_leaves_nothing(sockets):
+    address = launcher.template_address(sys.executable, ["json"])
+    launcher.start_template(sys.executable, address, ["json"], 1, 3)
+    wait_for(lambda: os.path.exists(address), 60, "a template")
+    wait_for(lambda: not os.path.exists(f"{address}.lock"), 30, "its end")
+    assert not [name for name in os.listdir(Path(address).parent) if name.startswith(Path(address).name)]
+
+
+def test_of_two_templates_that_start_at_once_one_stays(sockets):
+    address = launcher.template_address(sys.executable, ["csv"])
+    for _ in range(2):
+        launcher.start_template(sys.executable, address, ["csv"], 20, 3)
+    wait_for(lambda: os.path.exists(address), 60, "a template")
+    time.sleep(1)
+    found = [path for path in Path("/proc").glob("[0-9]*/cmdline") if address in path.read_bytes().decode()]
+    assert len(found) == 1
+    os.kill(int(found[0].parent.name), signal.SIGTERM)
+
+
+def test_a_full_process_table_gives_a_cold_start(monkeypatch, tmp_path):
+    import socket
+
+    from mlpkg.steps.template import Template
+
+    def full():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", full)
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    address = f"{os.environ['XDG_RUNTIME_DIR']}/full"
+    server.bind(address)
+    server.listen(1)
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    line.connect(address)
+    Template(address, 1, 1, []).take(server)
+    assert "no process can be started" in launcher.read_answer(line)["refused"]
+    line.close()
+    server.close()
+
+
+NOTEBOOK = "import os, sys; print(os.getppid(), 'pandas' in sys.modules)"
+
+
+def written(path: Path) -> Path:
+    cell = nbformat.v4.new_code_cell(NOTEBOOK)
+    spec = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=spec), path)
+    return path
+
+
+def test_papermill_and_nbclient_get_warm_kernels_without_a_changed_line(template, tmp_path):
+    path = written(tmp_path / "a.ipynb")
+    done = papermill.execute_notebook(str(path), str(tmp_path / "b.ipynb"), progress_bar=False)
+    assert "True" in done.cells[-1].outputs[-1].text
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook).execute()
+    assert "True" in notebook.cells[-1].outputs[-1].text
+
+
+def test_a_kernel_that_cannot_be_forked_says_why_and_starts(template):
+    plain = ["echo", "/usr/bin/python3", "-m", "ipykernel_launcher"]
+    command = [sys.executable, "-I", "-S", launcher.__file__, *OPTIONS, *plain]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "it has an interpreter of its own, /usr/bin/python3" in done.stderr
+
+
+def test_the_kernelspec_of_this_environment_names_the_provisioner_and_can_be_undone(tmp_path, monkeypatch):
+    folder = tmp_path / "share/jupyter/kernels/python3"
+    folder.mkdir(parents=True)
+    before = {"argv": ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"], "metadata": {"debugger": True}}
+    (folder / "kernel.json").write_text(json.dumps(before))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    made = json.loads(install_kernelspec().read_text())
+    assert made["metadata"] == {"debugger": True, "kernel_provisioner": {"provisioner_name": "mlpkg-warm"}}
+    assert json.loads(install_kernelspec(warm=False).read_text()) == before
