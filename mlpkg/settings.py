@@ -158,6 +158,12 @@ class PromotionSettings(Group):
         return margin
 
 # %% ../nbs/api/00_settings.ipynb #452f34a0
+_tasks = (
+    "pandas, pyarrow, deltalake, mlflow, mlflow.store.tracking.sqlalchemy_store, papermill, nbconvert, nbclient, "
+    "airflow.providers.papermill.operators.papermill, mlpkg.airflow.dags, mlpkg.steps.run"
+)
+
+
 class AirflowSettings(Group):
     "Where Airflow keeps its files, and what it starts on its own"
 
@@ -171,6 +177,9 @@ class AirflowSettings(Group):
     retrain_wait: float = Field(2, gt=0, description="Hours to wait after a failed training; doubles with each failure")
     retrain_wait_max: float = Field(
         168, gt=0, description="Longest such wait, and the longest that a training may take"
+    )
+    preload: Annotated[list[str], BeforeValidator(parse_list)] = Field(
+        parse_list(_tasks), description="Modules that the scheduler imports before it forks workers; empty: none"
     )
     arrival: str = Field("", description="DAG that brings in a month of data; `mlpkg simulate` begins with it")
     training: str = Field("", description="DAG that trains; `mlpkg simulate` runs it while there is no model")
