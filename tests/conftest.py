@@ -40,6 +40,9 @@ def processes_with(text: str) -> list[int]:
     return found
 
 
+soon_idle = {"MLPKG_KERNELS__IDLE": "60"}  # The template of the kernels ends soon after the last test
+
+
 @dataclass
 class Project:
     "A project on disk, and ways to run things in it"
@@ -50,7 +53,8 @@ class Project:
     def env(self) -> dict[str, str]:
         "A clean environment that points to this project"
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLPKG_", "MLFLOW_", "AIRFLOW"))}
-        return {**kept, "MLPKG_SETTINGS": str(self.root / "settings.ini"), "COLUMNS": "200", "NO_COLOR": "1"}
+        shown = {"COLUMNS": "200", "NO_COLOR": "1"}
+        return {**kept, "MLPKG_SETTINGS": str(self.root / "settings.ini"), **soon_idle, **shown}
 
     def notebook(self, name: str, *cells: str, **kwargs) -> Path:
         "A step notebook of this project"
@@ -131,6 +135,8 @@ def clean_environment(monkeypatch):
     "No test sees the tracking store or the settings of another: `mlflow.set_tracking_uri` leaves a variable behind"
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLPKG_SETTINGS", "MLPKG_PROFILE"):
         monkeypatch.delenv(name, raising=False)
+    for name, value in soon_idle.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")
