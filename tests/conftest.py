@@ -31,13 +31,21 @@ def wait_for(condition: Callable[[], object], seconds: float = 60, what: str = "
 
 
 def processes_with(text: str) -> list[int]:
-    "PIDs of the processes whose command line or environment contains a text; zombies have neither"
+    "PIDs of the processes whose command line, environment or folder contains a text; zombies have none of these"
     found = []
     for line in subprocess.run(["ps", "axwwe", "-o", "pid=,args="], capture_output=True, text=True).stdout.splitlines():
         pid, _, rest = line.strip().partition(" ")
-        if text in rest and int(pid) != os.getpid() and "axwwe" not in rest:
+        if text in rest + folder_of(pid) and int(pid) != os.getpid() and "axwwe" not in rest:
             found.append(int(pid))
     return found
+
+
+def folder_of(pid: str) -> str:
+    "The working folder of a process, where the system tells: that of a kernel from a template is its notebook's"
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return ""
 
 
 soon_idle = {"MLPKG_KERNELS__IDLE": "60"}  # The template of the kernels ends soon after the last test

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import processes_with, wait_for
 
-from mlpkg.steps import supervisor
+from mlpkg.steps import launcher, supervisor
 from mlpkg.steps.execution import StepError
 from mlpkg.steps.kernels import StepKernel, inherited_env, socket_folder
 from mlpkg.steps.run import run_step
@@ -34,6 +34,20 @@ STUCK = {
     "holds the interpreter": "import ctypes; ctypes.PyDLL(None).sleep(1000)",
     "ignores signals": "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)",
 }
+
+
+@pytest.fixture(params=["cold", "warm"])
+def start(request, project) -> str:
+    "How kernels start, in the settings of the project; the template for warm ones is ready"
+    settings = project.root / "settings.ini"
+    warm = request.param == "warm"
+    settings.write_text(settings.read_text() + f"\nkernels.warm = {'yes' if warm else 'no'}\n")
+    rules = project.settings.kernels
+    if warm:
+        address = launcher.template_address(sys.executable, rules.preload, project.env)
+        launcher.start_template(sys.executable, address, rules.preload, 60, rules.most, project.env)
+        wait_for(lambda: Path(address).exists(), 120, "a template")
+    return request.param
 
 
 def command_line(pid: int) -> str:
@@ -61,7 +75,7 @@ def start_stuck_step(project, stuck: str):
 
 @LINUX
 @pytest.mark.parametrize("stuck", STUCK)
-def test_nothing_outlives_a_step_whose_process_is_killed_outright(project, stuck):
+def test_nothing_outlives_a_step_whose_process_is_killed_outright(project, start, stuck):
     process = start_stuck_step(project, stuck)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -69,7 +83,7 @@ def test_nothing_outlives_a_step_whose_process_is_killed_outright(project, stuck
 
 
 @LINUX
-def test_nothing_outlives_a_step_that_is_terminated(project):
+def test_nothing_outlives_a_step_that_is_terminated(project, start):
     process = start_stuck_step(project, "holds the interpreter")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
@@ -78,7 +92,7 @@ def test_nothing_outlives_a_step_that_is_terminated(project):
 
 @LINUX
 @pytest.mark.parametrize("end", ["x = 2", "import os; os.abort()"])
-def test_nothing_outlives_a_step_that_ends(project, end):
+def test_nothing_outlives_a_step_that_ends(project, start, end):
     notebook = project.notebook("ends", "x: int = 1", LEAVES.format(marker=str(project.root / "started")), end)
     try:
         run_step(notebook, settings=project.settings)
@@ -87,19 +101,25 @@ def test_nothing_outlives_a_step_that_ends(project, end):
     assert left(project) == []
 
 
-def supervisors(project) -> list[int]:
-    "The supervisors of this project's kernels, the outer one first"
-    found = [pid for pid in processes_with(str(project.root)) if supervisor.__file__ in command_line(pid)]
-    return sorted(found, key=lambda pid: len(supervisor.descendants(pid, supervisor.parents())), reverse=True)
+def is_kernel(words: str) -> bool:
+    "Is this the command line of a kernel, by itself or from a template?"
+    return "ipykernel_launcher" in words.partition(" -f ")[0] and "supervisor" not in words or "steps.template" in words
+
+
+def supervisors(project) -> tuple[int, int]:
+    "The supervisors of this project's kernel, the outer one first"
+    (kernel,) = [pid for pid in processes_with(str(project.root)) if is_kernel(command_line(pid))]
+    parents = supervisor.parents()
+    return parents[parents[kernel]], parents[kernel]
 
 
 @LINUX
 @pytest.mark.parametrize("stuck", STUCK)
 @pytest.mark.parametrize("which", ["outer", "inner"])
-def test_nothing_outlives_a_supervisor_that_is_killed_outright(project, which, stuck):
+def test_nothing_outlives_a_supervisor_that_is_killed_outright(project, start, which, stuck):
     process = start_stuck_step(project, stuck)
-    outer, *inner = supervisors(project)
-    os.kill(outer if which == "outer" else inner[0], signal.SIGKILL)
+    outer, inner = supervisors(project)
+    os.kill(outer if which == "outer" else inner, signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert "the kernel was killed by SIGKILL" in output
     wait_for(lambda: not left(project), 5, "the end of all processes")
@@ -107,22 +127,22 @@ def test_nothing_outlives_a_supervisor_that_is_killed_outright(project, which, s
 
 @LINUX
 @pytest.mark.parametrize("which", ["outer", "inner"])
-def test_nothing_outlives_a_step_that_is_killed_together_with_a_supervisor(project, which):
+def test_nothing_outlives_a_step_that_is_killed_together_with_a_supervisor(project, start, which):
     process = start_stuck_step(project, "holds the interpreter")
-    outer, *inner = supervisors(project)
-    for pid in (process.pid, outer if which == "outer" else inner[0]):
+    outer, inner = supervisors(project)
+    for pid in (process.pid, outer if which == "outer" else inner):
         os.kill(pid, signal.SIGKILL)
     process.communicate()
     wait_for(lambda: not left(project), 5, "the end of all processes")
 
 
 @LINUX
-def test_a_kernel_dies_with_both_of_its_supervisors(project):
+def test_a_kernel_dies_with_both_of_its_supervisors(project, start):
     process = start_stuck_step(project, "holds the interpreter")
     for pid in supervisors(project):
         os.kill(pid, signal.SIGKILL)
     process.communicate(timeout=60)
-    wait_for(lambda: not any("ipykernel" in words for words in left(project)), 5, "the end of the kernel")
+    wait_for(lambda: not any(map(is_kernel, left(project))), 5, "the end of the kernel")
     assert len(left(project)) >= 3, "what it has started stays"
 
 
