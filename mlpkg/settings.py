@@ -102,19 +102,12 @@ def parse_list(
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else list(text)
 
 # %% ../nbs/api/00_settings.ipynb #8422c0b2
-_usual = (
-    "ipykernel.kernelapp, numpy, pandas, pyarrow, scipy.stats, matplotlib.pyplot, sklearn.compose, sklearn.ensemble, "
-    "sklearn.inspection, sklearn.linear_model, sklearn.metrics, sklearn.model_selection, sklearn.pipeline, "
-    "sklearn.preprocessing, mlflow, mlflow.sklearn, optuna, pandera.pandas, deltalake, skops.io, scrapbook"
-)
-
-
 class KernelSettings(Group):
     "Kernels that have imported the usual libraries already"
 
     warm: bool = Field(True, description="Are kernels forked from a process that has imported libraries once?")
     preload: Annotated[list[str], BeforeValidator(parse_list)] = Field(
-        parse_list(_usual), description="Modules that this process imports"
+        ["usual"], description="Modules that this process imports; 'usual' stands for those of most notebooks"
     )
     idle: float = Field(900, gt=0, description="Seconds without a kernel after which it ends")
     most: int = Field(32, gt=0, description="Most kernels that it has at the same time; the next one starts cold")
@@ -158,12 +151,6 @@ class PromotionSettings(Group):
         return margin
 
 # %% ../nbs/api/00_settings.ipynb #452f34a0
-_tasks = (
-    "pandas, pyarrow, deltalake, mlflow, mlflow.store.tracking.sqlalchemy_store, papermill, nbconvert, nbclient, "
-    "airflow.providers.papermill.operators.papermill, mlpkg.airflow.dags, mlpkg.steps.run"
-)
-
-
 class AirflowSettings(Group):
     "Where Airflow keeps its files, and what it starts on its own"
 
@@ -179,7 +166,7 @@ class AirflowSettings(Group):
         168, gt=0, description="Longest such wait, and the longest that a training may take"
     )
     preload: Annotated[list[str], BeforeValidator(parse_list)] = Field(
-        parse_list(_tasks), description="Modules that the scheduler imports before it forks workers; empty: none"
+        ["usual"], description="Modules that the scheduler imports before it forks workers; empty: none"
     )
     arrival: str = Field("", description="DAG that brings in a month of data; `mlpkg simulate` begins with it")
     training: str = Field("", description="DAG that trains; `mlpkg simulate` runs it while there is no model")

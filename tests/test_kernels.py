@@ -17,6 +17,7 @@ from mlpkg.steps import launcher, supervisor
 from mlpkg.steps.execution import StepError
 from mlpkg.steps.kernels import StepKernel, inherited_env, socket_folder
 from mlpkg.steps.run import run_step
+from mlpkg.steps.warm import expand
 
 RUN = "import sys; from mlpkg.steps.run import run_step; run_step(sys.argv[1])"
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs prctl, which only Linux has")
@@ -44,8 +45,9 @@ def start(request, project) -> str:
     settings.write_text(settings.read_text() + f"\nkernels.warm = {'yes' if warm else 'no'}\n")
     rules = project.settings.kernels
     if warm:
-        address = launcher.template_address(sys.executable, rules.preload, project.env)
-        launcher.start_template(sys.executable, address, rules.preload, 60, rules.most, project.env)
+        modules = expand(rules.preload)
+        address = launcher.template_address(sys.executable, modules, project.env)
+        launcher.start_template(sys.executable, address, modules, 60, rules.most, project.env)
         wait_for(lambda: Path(address).exists(), 120, "a template")
     return request.param
 

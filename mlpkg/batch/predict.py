@@ -69,7 +69,7 @@ def _threads(model: Any, wanted: int | None) -> int:
     "How many threads run the model"
     return 1 if hasattr(model, "n_jobs") else wanted or min(cpu_count(), 8)
 
-
+# %% ../../nbs/api/batch/14_predict.ipynb #6442fcb8
 def _scored(screened: Screened, probability: np.ndarray) -> ScoredBatch:
     "A screened batch without the table that the model took, so that its memory is free"
     return ScoredBatch(screened.good, screened.bad, screened.outcome, probability)
@@ -133,7 +133,7 @@ def _repeated(value: pa.Scalar, rows: int) -> pa.Array:
         return pa.repeat(value, rows)
     return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int8()), rows), pa.array([value.as_py()]))
 
-
+# %% ../../nbs/api/batch/14_predict.ipynb #98ed3494
 def _written(
     rows: pa.RecordBatch,
     kept: pa.Schema,  # Columns of the source to keep, in the types to write
@@ -166,7 +166,7 @@ def _partition_filters(partition: Mapping[str, Any]) -> Filters:
         raise BatchError("which rows? Give the partition to write, such as {'month': ['2013-01']}")
     return [(name, "in", value if isinstance(value, list) else [value]) for name, value in partition.items()]
 
-
+# %% ../../nbs/api/batch/14_predict.ipynb #89e5f4e6
 def _check_values(source: Source, filters: Filters) -> None:
     "Refuse to look for text in a column of numbers, or the other way round"
     for name, _, values in filters:  # type: ignore[misc]
@@ -187,7 +187,7 @@ def _types(
     known |= {one.name: pa.float64() if one.kind == "number" else pa.string() for one in inputs}
     return known | {name: pa.array(values).type for name, _, values in filters}  # type: ignore[misc]
 
-
+# %% ../../nbs/api/batch/14_predict.ipynb #a341c76e
 def _kept(source: pa.Schema, names: list[str], table: pa.Schema | None) -> pa.Schema:
     "Columns to keep, in the types of the table if there is one"
     known = {column.name: column.type for column in table or ()}

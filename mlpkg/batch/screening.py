@@ -32,7 +32,7 @@ def _is_text(kind: pa.DataType) -> bool:
     kind = plain_type(kind)
     return pa.types.is_string(kind) or pa.types.is_null(kind)
 
-
+# %% ../../nbs/api/batch/10_screening.ipynb #30861e79
 def _is_number(kind: pa.DataType) -> bool:
     "Numbers and booleans; text too, which may hold numbers"
     tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, _is_text)
@@ -76,7 +76,7 @@ def _numbers_pass(values: np.ndarray, one: Input) -> bool:
     low, high = (-most if one.low is None else one.low), (most if one.high is None else one.high)
     return not (np.fmin.reduce(values) < low or np.fmax.reduce(values) > high)
 
-
+# %% ../../nbs/api/batch/10_screening.ipynb #34afe5c9
 def _new_texts(values: pd.Series, one: Input) -> pd.Series:
     "Distinct texts that are not among the input's categories"
     found = pd.Series(values.dropna().unique())
@@ -120,7 +120,7 @@ def _shaped(batch: pa.RecordBatch, inputs: Sequence[Input]) -> pd.DataFrame:
     except ValueError as error:
         raise BatchError(f"{error}. Nothing was written") from error
 
-
+# %% ../../nbs/api/batch/10_screening.ipynb #f5519152
 def _all_good(batch: pa.RecordBatch, table: pd.DataFrame, unknown: Sequence[Input]) -> Screened:
     "What screening gives where every row is good"
     none = pd.DataFrame(columns=violation_columns)

@@ -72,7 +72,7 @@ def _summed(violations: pd.DataFrame) -> pd.DataFrame:
     found = violations.groupby(["check", "column"], as_index=False).agg({"count": "sum", "examples": "first"})
     return found.sort_values(["count", "check", "column"], ascending=[False, True, True])
 
-
+# %% ../../nbs/api/batch/12_summary.ipynb #9e29e4a7
 @patch
 def _add_violations(self: SummaryBuilder, outcome: Outcome) -> None:
     "Count what was wrong with a batch"
@@ -108,7 +108,7 @@ def _sort_key(column: pd.Series) -> pd.Series:
     "Numbers by size and texts by alphabet, in one column"
     return column.map(lambda value: f"{value:020.6f}" if isinstance(value, int | float) else str(value))
 
-
+# %% ../../nbs/api/batch/12_summary.ipynb #60673f0a
 @patch
 def table(
     self: SummaryBuilder,

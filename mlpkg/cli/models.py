@@ -170,7 +170,7 @@ def _number(value: Any) -> str:
         return "" if value != value else f"{value:.4g}"
     return str(value)
 
-
+# %% ../../nbs/api/cli/14_models.ipynb #60393b3e
 def with_interval(
     row: dict[str, Any],  # Of a table with columns like roc_auc, roc_auc_low, roc_auc_high
     name: str,  # Column of the value

@@ -71,7 +71,7 @@ def _short(name: str, value: Any) -> str:
         return f"{name} {value:,.4g}"
     return f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}"
 
-
+# %% ../../nbs/api/cli/10_render.ipynb #3366975a
 def reported(
     scraps: dict[str, Any],  # What a step glued
     limit: int = 60,  # Characters
@@ -124,7 +124,7 @@ def row(
         said = [f"cell {step['cell']} of {step['cells']}"]
     return escape(step["name"]), coloured_state(step["status"]), duration(seconds), escape(said[0])
 
-
+# %% ../../nbs/api/cli/10_render.ipynb #78f1f58c
 @patch
 def table(self: Progress) -> Table:
     "All steps so far, in the order in which they started"

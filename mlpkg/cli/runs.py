@@ -64,7 +64,7 @@ def _names(run: Any) -> tuple[str, ...]:
     name = run.info.run_name
     return name, run.data.tags["mlpkg.step"], name.partition("[")[2].rstrip("]")
 
-
+# %% ../../nbs/api/cli/12_runs.ipynb #5cb3a7ba
 def find_step_run(
     mlflow: Any,  # MlflowClient
     parent_run_id: str,  # The pipeline run
@@ -171,7 +171,7 @@ def table(self: SimulationProgress) -> Table:
         table.add_row(*(escape(as_text(value)) for value in row.values()))
     return table
 
-
+# %% ../../nbs/api/cli/12_runs.ipynb #d1e68656
 @patch
 def ended(self: SimulationProgress) -> None:
     "Note the end of a month; print its line if this is not a terminal"
@@ -270,7 +270,7 @@ def _run_row(mlflow: Any, found: Any) -> tuple[str, ...]:
     dag_id, state = found.data.tags["mlpkg.dag_id"], coloured_state(info.status)
     return info.run_id[:8], dag_id, local_time(info.start_time), took, state, failed
 
-
+# %% ../../nbs/api/cli/12_runs.ipynb #bb829450
 @runs.command("runs", rich_help_panel="Looking back")
 def runs_command(
     dag: Annotated[str | None, typer.Option(help="Runs of this DAG only")] = None,

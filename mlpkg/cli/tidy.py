@@ -82,7 +82,7 @@ def _last_sign(mlflow: "MlflowClient", run: "Run") -> float:  # Seconds since th
         return float("inf")
     return max(one.info.end_time or one.info.start_time for one in [run, *steps]) / 1000
 
-
+# %% ../../nbs/api/cli/17_tidy.ipynb #06d93ca7
 def close_unknown(
     settings: "Settings",
     dry_run: bool = False,  # Only say what would be closed?
@@ -115,7 +115,7 @@ def _has_database(settings: "Settings") -> bool:
     address = os.environ.get("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "")
     return (Path(settings.airflow.home) / "airflow.db").is_file() if not address else "not-allowed" not in address
 
-
+# %% ../../nbs/api/cli/17_tidy.ipynb #1bcbdc0d
 def _close_unknown(settings: "Settings", dry_run: bool) -> "Removal":
     "Close the open runs of DAGs that are gone: as long as they are open, they keep old versions of tables"
     from mlpkg.airflow.local import output_to
@@ -129,7 +129,7 @@ def _close_unknown(settings: "Settings", dry_run: bool) -> "Removal":
     except Exception as error:  # of Airflow's database or MLflow: the records are cleaned all the same
         return Removal("open runs", "MLflow", note=f"not done: {error}", failed=True)
 
-
+# %% ../../nbs/api/cli/17_tidy.ipynb #454421ab
 def clean_records(
     settings: "Settings",
     dry_run: bool = False,  # Only say what would go?

@@ -169,7 +169,7 @@ def _registered(
     found = MlflowClient().search_model_versions(f"name = '{name}'")
     return next((entry for entry in found if entry.source == source), None)
 
-
+# %% ../../nbs/api/models/22_registry.ipynb #9860c211
 def version_of(
     model_uri: str,  # As `mlpkg.models.storage.log_model` returned it
     name: str,  # Registered model

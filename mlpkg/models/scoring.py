@@ -177,7 +177,7 @@ def _from_records(block: ColumnBlock, records: Sequence[Mapping[str, Any]]) -> n
         return np.array([list(map(record.get, names)) for record in records], dtype=float)
     return np.array([list(map(_text, map(record.get, names), known)) for record in records], dtype=object)
 
-
+# %% ../../nbs/api/models/10_scoring.ipynb #1682297f
 def _text(value: str | None, known: frozenset[str] | None) -> Any:
     "A text as the model knows it"
     return math.nan if value is None or (known is not None and value not in known) else value
@@ -233,7 +233,7 @@ def identical(
         return all(np.array_equal(one, other, equal_nan=True) for one, other in pairs)
     return np.array_equal(a, b, equal_nan=True) and (min(a.shape) < 2 or _order(a) == _order(b))
 
-
+# %% ../../nbs/api/models/10_scoring.ipynb #b947a25a
 def _order(a: Any) -> Literal["C", "F"]:
     "Is a matrix stored row by row (C) or column by column (F)?"
     return "F" if isinstance(a, np.ndarray) and a.strides[0] < a.strides[1] else "C"
@@ -274,7 +274,7 @@ def _plain_steps(pipeline: Any, rows: pd.DataFrame) -> Any:
     several = isinstance(pipeline, Pipeline) and len(pipeline) > 1
     return pipeline[:-1].transform(rows) if several else rows
 
-
+# %% ../../nbs/api/models/10_scoring.ipynb #4714f070
 def _later_steps(pipeline: Pipeline, encoded: Any) -> Any:
     "What the steps between column transformer and model make of encoded columns"
     for _, step in pipeline.steps[1:-1]:

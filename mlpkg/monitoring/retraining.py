@@ -40,7 +40,7 @@ def _time(milliseconds: int) -> datetime:
     "A time as MLflow gives it"
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
-
+# %% ../../nbs/api/monitoring/18_retraining.ipynb #53731929
 def reason_to_wait(
     runs: "Sequence[Run]",  # Trainings, newest first, see `pipeline_runs`
     rules: AirflowSettings,  # `retrain_wait` and `retrain_wait_max`, in hours
@@ -114,13 +114,13 @@ class RetrainReasons:
     wait: str  # From `reason_to_wait`
     trained: bool = True  # Has anything been trained yet? There is nothing to repeat otherwise
 
-
+# %% ../../nbs/api/monitoring/18_retraining.ipynb #daea850d
 @patch(as_prop=True)
 def retrain(self: RetrainReasons) -> bool:
     "Should a training be asked for now?"
     return bool(self.trained and (self.changes or self.alarm) and not self.wait)
 
-
+# %% ../../nbs/api/monitoring/18_retraining.ipynb #a596b988
 @patch(as_prop=True)
 def verdict(self: RetrainReasons) -> str:
     "The same in words"

@@ -30,7 +30,7 @@ def _tables(
     "Tables of answers, or of what is known about them"
     return [name for name in lake.tables() if name.partition("/")[0] in kinds]
 
-
+# %% ../../nbs/api/serving/32_forgetting.ipynb #7926a7ff
 def remove_old_answers(
     lake: Lake,
     before: datetime,  # Answers to requests of earlier days go
@@ -50,7 +50,7 @@ def remove_old_answers(
 class ForgetError(MlpkgError, RuntimeError):
     "Answers that could not be removed everywhere; the message says where they are and what to do"
 
-
+# %% ../../nbs/api/serving/32_forgetting.ipynb #e747a6dc
 def check_who(
     column: str,  # sticky, key or request_id
     value: str,
@@ -89,7 +89,7 @@ def _rewrite(path: Path, column: str, value: str) -> set[str]:
     draft.unlink(missing_ok=True)
     return requests
 
-
+# %% ../../nbs/api/serving/32_forgetting.ipynb #a6ea26d4
 def waiting_requests(
     folder: Path,  # From `answers_folder`
     column: str,  # sticky, key or request_id
@@ -139,7 +139,7 @@ def _requests(lake: Lake, table: str, column: str, value: str) -> set[str]:
         return set()
     return set(lake.table(table, ["request_id"], [(column, "==", value)])["request_id"].to_pylist())
 
-
+# %% ../../nbs/api/serving/32_forgetting.ipynb #d04ee69d
 def _delete(lake: Lake, table: str, column: str, values: Collection[str], dry_run: bool) -> int:
     "Delete rows by the values of a column, some hundred values at a time"
     if not values or not lake.exists(table):
