@@ -1146,6 +1146,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'mlpkg/monitoring/retraining.py'),
                                              'mlpkg.monitoring.retraining.retrain_reasons': ( 'api/monitoring/retraining.html#retrain_reasons',
                                                                                               'mlpkg/monitoring/retraining.py')},
+            'mlpkg.palette': {'mlpkg.palette.colour': ('api/palette.html#colour', 'mlpkg/palette.py')},
             'mlpkg.redaction': { 'mlpkg.redaction.RedactingFilter': ('api/redaction.html#redactingfilter', 'mlpkg/redaction.py'),
                                  'mlpkg.redaction.RedactingFilter.filter': ( 'api/redaction.html#redactingfilter.filter',
                                                                              'mlpkg/redaction.py'),

@@ -25,7 +25,7 @@ from sklearn.metrics import (
 
 from ..errors import MlpkgError
 from .intervals import auc_interval, checked_scores, roc_auc
-from ..palette import blue, orange, series
+from ..palette import blue, colour, orange
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -205,7 +205,7 @@ def plot_evaluations(
 
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), dpi=60, layout="constrained")
     for number, (name, found) in enumerate(evaluations.items()):
-        style = {"color": series[number % len(series)], "linestyle": _lines[number % len(_lines)], "label": name}
+        style = {"color": colour(number), "linestyle": _lines[number % len(_lines)], "label": name}
         _plot_model(axes, found, style)
     rate = next(iter(evaluations.values())).metrics["base_rate"]
     axes[0].plot([0, 1], [0, 1], color="grey", linewidth=0.7)
