@@ -239,10 +239,10 @@ def plot_slices(
     figure, axes = plt.subplots(figsize=(6, 0.9 + 0.22 * len(table)), dpi=60, layout="constrained")
     labels = [f"{value} ({n:,})" for value, n in zip(table["value"], table["n"], strict=True)]
     axes.hlines(labels, table["rate"], table["mean_p"], color="grey", linewidth=0.8)
-    for name, colour, marker, text in (("rate", orange, "o", "observed"), ("mean_p", blue, "D", "predicted")):
-        faces = ["white" if small else colour for small in table["small"]]
-        axes.scatter(table[name], labels, c=faces, edgecolors=colour, marker=marker, s=25, zorder=3)
-        axes.scatter([], [], c=colour, marker=marker, s=25, label=text)
+    for name, shade, marker, text in (("rate", orange, "o", "observed"), ("mean_p", blue, "D", "predicted")):
+        faces = ["white" if small else shade for small in table["small"]]
+        axes.scatter(table[name], labels, c=faces, edgecolors=shade, marker=marker, s=25, zorder=3)
+        axes.scatter([], [], c=shade, marker=marker, s=25, label=text)
     axes.set(title=f"by {column}", xlabel="positive rate", ylim=(-0.7, len(table) - 0.3))
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
