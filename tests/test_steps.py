@@ -222,11 +222,15 @@ def start_slow_step(project, **env: str):
 
 def kernels(project) -> list[int]:
     "Kernel processes of this project"
-    return [pid for pid in processes_with(str(project.root)) if "ipykernel_launcher" in command_line(pid)]
+    words = ("ipykernel_launcher", "mlpkg.steps.template")
+    return [pid for pid in processes_with(str(project.root)) if any(word in command_line(pid) for word in words)]
 
 
 def command_line(pid: int) -> str:
     return subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
+
+
+cold = {"MLPKG_KERNELS__WARM": "no"}  # A template for warm ones outlives a step, and has a folder of its own
 
 
 @pytest.fixture
@@ -239,7 +243,7 @@ def temporary():
 def test_a_step_leaves_nothing_behind_and_its_kernel_dies_silently(project, temporary):
     sources = {"ends": "x", "fails": "x / 0", "sleeps": "import time; time.sleep(60)", "dies": "import os; os.abort()"}
     notebooks = [str(project.notebook(name, "x: int = 1", cell)) for name, cell in sources.items()]
-    env = {"TMPDIR": str(temporary), "MLPKG_STEPS__CELL_TIMEOUT": "8"}
+    env = {"TMPDIR": str(temporary), "MLPKG_STEPS__CELL_TIMEOUT": "8", **cold}
     process = project.start(sys.executable, "-c", RUN_ALL, *notebooks, **env)
     output, _ = process.communicate(timeout=180)
     for said in ("ran to its end", "division by zero", "ran longer than 8 s", "killed by SIGABRT"):
@@ -249,7 +253,7 @@ def test_a_step_leaves_nothing_behind_and_its_kernel_dies_silently(project, temp
 
 
 def test_a_step_that_is_terminated_leaves_nothing_behind(project, temporary):
-    process = start_slow_step(project, TMPDIR=str(temporary))
+    process = start_slow_step(project, TMPDIR=str(temporary), **cold)
     assert [path.name.split("-")[0] for path in temporary.iterdir()] == ["mlpkg"]
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
@@ -257,7 +261,7 @@ def test_a_step_that_is_terminated_leaves_nothing_behind(project, temporary):
 
 
 def test_the_next_step_removes_what_a_killed_step_left_behind(project, temporary):
-    process = start_slow_step(project, TMPDIR=str(temporary))
+    process = start_slow_step(project, TMPDIR=str(temporary), **cold)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     wait_for(lambda: not kernels(project), 15, "the end of the kernel")

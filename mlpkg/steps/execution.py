@@ -26,7 +26,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from ..errors import MlpkgError
 from ..redaction import get_log, redact
-from ..settings import StepSettings
+from ..settings import KernelSettings, StepSettings
 from .kernels import KernelError, StepKernel, inherited_env, socket_folder
 from .notebooks import describe_cell, find_unfinished, write_whole
 
@@ -78,6 +78,7 @@ class Execution:
     cell_timeout: int = _limit("cell_timeout")  # Seconds
     start_timeout: int = _limit("start_timeout")  # Seconds
     output_limit: int = _limit("output_limit")  # Characters a cell may print into the notebook
+    kernels: KernelSettings | None = None  # How its kernel starts; as settings.ini says unless given
     progress: Callable[[int, int], None] | None = None  # Called with the cell's position and the number of cells
     sockets: Path = field(default_factory=socket_folder)  # Where the kernel's sockets are while it runs
     killed: str = ""  # Why it was ended from outside; empty if it was not
@@ -227,7 +228,7 @@ class StepClient(BoundedClient):
         execution: Execution,  # Its environment and limits
         kernel_name: str,  # One of `installed_kernels`
     ):
-        self.execution, self.kernel = execution, StepKernel(kernel_name, execution.sockets)
+        self.execution, self.kernel = execution, StepKernel(kernel_name, execution.sockets, execution.kernels)
         limits = {"timeout_func": lambda cell: execution.cell_limit(), "iopub_timeout": 60}
         limits["startup_timeout"] = execution.start_timeout
         folder = {"metadata": {"path": str(execution.notebook.parent)}}

@@ -25,6 +25,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from ..errors import MlpkgError
 from ..redaction import get_log, redact
+from ..settings import KernelSettings
 from . import launcher, supervisor
 from .warm import kernel_settings, warm_command
 
@@ -157,8 +158,9 @@ class StepKernel(AsyncKernelManager):
         self,
         kernel_name: str,  # One of `installed_kernels`
         folder: Path,  # From `socket_folder`: made at the start, removed by `close`
+        rules: KernelSettings | None = None,  # How it starts; as settings.ini says unless given
     ):
-        self.folder = folder
+        self.folder, self.rules = folder, rules or kernel_settings()
         self.pid: int | None = None  # Of the supervisor
         self.tails: dict[str, Tail] = {}  # "stdout" and "stderr", once it starts
         files = {"ip": f"{folder}/k", "connection_file": f"{folder}/kernel.json"}
@@ -183,7 +185,7 @@ class StepKernel(AsyncKernelManager):
         "The command of the launcher, then that of the supervisor, which ends in that of the kernel"
         command = super().format_kernel_cmd(extra_arguments)
         supervised = [sys.executable, "-I", "-S", supervisor.__file__, str(os.getpid()), *command]
-        return warm_command(supervised, kernel_settings())
+        return warm_command(supervised, self.rules)
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #1ac7958c
 @patch

@@ -122,6 +122,7 @@ def prepare_execution(
     execution = Execution(
         notebook, entry.notebook, parameters, env=kernel_env(settings, entry), timeout=steps.timeout,
         cell_timeout=steps.cell_timeout, start_timeout=steps.start_timeout, output_limit=steps.output_limit,
+        kernels=settings.kernels,
     )  # fmt: skip
     entry.sockets = str(execution.sockets)
     entry.save()
