@@ -6,6 +6,7 @@ Makes the library calls of the step notebooks in the same order, and draws what 
 import io
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 import matplotlib
@@ -106,9 +107,11 @@ def register_step(winner: dict[str, Any]) -> None:
     rules, tags = load_settings().promotion, {"candidate": winner["candidate"]}
     found: Comparison = winner["found"]
     challenger = submit(winner["model_uri"], MODEL, winner["tables"], winner["metrics"], tags)
-    draw(plot_comparison(found, rules))
+    ruling = promote(MODEL, challenger.version, found, rules)
+    found = replace(found, uses=ruling.details["uses"])
+    print(f"{ruling.event}: {ruling.why}")
     print(found.table(rules).round(4))
-    promote(MODEL, challenger.version, found, rules)
+    draw(plot_comparison(found, rules))
     print(history(MODEL).drop(columns="created").head(5).round(4))
 
 

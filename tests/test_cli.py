@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import mlflow
 import nbformat
 import pytest
 from conftest import ROOT
@@ -11,6 +12,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from mlpkg.cli.main import app
+from mlpkg.testing import add_version, temporary_store
 
 COMMANDS = list(get_command(app).commands)
 
@@ -108,3 +110,12 @@ def test_commands_in_the_documentation_exist(page, command):
         assert result.exit_code == 0, result.output
         options = [word.split("=")[0] for word in words[2:] if word.startswith("--")]
         assert all(option in result.output for option in options)
+
+
+def test_status_and_history_say_that_the_champion_of_the_record_is_gone():
+    with temporary_store():
+        version = add_version(promoted=True)
+        mlflow.MlflowClient().delete_model_version("parcels", str(version))
+        for command in ("history", "status"):
+            said = CliRunner().invoke(app, [command, *["--model", "parcels"][: 2 * (command == "history")]]).output
+            assert "version 1 became champion at" in said and "no version serves until the next decision" in said

@@ -174,14 +174,31 @@ def contest(project):
         yield project
 
 
-def register_alone(project, **parameters) -> dict:
-    "Run the register step alone and return what it glued"
+def run_register(project, **parameters):
+    "Run the register step alone"
     from conftest import ROOT
 
     from mlpkg.steps.run import run_step
 
-    notebook = ROOT / "nbs/pipelines/flights/24_register.ipynb"
-    return run_step(notebook, parameters, settings=project.settings).scraps
+    return run_step(ROOT / "nbs/pipelines/flights/24_register.ipynb", parameters, settings=project.settings)
+
+
+def register_alone(project, **parameters) -> dict:
+    "Run the register step alone and return what it glued"
+    return run_register(project, **parameters).scraps
+
+
+def comparison(error: float) -> dict:
+    "A comparison with version 1 that found a gain of 0.02 in ROC AUC with this standard error"
+    gain, alike = {"value": 0.02, "error": error, "freedom": 30.0}, {"value": 0.0, "error": 0.001, "freedom": 30.0}
+    return {
+        "problem": "",
+        "metrics": {"roc_auc": 0.68, "brier": 0.1},
+        "champion": 1,
+        "champion_metrics": {"roc_auc": 0.66, "brier": 0.1},
+        "gains": {"roc_auc": gain, "brier": alike},
+        "quality": {"roc_auc": {"value": 0.68, "error": 0.01, "freedom": 30.0}},
+    }
 
 
 def test_the_register_step_changes_nothing_unless_told_and_decides_on_the_comparison_of_this_run(contest):
@@ -194,14 +211,31 @@ def test_the_register_step_changes_nothing_unless_told_and_decides_on_the_compar
     assert registry() == before
     assert scraps["promoted"] is False and "nothing was compared" in scraps["reason"]
 
-    found = {"problem": "", "metrics": {"roc_auc": 0.68}, "champion": 1, "champion_metrics": {"roc_auc": 0.66}}
-    found |= {"gain": 0.02, "low": 0.0005}
-    fresh = {"model_uri": contest.uris[1], "metrics": {"roc_auc": 0.68}}
+    fresh, found = {"model_uri": contest.uris[1], "metrics": {"roc_auc": 0.68}}, comparison(error=0.02)
     scraps = register_alone(contest, **fresh, comparison=found)
     assert scraps["promoted"] is False and "0.6800 against the champion's 0.6600" in scraps["reason"]
     assert scraps["metrics"] == {"roc_auc": 0.68} and scraps["champion_metrics"] == {"roc_auc": 0.66}
-    scraps = register_alone(contest, **fresh, comparison={**found, "low": 0.01})
+    scraps = register_alone(contest, **fresh, comparison=comparison(error=0.001))
     assert scraps["promoted"] is True and contest.mlflow.get_registered_model("flights").aliases["champion"] == 2
+
+
+def test_the_register_step_shows_the_decision_that_was_recorded(contest):
+    "Another training has decided since the evaluation, so the gain would have won before and no longer does"
+    from mlpkg.models.comparison import as_comparison, decide
+    from mlpkg.models.promotion import promote
+
+    found, rules = {**comparison(error=0.0085), "marks": ["a day"]}, contest.settings.promotion
+    assert decide(as_comparison(found), rules).promote
+    assert promote("flights", 2, as_comparison({**comparison(error=0.1), "marks": ["a day"]}), rules).event == "refused"
+    step = run_register(contest, model_uri=contest.uris[1], metrics={"roc_auc": 0.68}, comparison=found)
+    assert step.scraps["promoted"] is False
+    outputs = [
+        output
+        for cell in contest.stored(contest.mlflow.get_run(step.run_id)).cells
+        for output in cell.get("outputs", [])
+    ]
+    (table,) = (o["data"]["text/plain"] for o in outputs if "because" in o.get("data", {}).get("text/plain", ""))
+    assert "use 2 of these rows" in table and "refused" in table and "promote\n" not in table
 
 
 def evaluated(project, features: list[str], version: int) -> dict:

@@ -4,9 +4,12 @@ Races need several processes that start together, a crash needs a process that d
 where AWS_ENDPOINT_URL (and credentials) point to a server; they make a bucket of their own.
 """
 
+import hashlib
+import json
 import multiprocessing
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -22,9 +25,9 @@ import pytest
 from mlpkg.data.lake import Lake, open_lake
 from mlpkg.data.ledger import Ledger
 from mlpkg.models import record
-from mlpkg.models.comparison import Comparison, compare, decide
+from mlpkg.models.comparison import Comparison, ComparisonError, as_comparison, compare, decide
 from mlpkg.models.holdout import FairRows, block_marks
-from mlpkg.models.oversight import history, promote_by_hand, release, rollback
+from mlpkg.models.oversight import history, hold, hold_of, missing_champion, promote_by_hand, release, rollback
 from mlpkg.models.paired import Measurement, gain, measure
 from mlpkg.models.promotion import count_uses, opponent, promote
 from mlpkg.models.record import decisions, follow, registered_model
@@ -291,7 +294,7 @@ def test_a_champion_that_was_deleted_in_mlflow_counts_as_none(contest, uris):
     promote(name, two, win(one), rules)
     mlflow.MlflowClient().delete_model_version(name, str(two))
     assert opponent(name, uris[2]) is None
-    with pytest.raises(RegistryError, match=f"but version {two} is champion by now"):
+    with pytest.raises(RegistryError, match=f"compared with version {one}, but no version serves by now"):
         promote(name, three, win(one), rules)
     assert promote(name, three, win(), rules).event == "promoted"
     assert champion(name).version == three
@@ -357,6 +360,155 @@ def test_a_version_that_was_registered_after_the_decision_does_not_become_champi
     again = {"at": past.isoformat(), "version": three, "champion": three, "before": one}
     decisions().settle(lambda lines: {**{k: v for k, v in line.items() if k not in ("line", "number")}, **again})
     assert champion(name).version == one
+
+
+@pytest.fixture
+def backup(store):
+    "Take a backup of MLflow's database now; what it gives restores it"
+
+    def copy(source, target):
+        with sqlite3.connect(source) as there, sqlite3.connect(target) as here:
+            there.backup(here)
+
+    database, kept = store.folder / "mlflow.db", store.folder / "backup.db"
+
+    def take():
+        copy(database, kept)
+        return lambda: copy(kept, database)
+
+    return take
+
+
+def another_model() -> str:
+    "Address of one more logged model"
+    table = parcels(300)
+    return log_model(fit("logistic_regression", table, "late", ["distance"], []), table[["distance"]])
+
+
+def set_clock_ahead(store, name: str, version: int, seconds: int) -> None:
+    "Let MLflow say that a version was registered so much later"
+    with sqlite3.connect(store.folder / "mlflow.db") as database:
+        change = "update model_versions set creation_time = creation_time + ? where name = ? and version = ?"
+        database.execute(change, (seconds * 1000, name, version))
+
+
+@pytest.mark.parametrize("then", ["refused", "held"])
+def test_after_a_restore_a_version_does_not_inherit_the_number_of_a_champion(contest, uris, backup, then, caplog):
+    "The champion was registered after the backup, and its number is given to a model that nobody has judged"
+    name, (one, _, three) = contest
+    promote(name, one, win(), rules)
+    restore = backup()
+    lost = register(another_model(), name)
+    belong_to("manual__1")
+    assert promote(name, lost, win(one), rules).event == "promoted"
+    restore()
+    assert champion(name).version == one
+    assert f"version {lost} became champion" in missing_champion(name)
+    assert [name in line for line in caplog.messages].count(True) == 1, "one warning"
+    again = register(another_model(), name)
+    assert again == lost and aliases(name) == {"champion": one, "challenger": again}
+    assert opponent(name, uris[2]).version == one
+    assert missing_champion(name), "the number is another model's"
+    assert promote(name, again, loss(one), rules).event == "refused", "although its run has promoted that number"
+    if then == "held":
+        hold(name, "something looks wrong, keep what serves")
+    assert (champion(name).version, missing_champion(name)) == (one, "")
+    assert get_version(name, again).tags["promotion"] == "refused"
+    with pytest.raises(RegistryError, match="has no predecessor"):
+        rollback(name, "to the model that had this number")
+    belong_to("")
+    promote_by_hand(name, three, "the board decides")
+    assert rollback(name, "too many complaints").version == one
+
+
+def test_tags_of_a_lost_version_are_not_written_on_the_one_that_gets_its_number(contest, backup):
+    name, (one, *_) = contest
+    promote(name, one, win(), rules)
+    restore = backup()
+    promote(name, register(another_model(), name), win(one), rules)
+    restore()
+    assert "promotion" not in get_version(name, register(another_model(), name)).tags
+
+
+def test_a_promotion_takes_effect_whatever_the_clock_of_mlflow_says(contest, store):
+    name, (one, two, _) = contest
+    promote(name, one, win(), rules)
+    set_clock_ahead(store, name, two, 400)
+    promote(name, two, win(one), rules)
+    assert champion(name).version == two
+
+
+def add_old_line(name: str, **fields) -> None:
+    "Add a decision as a version of mlpkg did that kept neither the model's registration nor its versions' sources"
+    columns = {column: kind for column, kind in record._columns.items() if column not in ("registered", "sources")}
+    line = {**dict.fromkeys(columns, ""), "model": name, "event": "by hand", "details": "{}", **fields}
+    Ledger(open_lake(), "registry/decisions", columns).settle(lambda lines: line)
+
+
+def test_an_old_line_counts_for_a_version_that_is_older_than_the_first_line_that_names_it(contest, store):
+    name, (one, two, _) = contest
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    add_old_line(name, at=now, version=one, champion=one, before=0)
+    add_old_line(name, at=now, version=two, champion=two, before=one)
+    assert champion(name).version == two
+    mlflow.MlflowClient().set_registered_model_alias(name, "champion", str(one))
+    set_clock_ahead(store, name, two, 3600)  # the number belongs to a version that was registered an hour later
+    later = (datetime.now(UTC) + timedelta(hours=2)).isoformat(timespec="seconds")
+    add_old_line(name, at=later, event="held", version=0, champion=two, before=two)
+    assert champion(name).version == one and hold_of(name)
+
+
+def test_a_challenger_is_compared_with_the_version_that_serves_where_the_champion_of_the_record_is_gone(contest, uris):
+    name, (one, two, three) = contest
+    promote(name, one, win(), rules)
+    promote(name, two, win(one), rules)
+    mlflow.MlflowClient().delete_model_version(name, str(two))
+    mlflow.MlflowClient().set_registered_model_alias(name, "champion", str(one))
+    assert opponent(name, uris[2]).version == one
+    with pytest.raises(RegistryError, match=f"compared with no champion, but version {one} is champion by now"):
+        promote(name, three, win(), rules)
+    ruling = promote(name, three, win(one), rules)
+    assert (ruling.event, ruling.before, champion(name).version) == ("promoted", one, three)
+    assert rollback(name, "it was better before").version == one
+
+
+def test_a_hold_of_the_first_minutes_counts_where_clocks_differ(contest):
+    name, (one, *_) = contest
+    model = registered_model(mlflow.MlflowClient(), name)
+    early = datetime.fromtimestamp(model.creation_timestamp // 1000 - 60, UTC).isoformat()
+    add_old_line(name, at=early, event="held", version=0, champion=one, before=one, why="the audit")
+    assert hold_of(name).why == "the audit"
+
+
+def test_a_line_with_a_column_of_a_later_version_is_read(contest):
+    name, (one, *_) = contest
+    promote(name, one, win(), rules)
+    line = {**decisions().read()[0][-1], "invented": "later"}
+    assert record._rulings([line])[0].champion == one
+
+
+def test_a_comparison_of_another_version_of_mlpkg_is_an_error_in_words():
+    old = {"problem": "", "metrics": {"roc_auc": 0.7}, "gain": 0.1, "low": 0.05, "marks": ["a"]}
+    with pytest.raises(ComparisonError, match="made by another version of mlpkg.* clear the evaluate step"):
+        as_comparison(old)
+    with pytest.raises(ComparisonError, match="another version of mlpkg"):
+        as_comparison({"gains": {"roc_auc": 0.1}})
+
+
+def test_uses_that_were_noted_by_blocks_alone_still_count(contest, uris):
+    name, (one, two, _) = contest
+    promote(name, one, win(), rules)
+    days = pd.Series([f"day {n}" for n in range(31)])
+    fair = FairRows(pd.DataFrame({"late": [0, 1] * 15 + [0]}), days, 1, 0, table="split/old parcels")
+    marks = sorted(hashlib.sha256(day.encode()).hexdigest()[:12] for day in days)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    for model in (name, "another model"):
+        line = {"version": two, "champion": one, "before": one, "details": json.dumps({"marks": marks})}
+        add_old_line(model, at=now, event="refused", **line)
+    assert count_uses(name, uris[2], fair, "late") == 2, "of this model"
+    found = compare(fair, "late", [0.2] * 31, [0.3] * 31, PromotionSettings(min_rows=1), champion=one, uses=1)
+    decided = promote(name, two, found, rules)
+    assert decided.details["uses"] == 2 and not set(decided.details["marks"]) & set(marks)
 
 
 def test_a_deleted_champion_costs_each_reader_one_look(contest, monkeypatch):

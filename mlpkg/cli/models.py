@@ -112,7 +112,7 @@ def history_command(
     limit: Annotated[int, typer.Option(help="How many versions", min=1)] = 20,
 ):
     """List the versions of the model, newest first: how good they were, what was decided and why, and a hold."""
-    from mlpkg.models.oversight import history, hold_of
+    from mlpkg.models.oversight import history, hold_of, missing_champion
 
     name = named_model(model)
     versions, metric = history(name).head(limit), current_settings().promotion.metric
@@ -123,6 +123,8 @@ def history_command(
     if held := hold_of(name):
         since = datetime.fromisoformat(held.at).astimezone().strftime("%Y-%m-%d %H:%M")
         Console().print(escape(f"Held by {held.by} since {since}: {held.why}"), soft_wrap=True)
+    if missing := missing_champion(name):
+        Console().print(escape(f"Missing champion: {missing}"), soft_wrap=True)
 
 # %% ../../nbs/api/cli/14_models.ipynb #28465d34
 @models.command("serve", rich_help_panel="Models")

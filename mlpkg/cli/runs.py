@@ -353,7 +353,7 @@ def latest_runs(
 # %% ../../nbs/api/cli/12_runs.ipynb #df67598f
 @runs.command("status", rich_help_panel="Looking back")
 def status_command():
-    """Show the latest run of each DAG, the aliases of models and holds on them, and what is in the outbox."""
+    """Show the latest run of each DAG, aliases of models, holds and missing champions, and what is in the outbox."""
     from mlpkg.steps.recovery import outbox_state
     from mlpkg.steps.tracking import client
 
@@ -366,8 +366,9 @@ def status_command():
     console.print(table if table.row_count else "No runs yet: mlpkg run DAG")
     for model in mlflow.search_registered_models():
         aliases = ", ".join(f"{alias} version {version}" for alias, version in sorted(model.aliases.items()))
-        held = f"; held: {escape(model.tags['hold'])}" if model.tags.get("hold") else ""
-        console.print(f"Model [bold]{model.name}[/bold]: {aliases or 'no alias'}{held}", soft_wrap=True)
+        notes = {"held": model.tags.get("hold"), "missing champion": model.tags.get("champion.missing")}
+        more = "".join(f"; {what}: {escape(note)}" for what, note in notes.items() if note)
+        console.print(f"Model [bold]{model.name}[/bold]: {aliases or 'no alias'}{more}", soft_wrap=True)
     for line in outbox_state(settings).lines():
         console.print(f"Outbox: {escape(line)}", soft_wrap=True)
 

@@ -193,9 +193,10 @@ def fair_rows(
 # %% ../../nbs/api/models/23_holdout.ipynb #adcf8ee9
 def block_marks(
     blocks: Iterable[str],  # Of the rows that judge
-    question: str = "",  # What they are asked, such as the table and the label
+    question: str = "",  # What they are asked, such as the table and the label; empty: mark the blocks alone
     most: int = 256,
 ) -> list[str]:  # Sorted
     "What to remember of the blocks of a holdout"
-    marks = {hashlib.sha256(f"{question} {block}".encode()).hexdigest()[:12] for block in set(blocks)}
+    texts = (f"{question} {block}" if question else block for block in set(blocks))
+    marks = {hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts}
     return sorted(marks)[:most]

@@ -18,6 +18,7 @@ from mlpkg.models.record import (
     judgements,
     read_champions,
     registered_model,
+    registered_version,
     settle,
 )
 from mlpkg.models.registry import (
@@ -26,6 +27,7 @@ from mlpkg.models.registry import (
     champion,
     get_version,
     register,
+    source_of,
     unknown_model,
     version_of,
     versions,
@@ -41,14 +43,18 @@ if TYPE_CHECKING:
 def _uses(
     judged: Iterable[Ruling],  # Decisions by a comparison, see `judgements`
     marks: Sequence[str],  # From `block_marks`, of the rows that judge now
+    name: str,  # Registered model
+    alone: Sequence[str] = (),  # From `block_marks` too, of the blocks alone
     run: str = "",  # DAG run that judges; see `current_dag_run`
-    version: int | None = None,  # Version that is judged, if it is registered already
-    name: str = "",  # Of its model
+    version: int = 0,  # Version that is judged; 0 if it is not registered yet
+    source: str = "",  # Logged model that it was made from
 ) -> int:  # 1 for the first
     "Which comparison on these rows this is"
-    earlier = [one for one in judged if set(one.details.get("marks", ())) & set(marks)]
-    mine = [one for one in earlier if run and (one.run, one.model, one.version) == (run, name, version)]
-    return 1 + len(earlier) - len(mine)
+
+    def shares(one: Ruling) -> bool:
+        return not {*marks, *(alone if one.model == name else ())}.isdisjoint(one.details.get("marks", ()))
+
+    return 1 + sum(shares(one) and not one.repeats(run, name, version, source) for one in judged)
 
 # %% ../../nbs/api/models/25_promotion.ipynb #384f89e2
 def count_uses(
@@ -61,8 +67,9 @@ def count_uses(
     "Which use of these rows a step is about to make"
     from mlpkg.models.holdout import block_marks
 
-    marks, version = block_marks(fair.blocks, f"{fair.table} {label}"), version_of(model_uri, name)
-    return _uses(judgements(), marks, current_dag_run(), version, name) + alarms
+    marks, alone = block_marks(fair.blocks, f"{fair.table} {label}"), block_marks(fair.blocks)
+    step = current_dag_run(), version_of(model_uri, name) or 0, source_of(model_uri)
+    return _uses(judgements(), marks, name, alone, *step) + alarms
 
 # %% ../../nbs/api/models/25_promotion.ipynb #ec9920af
 def existing_model(name: str) -> "RegisteredModel":  # RegistryError if there is none of that name
@@ -90,6 +97,14 @@ def _ruling(
         return "waiting", f"{why}; promotion.approval is manual: `mlpkg promote {version}` decides"
     return "promoted", why
 
+# %% ../../nbs/api/models/25_promotion.ipynb #e12eda86
+def _step(name: str, version: int) -> tuple[str, int, str]:  # DAG run, version, and logged model it was made from
+    "What tells that a step runs again"
+    from mlflow import MlflowClient
+
+    entry = registered_version(MlflowClient(), name, version)
+    return current_dag_run(), version, (entry and entry.source) or ""
+
 # %% ../../nbs/api/models/25_promotion.ipynb #6193a139
 def promote(
     name: str,  # Registered model
@@ -102,21 +117,22 @@ def promote(
     if not act:
         why = "; ".join(decide(found, rules).reasons)
         return Ruling(name, "not recorded", version, found.champion, found.champion, why)
-    run, kept = current_dag_run(), list[Ruling]()
+    model, kept = existing_model(name), list[Ruling]()
+    step = _step(name, version)
 
     def rule(champions: Champions) -> Ruling | None:
-        kept[:] = [one for one in [champions.decided(run, version)] if one]
+        kept[:] = [one for one in [champions.decided(*step)] if one]
         if kept:
             return None
-        uses = _uses(champions.judged, found.marks, run, version, name) + found.alarms
-        now = replace(found, uses=max(uses, found.uses))
+        uses = _uses(champions.judged, found.marks, name, found.block_marks, *step) + found.alarms
+        now = replace(found, uses=max(uses, found.uses), block_marks=[])
         decision = decide(now, rules)
         _same_champion(champions, name, version, decision, found.champion)
         event, why = _ruling(champions, version, decision, rules.approval)
         serves = version if event == "promoted" else champions.champion
-        return Ruling(name, event, version, serves, champions.champion, why, run, details=asdict(now))
+        return Ruling(name, event, version, serves, champions.champion, why, step[0], details=asdict(now))
 
-    champions = settle(existing_model(name), rule)
+    champions = settle(model, rule)
     return kept[0] if kept else champions.rulings[-1]
 
 # %% ../../nbs/api/models/25_promotion.ipynb #44004b2f
@@ -131,11 +147,10 @@ def _same_champion(
     now = champions.champion
     if not decision.promote or now in (against, version):
         return
-    if not against and now not in [one.version for one in versions(name)]:
-        return  # it was deleted in MLflow, so there was nothing to compare with
     before = f"version {against}" if against else "no champion"
+    by_now = f"version {now} is champion" if now else "no version serves"
     raise RegistryError(
-        f"{name!r}: version {version} was compared with {before}, but version {now} is champion by now. "
+        f"{name!r}: version {version} was compared with {before}, but {by_now} by now. "
         "Evaluate it again: clear the evaluate step"
     )
 
@@ -187,6 +202,6 @@ def opponent(
     if (model := registered_model(MlflowClient(), name)) is None:
         return None
     champions, version = read_champions(model), version_of(model_uri, name)
-    decided = champions.decided(current_dag_run(), version) if version else None
+    decided = champions.decided(current_dag_run(), version, source_of(model_uri)) if version else None
     number = decided.before if decided else champions.champion
     return next((one for one in versions(name) if one.version == number), None)
