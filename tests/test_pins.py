@@ -1,9 +1,11 @@
 """The steps of a DAG run work on one version of each table, retries and mapped steps included. Steps are processes."""
 
+import json
 import multiprocessing
 from collections import Counter
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from mlpkg.data.commits import OutdatedError
@@ -99,6 +101,82 @@ def test_a_run_that_is_over_earlier_does_not_keep_a_later_one_from_writing(store
             run_step(store.write, parent_run_id=parent, settings=store.settings)
         run_step(count, parent_run_id=parent, settings=store.settings)
         assert store.lake.read("sum/parcels")["rows"].tolist() == [rows]
+
+
+def month(value: int, *months: str) -> pd.DataFrame:
+    return pd.DataFrame({"month": months, "x": value})
+
+
+@pytest.fixture
+def runs(root):
+    "A lake, and two DAG runs in it: the earlier has read less of `clean` than the later"
+    free, early, late = (Lake(root, run=run) for run in ("", "ab12", "cd34"))
+    free.write("clean", month(1, "04"), mode="replace", partition={"month": "04"})
+    early.version("clean")
+    free.write("clean", month(2, "04", "05"), mode="replace", partition={"month": ["04", "05"]})
+    return free, early, late
+
+
+def made_from(lake: Lake, name: str) -> dict[str, int]:
+    "The sources that the newest commit of a table names"
+    said = json.loads(lake._open(name).history(1)[0].get("made_from", "{}"))
+    return {source: version for source, (_, version) in said.items()}
+
+
+def copied(lake):
+    lake.copy("clean", "t")
+
+
+def numbered(lake):
+    version = lake.version("clean")
+    lake.write("t", lake.read("clean", version=version), mode="overwrite")
+
+
+def streamed(lake):
+    def batches():
+        yield from lake.batches("clean")
+
+    lake.write("t", lambda: pa.RecordBatchReader.from_batches(lake.schema("clean"), batches()), mode="overwrite")
+
+
+def streamed_later(lake):
+    def batches():
+        yield pa.record_batch({"month": ["01"], "x": [0]})
+        yield from lake.batches("clean")
+
+    lake.write("t", lambda: pa.RecordBatchReader.from_batches(lake.schema("clean"), batches()), mode="overwrite")
+
+
+@pytest.mark.parametrize("job", [streamed, streamed_later])
+def test_tables_that_are_read_while_rows_are_written_are_sources_too(runs, job):
+    free, early, late = runs
+    job(late)
+    assert made_from(free, "t") == {"clean": 1}
+    with pytest.raises(OutdatedError):
+        job(early)
+    assert free.read("t")["x"].isin([0, 2]).all()
+
+
+@pytest.mark.parametrize("job", [copied, numbered])
+def test_a_version_that_is_asked_for_by_its_number_is_a_source_too(runs, job):
+    free, early, late = runs
+    job(late)
+    assert made_from(free, "t") == {"clean": 1}
+    with pytest.raises(OutdatedError):
+        job(early)
+
+
+def test_an_old_version_that_is_asked_for_by_its_number_is_not_a_source(runs):
+    free, _, late = runs
+    for lake in (free, late):
+        lake.read("clean", version=0)
+        lake.write("report", month(0, "04"), mode="overwrite")
+        assert made_from(free, "report") == {}
+    late.version("clean")
+    free.write("clean", month(3, "04"), mode="replace", partition={"month": "04"})
+    for asked, noted in ((0, None), (1, 1), (0, 1), (2, 2)):
+        late.read("clean", version=asked)
+        assert late.sources.get("clean", [0, None])[1] == noted
 
 
 def derive(root, barrier, version, results):

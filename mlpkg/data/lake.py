@@ -23,16 +23,7 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from fastcore.basics import patch
 
-from mlpkg.data.arrow import (
-    Filters,
-    LakeError,
-    check_name,
-    filter_columns,
-    fit_schema,
-    plain_batch,
-    plain_schema,
-    read_files,
-)
+from .arrow import Filters, LakeError, check_name, filter_columns, fit_schema, plain_schema, read_files
 from mlpkg.data.commits import (
     Mode,
     Sources,
@@ -40,13 +31,13 @@ from mlpkg.data.commits import (
     check_sources,
     commit_options,
     describe,
+    drawn,
     incomplete,
     removed,
     touches,
-    watched,
 )
 from .ledger import Ledger
-from .pins import move_pin, pin, pins
+from .pins import move_pin, pin, pinned, pins
 from .spill import reopened
 from ..settings import Settings, load_settings
 
@@ -195,6 +186,13 @@ def _note(self: Lake, mode: str, name: str, table: DeltaTable, version: int, row
         with open(self.log, "a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
 
+# %% ../../nbs/api/data/14_lake.ipynb #8f27c0b4
+@patch
+def _usual(self: Lake, name: str) -> int:
+    "The version that is read where none is given; nothing is pinned"
+    found = pinned(self._pins, name) if self.run else None
+    return self._open(name).version() if found is None else found
+
 # %% ../../nbs/api/data/14_lake.ipynb #e58a5dba
 @patch
 def _scan(
@@ -206,10 +204,10 @@ def _scan(
     for column in chain(columns or [], filter_columns(filters)):
         if column not in data.schema.names:
             raise LakeError(f"table {name!r} has no column {column!r} (it has: {', '.join(data.schema.names)})")
-    if not isinstance(version, int):
-        self.sources[name] = [table.metadata().id, table.version()]
-    elif incomplete(data):
+    if isinstance(version, int) and incomplete(data):
         raise removed(name, version)
+    if not isinstance(version, int) or version >= self._usual(name):
+        self.sources[name] = [table.metadata().id, table.version()]
     return table, read_files(data, columns, filters)
 
 # %% ../../nbs/api/data/14_lake.ipynb #aa37c7fa
@@ -271,12 +269,12 @@ def _commit(
     schema = fit_schema(name, reader.schema, old)
     if absent := [column for column in layout if column not in schema.names]:
         raise LakeError(f"table {name!r}: partition column {absent[0]!r} is not in the data")
-    if table is not None and self.run and self.sources and mode != "append":
-        check_sources(name, table.history(), partition, self.sources)
     faults: list[Exception] = []
-    stream = pa.RecordBatchReader.from_batches(schema, watched((plain_batch(b, schema) for b in reader), faults))
+    stream, sources = drawn(reader, schema, self.sources, faults)
+    if table is not None and self.run and sources and mode != "append":
+        check_sources(name, table.history(), partition, sources)
     about: dict[str, Any] = {"write_id": mark, "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID")}
-    about |= {"partition": partition, "made_from": self.sources}
+    about |= {"partition": partition, "made_from": sources}
     how = commit_options(mode, layout, change_schema, table is not None, about)
     try:
         write_deltalake(table or f"{self.root}/{name}", stream, storage_options=self.options, **how)
