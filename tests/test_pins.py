@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 from collections import Counter
+from contextlib import nullcontext
+from datetime import date
 
 import pandas as pd
 import pyarrow as pa
@@ -121,6 +123,44 @@ def made_from(lake: Lake, name: str) -> dict[str, int]:
     "The sources that the newest commit of a table names"
     said = json.loads(lake._open(name).history(1)[0].get("made_from", "{}"))
     return {source: version for source, (_, version) in said.items()}
+
+
+def test_a_mend_or_an_append_by_hand_does_not_hide_what_was_made_from_later_rows(runs):
+    free, early, late = runs
+    both = {"month": ["04", "05"]}
+    for mode, partition, rows in (("replace", {"month": "05"}, month(9, "05")), ("append", None, month(9, "07"))):
+        late.write("t", late.read("clean"), mode="replace", partition=both)
+        free.write("t", rows, mode=mode, partition=partition)
+        early.read("clean")
+        with pytest.raises(OutdatedError):
+            early.write("t", month(1, "04", "05"), mode="replace", partition=both)
+    free.write("t", month(9, "04"), mode="replace", partition={"month": "04"})
+    early.write("t", month(1, "04"), mode="replace", partition={"month": "04"})
+
+
+@pytest.mark.parametrize("added", ["01", "10"])
+def test_an_append_keeps_a_replacement_only_of_the_parts_that_it_has_added_to(runs, added):
+    free, early, late = runs
+    free.write("t", month(0, "01"), mode="replace", partition={"month": "01"})
+    early.read("clean"), late.read("clean")
+    late.write("t", month(1, added))
+    with pytest.raises(OutdatedError) if added == "01" else nullcontext():
+        early.write("t", month(2, "01"), mode="replace", partition={"month": "01"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "one", "same"),
+    [(float, 1.0, 1), (int, 1, 1.0), (object, date(2013, 1, 1), pd.Timestamp("2013-01-01")), (str, "1", "1")],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_values_of_a_partition_are_compared_in_the_type_of_the_column(runs, kind, one, same, turned):
+    _, early, late = runs
+    early.read("clean"), late.read("clean")
+    rows = pd.DataFrame({"key": pd.Series([one], dtype=kind), "x": 1})
+    first, second = (same, one) if turned else (one, same)
+    late.write("t", rows, mode="replace", partition={"key": first})
+    with pytest.raises(OutdatedError):
+        early.write("t", rows, mode="replace", partition={"key": second})
 
 
 def copied(lake):
