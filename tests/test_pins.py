@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from mlpkg.data import lake as lake_module
 from mlpkg.data.commits import OutdatedError
 from mlpkg.data.lake import Lake
 from mlpkg.data.pins import move_pin
@@ -161,6 +162,28 @@ def test_values_of_a_partition_are_compared_in_the_type_of_the_column(runs, kind
     late.write("t", rows, mode="replace", partition={"key": first})
     with pytest.raises(OutdatedError):
         early.write("t", rows, mode="replace", partition={"key": second})
+
+
+@pytest.mark.parametrize("mode", ["replace", "overwrite"])
+@pytest.mark.parametrize(("place", "moment"), [(Lake, "_layout"), (lake_module, "write_deltalake")])
+def test_a_table_that_somebody_else_makes_meanwhile_is_not_replaced_by_an_older_state(
+    runs, monkeypatch, mode, place, moment
+):
+    free, early, late = runs
+    rows, waiting, original = early.read("clean"), ["late"], getattr(place, moment)
+    partition = {"month": ["04", "05"]} if mode == "replace" else None
+
+    def overtaken(*args, **how):
+        if waiting:
+            waiting.clear()
+            late.write("t", late.read("clean"), mode=mode, partition=partition)
+        return original(*args, **how)
+
+    monkeypatch.setattr(place, moment, overtaken)
+    with pytest.raises(OutdatedError):
+        early.write("t", rows, mode=mode, partition=partition, allow_empty=mode == "replace")
+    assert not waiting and free.read("t")["x"].tolist() == [2, 2]
+    assert free.versions("t")["operation"].tolist() == [mode]
 
 
 def copied(lake):

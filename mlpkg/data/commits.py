@@ -86,7 +86,7 @@ def describe(
 ) -> dict[str, Any]:  # version, time (UTC), operation, rows (written), run_id
     "One line of `Lake.versions` from an entry of the Delta log"
     how = entry.get("operationParameters", {})
-    mode = "replace" if how.get("predicate") else str(how.get("mode", "")).lower()
+    mode = entry.get("write_mode") or ("replace" if how.get("predicate") else str(how.get("mode", "")).lower())
     return {
         "version": entry["version"],
         "time": pd.Timestamp(entry["timestamp"], unit="ms", tz="UTC"),
@@ -243,16 +243,18 @@ def commit_options(
     about: Mapping[str, Any],  # What the log shall say: partition, write_id and the like; what is empty is left out
 ) -> dict[str, Any]:
     "Options of a write, for deltalake"
-    told = {name: value for name, value in about.items() if value}
+    told = {"write_mode": mode} | {name: value for name, value in about.items() if value}
     said = {name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in told.items()}
     return {
-        "mode": "append" if mode == "append" else "overwrite",
+        "mode": "error" if not exists else "append" if mode == "append" else "overwrite",
         "predicate": as_predicate(about["partition"]) if mode == "replace" else None,
         "partition_by": layout or None,
         "schema_mode": "overwrite" if change_schema else None,
         "target_file_size": file_size,
         "writer_properties": writer,
-        "commit_properties": CommitProperties(said, max_commit_retries=0 if mode == "overwrite" else None),
+        "commit_properties": CommitProperties(
+            said, max_commit_retries=0 if mode == "overwrite" or not exists else None
+        ),
         "post_commithook_properties": keep_log,
         "configuration": None if exists else {**log_property},
     }

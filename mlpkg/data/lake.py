@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pandas as pd
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from fastcore.basics import patch
 
 from .arrow import Filters, LakeError, check_name, filter_columns, fit_schema, plain_schema, read_files
@@ -284,9 +284,11 @@ def _commit(
     how = commit_options(mode, layout, change_schema, table is not None, about)
     try:
         write_deltalake(table or f"{self.root}/{name}", stream, storage_options=self.options, **how)
-    except DeltaError:
+    except DeltaError as error:
         if faults:
             raise faults[0] from None
+        if table is None and self.exists(name):
+            raise CommitFailedError(f"table {name!r} was made by somebody else meanwhile") from error
         raise
 
 # %% ../../nbs/api/data/14_lake.ipynb #d997969c
