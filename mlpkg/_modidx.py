@@ -337,6 +337,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlpkg.data.commits.log_lines': ('api/data/commits.html#log_lines', 'mlpkg/data/commits.py'),
                                     'mlpkg.data.commits.parts': ('api/data/commits.html#parts', 'mlpkg/data/commits.py'),
                                     'mlpkg.data.commits.removed': ('api/data/commits.html#removed', 'mlpkg/data/commits.py'),
+                                    'mlpkg.data.commits.same_rows': ('api/data/commits.html#same_rows', 'mlpkg/data/commits.py'),
                                     'mlpkg.data.commits.touches': ('api/data/commits.html#touches', 'mlpkg/data/commits.py'),
                                     'mlpkg.data.commits.until_committed': ( 'api/data/commits.html#until_committed',
                                                                             'mlpkg/data/commits.py'),

@@ -4,7 +4,7 @@ import json
 import multiprocessing
 from collections import Counter
 from contextlib import nullcontext
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 
 import pandas as pd
 import pyarrow as pa
@@ -14,6 +14,7 @@ from mlpkg.data import lake as lake_module
 from mlpkg.data.commits import OutdatedError
 from mlpkg.data.lake import Lake
 from mlpkg.data.pins import move_pin
+from mlpkg.data.retention import compact, protect_log, remove_versions
 from mlpkg.steps.execution import StepError
 from mlpkg.steps.run import run_step
 from mlpkg.steps.tracking import open_pipeline_run
@@ -184,6 +185,19 @@ def test_a_table_that_somebody_else_makes_meanwhile_is_not_replaced_by_an_older_
         early.write("t", rows, mode=mode, partition=partition, allow_empty=mode == "replace")
     assert not waiting and free.read("t")["x"].tolist() == [2, 2]
     assert free.versions("t")["operation"].tolist() == [mode]
+
+
+def test_upkeep_of_a_source_makes_nothing_later(runs):
+    free, early, late = runs
+    early = Lake(free.root, run="ef56")
+    rows = early.read("clean")
+    compact(free, "clean", more_than=0)
+    protect_log(free, "clean")
+    remove_versions(free, "clean", datetime.now(UTC) - timedelta(days=1))
+    assert free.version("clean") > 1
+    late.write("t", late.read("clean"), mode="overwrite")
+    assert made_from(free, "t") == {"clean": 1}
+    early.write("t", rows, mode="overwrite")
 
 
 def copied(lake):

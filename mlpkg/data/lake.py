@@ -33,6 +33,7 @@ from mlpkg.data.commits import (
     drawn,
     incomplete,
     removed,
+    same_rows,
     touches,
     until_committed,
 )
@@ -212,7 +213,7 @@ def _scan(
     if isinstance(version, int) and incomplete(data):
         raise removed(name, version)
     if not isinstance(version, int) or version >= self._usual(name):
-        self.sources[name] = [table.metadata().id, table.version()]
+        self.sources[name] = [table.metadata().id, same_rows(data.filesystem, table.version())]
     return table, read_files(data, columns, filters)
 
 # %% ../../nbs/api/data/14_lake.ipynb #aa37c7fa
