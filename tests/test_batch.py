@@ -26,6 +26,7 @@ from mlpkg.batch.predict import predict_batches, score
 from mlpkg.batch.screening import BatchError, Screened, fast_check, rows_as_json, screen
 from mlpkg.batch.summary import plot_result
 from mlpkg.data.arrow import LakeError
+from mlpkg.data.commits import OutdatedError
 from mlpkg.data.contracts import check
 from mlpkg.data.inputs import Input, as_contract, inputs_from, shape
 from mlpkg.data.lake import Lake
@@ -188,6 +189,19 @@ def test_a_month_predicted_twice_is_there_once_and_others_are_left_alone(loaded,
     second = after[after["month"] == "2026-02"]
     assert (second["prediction"] == (second["probability"] >= 0.2)).all()
     assert second["predicted_at"].min() > before["predicted_at"].max()
+
+
+def test_a_cleared_prediction_of_an_old_dag_run_does_not_replace_newer_ones(loaded, lake, parcels):
+    early, late = (Lake(lake.root, spill=lake.spill, run=run) for run in ("ab12", "cd34"))
+    month = {"month": MONTHS[0]}
+    score(early, loaded, TABLE, TO, month, ["parcel"])
+    lake.write(TABLE, parcels.assign(distance=7.0), mode="replace", partition={"month": MONTHS})
+    score(late, loaded, TABLE, TO, month, ["parcel"])
+    newer = lake.version(TO)
+    with pytest.raises(OutdatedError, match=f"was made from version 1 of '{TABLE}' meanwhile"):
+        score(early, loaded, TABLE, TO, month, ["parcel"])
+    score(early, loaded, TABLE, TO, {"month": MONTHS[1]}, ["parcel"])
+    assert lake.version(TO) == newer + 1
 
 
 def test_bad_rows_go_to_quarantine_with_reasons_and_leave_it_when_they_are_fixed(loaded, lake, parcels):

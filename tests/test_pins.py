@@ -1,14 +1,20 @@
 """The steps of a DAG run work on one version of each table, retries and mapped steps included. Steps are processes."""
 
+import json
 import multiprocessing
 from collections import Counter
+from contextlib import nullcontext
+from datetime import UTC, date, datetime, timedelta
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
+from mlpkg.data import lake as lake_module
 from mlpkg.data.commits import OutdatedError
 from mlpkg.data.lake import Lake
 from mlpkg.data.pins import move_pin
+from mlpkg.data.retention import compact, protect_log, remove_versions
 from mlpkg.steps.execution import StepError
 from mlpkg.steps.run import run_step
 from mlpkg.steps.tracking import open_pipeline_run
@@ -99,6 +105,155 @@ def test_a_run_that_is_over_earlier_does_not_keep_a_later_one_from_writing(store
             run_step(store.write, parent_run_id=parent, settings=store.settings)
         run_step(count, parent_run_id=parent, settings=store.settings)
         assert store.lake.read("sum/parcels")["rows"].tolist() == [rows]
+
+
+def month(value: int, *months: str) -> pd.DataFrame:
+    return pd.DataFrame({"month": months, "x": value})
+
+
+@pytest.fixture
+def runs(root):
+    "A lake, and two DAG runs in it: the earlier has read less of `clean` than the later"
+    free, early, late = (Lake(root, run=run) for run in ("", "ab12", "cd34"))
+    free.write("clean", month(1, "04"), mode="replace", partition={"month": "04"})
+    early.version("clean")
+    free.write("clean", month(2, "04", "05"), mode="replace", partition={"month": ["04", "05"]})
+    return free, early, late
+
+
+def made_from(lake: Lake, name: str) -> dict[str, int]:
+    "The sources that the newest commit of a table names"
+    said = json.loads(lake._open(name).history(1)[0].get("made_from", "{}"))
+    return {source: version for source, (_, version) in said.items()}
+
+
+def test_a_mend_or_an_append_by_hand_does_not_hide_what_was_made_from_later_rows(runs):
+    free, early, late = runs
+    both = {"month": ["04", "05"]}
+    for mode, partition, rows in (("replace", {"month": "05"}, month(9, "05")), ("append", None, month(9, "07"))):
+        late.write("t", late.read("clean"), mode="replace", partition=both)
+        free.write("t", rows, mode=mode, partition=partition)
+        early.read("clean")
+        with pytest.raises(OutdatedError):
+            early.write("t", month(1, "04", "05"), mode="replace", partition=both)
+    free.write("t", month(9, "04"), mode="replace", partition={"month": "04"})
+    early.write("t", month(1, "04"), mode="replace", partition={"month": "04"})
+
+
+@pytest.mark.parametrize("added", ["01", "10"])
+def test_an_append_keeps_a_replacement_only_of_the_parts_that_it_has_added_to(runs, added):
+    free, early, late = runs
+    free.write("t", month(0, "01"), mode="replace", partition={"month": "01"})
+    early.read("clean"), late.read("clean")
+    late.write("t", month(1, added))
+    with pytest.raises(OutdatedError) if added == "01" else nullcontext():
+        early.write("t", month(2, "01"), mode="replace", partition={"month": "01"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "one", "same"),
+    [(float, 1.0, 1), (int, 1, 1.0), (object, date(2013, 1, 1), pd.Timestamp("2013-01-01")), (str, "1", "1")],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_values_of_a_partition_are_compared_in_the_type_of_the_column(runs, kind, one, same, turned):
+    _, early, late = runs
+    early.read("clean"), late.read("clean")
+    rows = pd.DataFrame({"key": pd.Series([one], dtype=kind), "x": 1})
+    first, second = (same, one) if turned else (one, same)
+    late.write("t", rows, mode="replace", partition={"key": first})
+    with pytest.raises(OutdatedError):
+        early.write("t", rows, mode="replace", partition={"key": second})
+
+
+@pytest.mark.parametrize("mode", ["replace", "overwrite"])
+@pytest.mark.parametrize(("place", "moment"), [(Lake, "_layout"), (lake_module, "write_deltalake")])
+def test_a_table_that_somebody_else_makes_meanwhile_is_not_replaced_by_an_older_state(
+    runs, monkeypatch, mode, place, moment
+):
+    free, early, late = runs
+    rows, waiting, original = early.read("clean"), ["late"], getattr(place, moment)
+    partition = {"month": ["04", "05"]} if mode == "replace" else None
+
+    def overtaken(*args, **how):
+        if waiting:
+            waiting.clear()
+            late.write("t", late.read("clean"), mode=mode, partition=partition)
+        return original(*args, **how)
+
+    monkeypatch.setattr(place, moment, overtaken)
+    with pytest.raises(OutdatedError):
+        early.write("t", rows, mode=mode, partition=partition, allow_empty=mode == "replace")
+    assert not waiting and free.read("t")["x"].tolist() == [2, 2]
+    assert free.versions("t")["operation"].tolist() == [mode]
+
+
+def test_upkeep_of_a_source_makes_nothing_later(runs):
+    free, early, late = runs
+    early = Lake(free.root, run="ef56")
+    rows = early.read("clean")
+    compact(free, "clean", more_than=0)
+    protect_log(free, "clean")
+    remove_versions(free, "clean", datetime.now(UTC) - timedelta(days=1))
+    assert free.version("clean") > 1
+    late.write("t", late.read("clean"), mode="overwrite")
+    assert made_from(free, "t") == {"clean": 1}
+    early.write("t", rows, mode="overwrite")
+
+
+def copied(lake):
+    lake.copy("clean", "t")
+
+
+def numbered(lake):
+    version = lake.version("clean")
+    lake.write("t", lake.read("clean", version=version), mode="overwrite")
+
+
+def streamed(lake):
+    def batches():
+        yield from lake.batches("clean")
+
+    lake.write("t", lambda: pa.RecordBatchReader.from_batches(lake.schema("clean"), batches()), mode="overwrite")
+
+
+def streamed_later(lake):
+    def batches():
+        yield pa.record_batch({"month": ["01"], "x": [0]})
+        yield from lake.batches("clean")
+
+    lake.write("t", lambda: pa.RecordBatchReader.from_batches(lake.schema("clean"), batches()), mode="overwrite")
+
+
+@pytest.mark.parametrize("job", [streamed, streamed_later])
+def test_tables_that_are_read_while_rows_are_written_are_sources_too(runs, job):
+    free, early, late = runs
+    job(late)
+    assert made_from(free, "t") == {"clean": 1}
+    with pytest.raises(OutdatedError):
+        job(early)
+    assert free.read("t")["x"].isin([0, 2]).all()
+
+
+@pytest.mark.parametrize("job", [copied, numbered])
+def test_a_version_that_is_asked_for_by_its_number_is_a_source_too(runs, job):
+    free, early, late = runs
+    job(late)
+    assert made_from(free, "t") == {"clean": 1}
+    with pytest.raises(OutdatedError):
+        job(early)
+
+
+def test_an_old_version_that_is_asked_for_by_its_number_is_not_a_source(runs):
+    free, _, late = runs
+    for lake in (free, late):
+        lake.read("clean", version=0)
+        lake.write("report", month(0, "04"), mode="overwrite")
+        assert made_from(free, "report") == {}
+    late.version("clean")
+    free.write("clean", month(3, "04"), mode="replace", partition={"month": "04"})
+    for asked, noted in ((0, None), (1, 1), (0, 1), (2, 2)):
+        late.read("clean", version=asked)
+        assert late.sources.get("clean", [0, None])[1] == noted
 
 
 def derive(root, barrier, version, results):

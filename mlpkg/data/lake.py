@@ -8,10 +8,8 @@ __all__ = ['Version', 'storage_options', 'Lake', 'open_lake']
 # %% ../../nbs/api/data/14_lake.ipynb #ec1f4cbc
 import json
 import os
-import random
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -23,30 +21,24 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from fastcore.basics import patch
 
-from mlpkg.data.arrow import (
-    Filters,
-    LakeError,
-    check_name,
-    filter_columns,
-    fit_schema,
-    plain_batch,
-    plain_schema,
-    read_files,
-)
+from .arrow import Filters, LakeError, check_name, filter_columns, fit_schema, plain_schema, read_files
 from mlpkg.data.commits import (
     Mode,
     Sources,
+    added_parts,
     check_mode,
     check_sources,
     commit_options,
     describe,
+    drawn,
     incomplete,
     removed,
+    same_rows,
     touches,
-    watched,
+    until_committed,
 )
 from .ledger import Ledger
-from .pins import move_pin, pin, pins
+from .pins import move_pin, pin, pinned, pins
 from .spill import reopened
 from ..settings import Settings, load_settings
 
@@ -167,6 +159,11 @@ def version(self: Lake, name: str) -> int:  # From 0 on; LakeError if there is n
     return self._open(name, self._at(name, None)).version()
 
 # %% ../../nbs/api/data/14_lake.ipynb #f3212976
+def _schema(table: DeltaTable) -> pa.Schema:
+    "Columns and plain types of a table"
+    return plain_schema(pa.schema(table.schema().to_arrow()))
+
+
 @patch
 def schema(
     self: Lake,
@@ -174,7 +171,7 @@ def schema(
     version: Version = None,  # See `read`
 ) -> pa.Schema:  # In the plain types of `mlpkg.data.arrow`
     "Columns and types"
-    return plain_schema(pa.schema(self._open(name, self._at(name, version)).schema().to_arrow()))
+    return _schema(self._open(name, self._at(name, version)))
 
 
 @patch
@@ -195,6 +192,13 @@ def _note(self: Lake, mode: str, name: str, table: DeltaTable, version: int, row
         with open(self.log, "a", encoding="utf-8") as log:
             log.write(json.dumps(entry) + "\n")
 
+# %% ../../nbs/api/data/14_lake.ipynb #8f27c0b4
+@patch
+def _usual(self: Lake, name: str) -> int:
+    "The version that is read where none is given; nothing is pinned"
+    found = pinned(self._pins, name) if self.run else None
+    return self._open(name).version() if found is None else found
+
 # %% ../../nbs/api/data/14_lake.ipynb #e58a5dba
 @patch
 def _scan(
@@ -206,10 +210,10 @@ def _scan(
     for column in chain(columns or [], filter_columns(filters)):
         if column not in data.schema.names:
             raise LakeError(f"table {name!r} has no column {column!r} (it has: {', '.join(data.schema.names)})")
-    if not isinstance(version, int):
-        self.sources[name] = [table.metadata().id, table.version()]
-    elif incomplete(data):
+    if isinstance(version, int) and incomplete(data):
         raise removed(name, version)
+    if not isinstance(version, int) or version >= self._usual(name):
+        self.sources[name] = [table.metadata().id, same_rows(data.filesystem, table.version())]
     return table, read_files(data, columns, filters)
 
 # %% ../../nbs/api/data/14_lake.ipynb #aa37c7fa
@@ -267,22 +271,25 @@ def _commit(
     "One attempt to write"
     table = self._find(name)
     layout = self._layout(name, table, partition_by or ([] if table is not None else list(partition)))
-    old = None if table is None or change_schema else plain_schema(pa.schema(table.schema().to_arrow()))
+    old = None if table is None or change_schema else _schema(table)
     schema = fit_schema(name, reader.schema, old)
     if absent := [column for column in layout if column not in schema.names]:
         raise LakeError(f"table {name!r}: partition column {absent[0]!r} is not in the data")
-    if table is not None and self.run and self.sources and mode != "append":
-        check_sources(name, table.history(), partition, self.sources)
     faults: list[Exception] = []
-    stream = pa.RecordBatchReader.from_batches(schema, watched((plain_batch(b, schema) for b in reader), faults))
+    stream, sources = drawn(reader, schema, self.sources, faults)
+    if table is not None and self.run and sources and mode != "append":
+        files = table.to_pyarrow_dataset().filesystem
+        check_sources(name, table.history(), partition, sources, schema, lambda at: added_parts(files, at, schema))
     about: dict[str, Any] = {"write_id": mark, "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID")}
-    about |= {"partition": partition, "made_from": self.sources}
+    about |= {"partition": partition, "made_from": sources}
     how = commit_options(mode, layout, change_schema, table is not None, about)
     try:
         write_deltalake(table or f"{self.root}/{name}", stream, storage_options=self.options, **how)
-    except DeltaError:
+    except DeltaError as error:
         if faults:
             raise faults[0] from None
+        if table is None and self.exists(name):
+            raise CommitFailedError(f"table {name!r} was made by somebody else meanwhile") from error
         raise
 
 # %% ../../nbs/api/data/14_lake.ipynb #d997969c
@@ -293,24 +300,6 @@ def _written(self: Lake, name: str, mark: str) -> tuple[DeltaTable, dict[str, An
     entries = chain.from_iterable(table.history(limit) for limit in (20, None)) if table is not None else ()
     entry = next((entry for entry in entries if entry.get("write_id") == mark), None)
     return None if table is None or entry is None else (table, entry)
-
-# %% ../../nbs/api/data/14_lake.ipynb #31b05b2a
-_waits = [min(0.05 * 2**attempt, 2.0) for attempt in range(20)]  # Seconds between attempts; about half a minute in all
-
-
-@patch
-def _until_committed(self: Lake, name: str, mark: str, attempt: Callable[[], None]) -> None:
-    "Try until the commit is in the log; CommitFailedError when all attempts were refused"
-    for wait in (*_waits, None):
-        try:
-            return attempt()
-        except CommitFailedError:
-            if self._written(name, mark) is not None:
-                return None
-            if wait is None:
-                raise
-            time.sleep(random.uniform(0, wait))  # noqa: S311
-    return None
 
 # %% ../../nbs/api/data/14_lake.ipynb #67aaf8b7
 @patch
@@ -329,8 +318,9 @@ def write(
     check_mode(mode, partition, change_schema)
     mark, rows = uuid.uuid4().hex, partition or {}
     with reopened(data, rows, self.spill, whole=mode == "replace" and not allow_empty) as reopen:
-        self._until_committed(
-            name, mark, lambda: self._commit(name, reopen(), mode, rows, partition_by, change_schema, mark)
+        until_committed(
+            lambda: self._commit(name, reopen(), mode, rows, partition_by, change_schema, mark),
+            lambda: self._written(name, mark) is not None,
         )
     table, entry = self._written(name, mark) or (None, {})
     if table is None:
@@ -357,8 +347,9 @@ def written(
     partition: Mapping[str, Any],  # Column -> value
 ) -> datetime:  # UTC, at least the oldest time that the log still knows; LakeError if there is no such table
     "When rows of a partition were last written"
-    entries = self._open(name).history()
-    last = next((entry for entry in entries if touches(entry, partition)), entries[-1])
+    table = self._open(name)
+    entries, schema = table.history(), _schema(table)
+    last = next((entry for entry in entries if touches(entry, partition, schema)), entries[-1])
     return datetime.fromtimestamp(last["timestamp"] / 1000, UTC)
 
 # %% ../../nbs/api/data/14_lake.ipynb #37de876a

@@ -26,7 +26,7 @@ from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from .arrow import LakeError, as_predicate, plain_batch, plain_schema, read_files
-from .commits import file_size, keep_log, log_property, watched, writer
+from .commits import file_size, keep_log, log_property, until_committed, watched, writer
 from .lake import Lake
 from ..errors import MlpkgError
 
@@ -261,7 +261,7 @@ def delete_rows(
         how: Mapping[str, Any] = {"commit_properties": properties, "post_commithook_properties": keep_log}
         deleted = int(lake._open(name).delete(condition, writer_properties=writer, **how)["num_deleted_rows"] or 0)
 
-    lake._until_committed(name, mark, attempt)
+    until_committed(attempt, lambda: lake._written(name, mark) is not None)
     return deleted
 
 # %% ../../nbs/api/data/22_retention.ipynb #b53d60ba

@@ -235,25 +235,26 @@ def remove_old_paths(
     "Remove files and folders that have not been changed for long"
     gone, refused = list[list[int]](), list[Exception]()
     for path in list(paths):
-        with suppress(FileNotFoundError):  # somebody else has removed it
-            if path.stat().st_mtime < before.timestamp():
-                try:
-                    gone.append(_remove_path(path, dry_run))
-                except PermissionError as error:
-                    refused.append(error)
+        try:
+            if path.lstat().st_mtime < before.timestamp():
+                gone.append(_remove_path(path, dry_run))
+        except FileNotFoundError:  # somebody else has removed it
+            continue
+        except OSError as error:
+            refused.append(error)
     sizes = [size for inside in gone for size in inside]
-    note = f"{len(refused)} not removed: {refused[0]}. Run it as their owner" if refused else ""
+    owner = ". Run it as their owner" if any(isinstance(error, PermissionError) for error in refused) else ""
+    note = f"{len(refused)} not removed: {refused[0]}{owner}" if refused else ""
     return Removal(what, where, len(gone), len(sizes), sum(sizes), note, bool(refused))
 
 
 def _remove_path(path: Path, dry_run: bool) -> list[int]:
-    "Remove a file, or a folder with what is in it; the sizes of the files"
-    inside = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    sizes = [file.stat().st_size for file in inside]
-    if path.is_dir() and not dry_run:
-        shutil.rmtree(path)
-    elif not dry_run:
-        path.unlink()
+    "Remove a file, a link, or a folder with what is in it; the sizes of the files"
+    folder = path.is_dir() and not path.is_symlink()
+    inside = list(path.rglob("*")) if folder else [path]
+    sizes = [file.lstat().st_size for file in inside if file.is_file()]
+    if not dry_run:  # a folder that was empty stays if somebody puts something into it meanwhile
+        (partial(shutil.rmtree, path) if folder and inside else path.rmdir if folder else path.unlink)()
     return sizes
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #da2c0772
@@ -265,9 +266,9 @@ def _has_airflow(settings: Settings) -> bool:
 
 
 def _log_files(folder: Path) -> Iterator[Path]:
-    "Files of Airflow's logs, and folders without any"
+    "Files and links of Airflow's logs, and folders without any"
     for path in folder.rglob("*"):
-        if path.is_file() or (path.is_dir() and not any(path.iterdir())):
+        if path.is_symlink() or path.is_file() or (path.is_dir() and not any(path.iterdir())):
             yield path
 
 

@@ -218,15 +218,15 @@ def log_params(
     client.log_batch(run_id, params=[Param(name, text) for name, text in texts.items()])
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #7ca5940c
-_unstorable = re.compile(r"sqlalche\.me/e/\d+/9h9h|NUL \(0x00\)")
+_outage, _unstorable = "TEMPORARILY_UNAVAILABLE", re.compile(r"(?s)/9h9h\)\s*\Z|\A((?!\n\[SQL: ).)*NUL \(0x00\)")
 
 
 def refused(
     error: BaseException,  # From a call of MLflow's client
 ) -> bool:
     "Did MLflow refuse what was sent, so that it would not help to send it again?"
-    code = getattr(error, "error_code", "")
-    return code == "INVALID_PARAMETER_VALUE" or bool(code and _unstorable.search(str(error)))
+    code = getattr(error, "error_code", _outage)
+    return code == "INVALID_PARAMETER_VALUE" or bool(code != _outage and _unstorable.search(str(error)))
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #34616361
 def missing(
