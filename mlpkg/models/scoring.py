@@ -311,11 +311,15 @@ def _reads_any_order(
     self: Scorer,
     encoded: np.ndarray,  # Rows that the model may get
 ) -> bool:  # False also if the model does not take these rows
-    "Does the model give the same for encoded rows stored row by row and column by column?"
+    "Does the model give the same for encoded rows stored row by row and column by column, few and many?"
+    many = np.tile(encoded, (32, 1))
     try:
         with native_threads():
-            rows, columns = self.predict(np.ascontiguousarray(encoded)), self.predict(np.asfortranarray(encoded))
-            return np.array_equal(rows, columns)
+            for given in (encoded, many, many * np.random.default_rng(0).uniform(0.9, 1.1, many.shape)):
+                rows, columns = self.predict(np.ascontiguousarray(given)), self.predict(np.asfortranarray(given))
+                if not np.array_equal(rows, columns):
+                    return False
+            return True
     except Exception:  # whatever a model raises that checks its input
         _log.info("%r refuses synthetic records", self, exc_info=True)
         return False
