@@ -1685,6 +1685,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlpkg.settings._overrides': ('api/settings.html#_overrides', 'mlpkg/settings.py'),
                                 'mlpkg.settings._parser': ('api/settings.html#_parser', 'mlpkg/settings.py'),
                                 'mlpkg.settings._values': ('api/settings.html#_values', 'mlpkg/settings.py'),
+                                'mlpkg.settings._variable': ('api/settings.html#_variable', 'mlpkg/settings.py'),
                                 'mlpkg.settings.find_settings': ('api/settings.html#find_settings', 'mlpkg/settings.py'),
                                 'mlpkg.settings.known_keys': ('api/settings.html#known_keys', 'mlpkg/settings.py'),
                                 'mlpkg.settings.load_settings': ('api/settings.html#load_settings', 'mlpkg/settings.py'),

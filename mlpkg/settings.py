@@ -85,14 +85,17 @@ class ContractSettings(Group):
 # %% ../nbs/api/00_settings.ipynb #e7f8da27
 def parse_pairs(
     text: object,  # Pairs like "roc_auc: 0.6, pr_auc: 0.3", or a mapping, which is returned as it is
-) -> dict:  # Name -> text of the value; ValueError where a colon is missing
+) -> dict:  # Name -> text of the value; ValueError where a colon is missing or a name is there twice
     "Read `name: value` pairs separated by commas"
     if isinstance(text, Mapping):
         return dict(text)
     pairs = [part.partition(":") for part in str(text).split(",") if part.strip()]
     if any(not colon for _, colon, _ in pairs):
         raise ValueError("expected pairs like 'roc_auc: 0.6, pr_auc: 0.3'")
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    names = [name.strip() for name, _, _ in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise ValueError(f"{twice!r} is given more than once: keep one value for it")
+    return {name: value.strip() for name, (_, _, value) in zip(names, pairs, strict=True)}
 
 # %% ../nbs/api/00_settings.ipynb #4c03df63
 def parse_list(
@@ -310,16 +313,21 @@ def _hint(given: str, known) -> str:
     return f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(sorted(known))})"
 
 # %% ../nbs/api/00_settings.ipynb #0f1959d5
+def _variable(key: str) -> str:
+    "The environment variable that overrides a key"
+    return f"MLPKG_{key.replace('.', '__').upper()}"
+
+
 def _overrides(env: Mapping[str, str]) -> dict[str, str]:
     "Values given as `MLPKG_GROUP__KEY`, by key"
-    names = {f"MLPKG_{key.replace('.', '__').upper()}": key for key in known_keys()}
+    names = {_variable(key): key for key in known_keys()}
     given = {name: value for name, value in env.items() if name.startswith("MLPKG_") and "__" in name}
     for name in given.keys() - names.keys():
         raise SettingsError(f"environment variable {name}: no such setting{_hint(name, names)}")
     return {names[name]: value for name, value in given.items()}
 
 # %% ../nbs/api/00_settings.ipynb #01b2ec23
-def _explain(error: ValidationError, where: str, values: Mapping[str, str]) -> str:
+def _explain(error: ValidationError, where: str, values: Mapping[str, str], env: Mapping[str, str]) -> str:
     "One line for each fault that pydantic found"
     lines = []
     for fault in error.errors():
@@ -327,7 +335,8 @@ def _explain(error: ValidationError, where: str, values: Mapping[str, str]) -> s
         if fault["type"] == "missing":
             lines.append(f"{where}, key '{key}': missing; {known_keys().get(key, 'it is required')}")
         else:
-            lines.append(f"{where}, key '{key}': {values.get(key)!r} is not allowed: {fault['msg']}")
+            place = f"environment variable {_variable(key)}" if _variable(key) in env else f"{where}, key '{key}'"
+            lines.append(f"{place}: {values.get(key)!r} is not allowed: {fault['msg']}")
     return "\n".join(lines)
 
 # %% ../nbs/api/00_settings.ipynb #56fd558b
@@ -387,4 +396,4 @@ def load_settings(
     try:
         return Settings(profile=profile, file=path, **groups)
     except ValidationError as error:
-        raise SettingsError(_explain(error, f"{path}, section [{profile}]", values)) from error
+        raise SettingsError(_explain(error, f"{path}, section [{profile}]", values, env)) from error

@@ -93,6 +93,16 @@ def test_nothing_outlives_a_step_that_is_terminated(project, start):
 
 
 @LINUX
+@pytest.mark.parametrize("which", [0, 1], ids=["outer", "inner"])
+def test_nothing_outlives_a_step_that_is_terminated_while_a_supervisor_is_stopped(project, which):
+    process = start_stuck_step(project, "holds the interpreter")
+    os.kill(supervisors(project)[which], signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    wait_for(lambda: not left(project), 5, "the end of all processes")
+
+
+@LINUX
 @pytest.mark.parametrize("end", ["x = 2", "import os; os.abort()"])
 def test_nothing_outlives_a_step_that_ends(project, start, end):
     notebook = project.notebook("ends", "x: int = 1", LEAVES.format(marker=str(project.root / "started")), end)

@@ -193,6 +193,7 @@ def kill(self: StepKernel) -> None:
     "Have the supervisor end the kernel and everything it has started"
     if process := getattr(self.provisioner, "process", None):
         process.terminate()
+        process.send_signal(signal.SIGCONT)
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #1cbed6b5
 @patch
