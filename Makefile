@@ -53,7 +53,6 @@ $(READY):
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@$(BIN)/mlpkg kernels install
 	@touch $(READY)
 
 prepare: setup ## Clean the notebooks, export the package, write README.md, test

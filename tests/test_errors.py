@@ -21,7 +21,10 @@ from mlpkg.errors import MlpkgError
 MODULES = sorted(m.name for m in pkgutil.walk_packages(mlpkg.__path__, "mlpkg.") if not m.ispkg and "._" not in m.name)
 
 # Error classes that have another base, because a framework asks for it: name -> reason.
-DEMANDED: dict[str, str] = {}
+DEMANDED: dict[str, str] = {
+    "mlpkg.steps.launcher.ColdStart": "the launcher runs without packages, and never lets it out",
+    "mlpkg.steps.template.Kernel": "not an error: it carries a request out of the template in a child",
+}
 
 # Modules that may raise a built-in error directly: name -> reason.
 BUILT_IN = {
@@ -68,6 +71,8 @@ def test_the_command_line_shows_each_without_a_traceback(errors, monkeypatch, ca
     assert {layer(name) for name in errors} >= {"settings", "data", "steps", "models", "serving", "airflow", "cli"}
     monkeypatch.setattr(sys, "argv", ["mlpkg"])
     for name, found in errors.items():
+        if name in DEMANDED:
+            continue
         error = found.__new__(found, f"{name}: what to do")  # without the arguments that some of them ask for
         monkeypatch.setattr(command_line, "app", raising(error))
         with pytest.raises(SystemExit) as end:

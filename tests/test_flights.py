@@ -172,7 +172,8 @@ def test_a_file_from_the_web_waits_where_the_lake_spills(project, tmp_path, raw)
     site, settings = tmp_path / "site", project.root / "settings.ini"
     site.mkdir()
     raw[0][raw[0]["month"] == "2013-01"].assign(month=1).head(300).to_csv(site / "flights.csv", index=False)
-    settings.write_text(settings.read_text() + "lake.spill = var/spill\n")
+    kept = [line for line in settings.read_text().splitlines() if not line.startswith("lake.spill")]
+    settings.write_text("\n".join([*kept, "lake.spill = var/spill", ""]))
     notebook = shutil.copy(ROOT / "nbs" / "pipelines" / "flights" / "10_ingest.ipynb", project.root / "notebooks")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -119,7 +119,8 @@ def test_an_alarm_stays_open_until_a_training_succeeds(flights, monkeypatch):
     from mlpkg.steps.run import run_step
 
     assert flights.pipeline_runs("flights_train")[0].info.status == "FAILED", "the last training failed"
-    row = {"month": ["2013-02"], "alarm": [True], "words": ["late flights rose"]}
+    row = {"month": ["2013-02"], "model_version": [1], "check": ["contract"], "alarm": [True]}
+    row["words"] = ["late flights rose"]
     lake(flights).write("monitoring/flights", pd.DataFrame(row), mode="replace", partition={"month": "2013-02"})
     monkeypatch.setenv("MLPKG_AIRFLOW__RETRAIN_WAIT", "0.0000001")  # hours
     watch = run_step(flights.root / "nbs/pipelines/flights/40_watch.ipynb", settings=flights.settings)

@@ -39,7 +39,7 @@ def sockets():
         patch.setenv("XDG_RUNTIME_DIR", folder)
         patch.setattr(KernelProvisionerFactory.instance(), "default_provisioner_name", "mlpkg-warm")
         patch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "mlpkg-warm")
-        for name, value in (("PRELOAD", ", ".join(PRELOAD)), ("IDLE", "60"), ("MOST", "3")):
+        for name, value in (("WARM", "yes"), ("PRELOAD", ", ".join(PRELOAD)), ("IDLE", "60"), ("MOST", "3")):
             patch.setenv(f"MLPKG_KERNELS__{name}", value)
         yield Path(folder)
         for facts in templates():
@@ -158,17 +158,6 @@ def test_an_interrupt_reaches_the_kernel(template):
         threading.Timer(1, manager.interrupt_kernel).start()
         assert "KeyboardInterrupt" in ask("import time; time.sleep(60)")
         assert ask("print('goes on')") == "goes on\n"
-
-
-def test_a_kernel_can_be_restarted_on_the_same_ports(template):
-    with kernel() as (manager, ask):
-        ask("x = 1")
-        manager.restart_kernel(now=True)
-        client = manager.client()
-        client.start_channels()
-        client.wait_for_ready(timeout=60)
-        assert run(client, "print('x' in globals())", 60) == "False\n"
-        client.stop_channels()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])

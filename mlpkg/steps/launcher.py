@@ -191,6 +191,7 @@ def stand_in(
     def forward(number: int, _: "Any") -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(supervisor, number)
+            os.kill(supervisor, signal.SIGCONT)  # One that is stopped would not notice
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, forward)
