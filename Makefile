@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Named after the content of what is installed: a checkout or a tool may update a file's time without changing the file.
-INSTALLED := requirements.lock pyproject.toml setup.py
+INSTALLED := requirements.lock pyproject.toml setup.py tools/install.py
 READY := $(VENV)/ready-$(shell cat $(INSTALLED) | cksum | cut -d ' ' -f 1)
 # No usage data is sent to anybody.
 export MLFLOW_DISABLE_TELEMETRY ?= true
@@ -49,10 +49,9 @@ setup: $(READY) ## Make the virtual environment from requirements.lock
 $(READY):
 	@rm -f $(VENV)/ready*
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else f"Python {sys.version.split()[0]} is not supported: make PYTHON=python3.12 ...")'
-	@echo "Setting up $(VENV) from requirements.lock; this takes a few minutes once."
+	@echo "Setting up $(VENV) from requirements.lock; this takes a minute or two once."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python tools/install.py
 	@touch $(READY)
 
 prepare: setup ## Clean the notebooks, export the package, write README.md, test

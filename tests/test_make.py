@@ -6,16 +6,19 @@ A stand-in for the interpreter writes down its arguments, because a real set-up 
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
+
+INSTALLED = ["requirements.lock", "pyproject.toml", "setup.py", "tools/install.py"]
 
 PYTHON = """#!/bin/bash
 echo "$@" >> calls
 if [ "$1 $2" = "-m venv" ]; then
     mkdir -p "$3/bin"
-    printf '#!/bin/bash\\necho pip "$@" >> calls\\n' > "$3/bin/pip"
-    chmod +x "$3/bin/pip"
+    printf '#!/bin/bash\\necho "$@" >> calls\\n' > "$3/bin/python"
+    chmod +x "$3/bin/python"
 fi
 """
 
@@ -23,8 +26,9 @@ fi
 @pytest.fixture
 def checkout(tmp_path):
     "A folder with the Makefile and what it installs from"
-    for name in ("Makefile", "requirements.lock", "pyproject.toml", "setup.py"):
-        shutil.copy(ROOT / name, tmp_path)
+    for name in ["Makefile", *INSTALLED]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)
     return tmp_path
@@ -36,17 +40,17 @@ def setups(checkout) -> int:
     command = ["make", "setup", "PYTHON=./python"]
     done = subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return (checkout / "calls").read_text().count("--requirement requirements.lock")
+    return (checkout / "calls").read_text().count("tools/install.py")
 
 
 def test_a_new_modification_time_alone_sets_nothing_up(checkout):
     assert setups(checkout) == 1
-    for name in ("requirements.lock", "pyproject.toml", "setup.py"):
+    for name in INSTALLED:
         os.utime(checkout / name, (4e9, 4e9))
     assert setups(checkout) == 1
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "pyproject.toml", "setup.py"])
+@pytest.mark.parametrize("name", INSTALLED)
 def test_a_change_sets_up_again_and_so_does_undoing_it(checkout, name):
     assert setups(checkout) == 1
     before = (checkout / name).read_text()
@@ -77,3 +81,36 @@ def test_an_interrupted_set_up_is_not_taken_for_the_one_before_it(checkout):
     lock.write_text(before)
     (checkout / "python").write_text(whole)
     assert setups(checkout) == 3, "what is installed is neither the one nor the other"
+
+
+@pytest.fixture
+def install(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import install
+
+    yield install
+    del sys.modules["install"]
+
+
+def test_uv_is_told_what_pip_is_configured_with(install):
+    listed = "\n".join(
+        [
+            ":env:.disable-pip-version-check='1'",
+            "global.extra-index-url='https://one.example/simple\\nhttps://two.example/simple'",
+            "global.find-links='/wheels /more'",
+            ":env:.index-url='https://mirror.example/simple'",
+        ]
+    )
+    assert install.uv_settings(listed) == {
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_INDEX": "https://one.example/simple https://two.example/simple",
+        "UV_FIND_LINKS": "/wheels,/more",
+        "UV_DEFAULT_INDEX": "https://mirror.example/simple",
+    }
+
+
+def test_uv_itself_comes_from_the_lock_with_its_hashes(install):
+    lines = install.locked("uv", install.LOCK.read_text())
+    assert lines.startswith("uv==") and "--hash=sha256:" in lines and "uvicorn" not in lines
+    with pytest.raises(SystemExit, match="has no nothing: make lock"):
+        install.locked("nothing", "uv==1\n")

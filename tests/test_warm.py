@@ -160,6 +160,14 @@ def test_an_interrupt_reaches_the_kernel(template):
         assert ask("print('goes on')") == "goes on\n"
 
 
+def test_a_kernel_can_be_restarted_on_the_same_ports(template):
+    with kernel() as (manager, ask):
+        ask("x = 1")
+        manager.restart_kernel(now=True)
+        # The client that is there connects again; a second one of this manager would have the same identity for ZeroMQ
+        assert ask("print('x' in globals())") == "False\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
 def test_the_launcher_ends_as_the_kernel_did(template, number):
     with kernel() as (manager, ask):
