@@ -27,12 +27,12 @@ def clean_env(project: Path) -> dict[str, str]:
     return kept | own | {"COLUMNS": "120", "NO_COLOR": "1"}
 
 
-def prepare(base: Path, months: str) -> int:
-    "Make the project that all others are copied from, and return the number of flights in its lake"
+def prepare_stores(base: Path, dags: tuple[Path, ...] = ()) -> None:
+    "A project with settings, DAGs and empty stores"
     (base / "dags").mkdir(parents=True)
+    for dag in dags:
+        shutil.copy(dag, base / "dags")
     (base / "settings.ini").write_text(settings_text())  # no thresholds: whatever wins is registered, in every variant
-    shutil.copytree(ROOT / "nbs" / "pipelines", base / "nbs" / "pipelines")
-    lake = seed_lake(open_lake(load_settings(file=base / "settings.ini", env={})), months, rows=sys.maxsize)
     make_stores = (
         "from mlpkg.airflow.local import prepare_database, use_airflow; from mlpkg.settings import load_settings;"
         "from mlpkg.steps.tracking import client; s = load_settings(); client(s); use_airflow(s); prepare_database(s);"
@@ -43,6 +43,13 @@ def prepare(base: Path, months: str) -> int:
     )
     if done.returncode:
         raise CommandError(f"the stores could not be created:\n{done.stderr[-3000:]}")
+
+
+def prepare(base: Path, months: str) -> int:
+    "Make the project that all others are copied from, and return the number of flights in its lake"
+    prepare_stores(base)
+    shutil.copytree(ROOT / "nbs" / "pipelines", base / "nbs" / "pipelines")
+    lake = seed_lake(open_lake(load_settings(file=base / "settings.ini", env={})), months, rows=sys.maxsize)
     return lake.count("split/flights")
 
 

@@ -2029,6 +2029,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlpkg/steps/template.py'),
                                       'mlpkg.steps.template.Template.load': ( 'api/steps/template.html#template.load',
                                                                               'mlpkg/steps/template.py'),
+                                      'mlpkg.steps.template.Template.retire': ( 'api/steps/template.html#template.retire',
+                                                                                'mlpkg/steps/template.py'),
                                       'mlpkg.steps.template.Template.run': ( 'api/steps/template.html#template.run',
                                                                              'mlpkg/steps/template.py'),
                                       'mlpkg.steps.template.Template.take': ( 'api/steps/template.html#template.take',

@@ -6,6 +6,7 @@ Real templates, launchers and kernels, each test module with a folder of its own
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -337,6 +338,24 @@ def test_an_idle_template_ends_and_leaves_nothing(sockets):
     assert not [name for name in os.listdir(Path(address).parent) if name.startswith(Path(address).name)]
 
 
+def test_a_new_template_retires_older_ones(tmp_path):
+    from mlpkg.steps.template import Template
+
+    def listening(name: str, used: float) -> Path:
+        path = tmp_path / name
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+            server.bind(str(path))
+        os.utime(path, (used, used))
+        return path
+
+    others = [listening(f"other{number}-code", number) for number in range(5)]
+    older = listening("mine-before", 9)
+    template = Template(str(tmp_path / "mine-now"), 1, 1, [])
+    template.listen().close()
+    assert [path.exists() for path in (older, *others)] == [False, False, False, True, True, True]
+    assert (tmp_path / "mine-now").is_socket()
+
+
 def test_of_two_templates_that_start_at_once_one_stays(sockets):
     address = launcher.template_address(sys.executable, ["csv"])
     for _ in range(2):
@@ -349,8 +368,6 @@ def test_of_two_templates_that_start_at_once_one_stays(sockets):
 
 
 def test_a_full_process_table_gives_a_cold_start(monkeypatch, tmp_path):
-    import socket
-
     from mlpkg.steps.template import Template
 
     def full():

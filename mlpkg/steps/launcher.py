@@ -33,7 +33,7 @@ _prefixes = (
     "PYTHON", "LD_", "DYLD_", "LC_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "GOTO_", "MKL_", "BLIS_", "NUMEXPR_",
     "VECLIB_", "MALLOC_", "MPL", "XDG_", "MLFLOW_LOGGING", "MLFLOW_CONFIGURE",
 )  # fmt: skip
-_names = ("HOME", "LANG", "PATH", "USER", "TMPDIR", "TZ", "VIRTUAL_ENV", "DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY")
+_names = ("HOME", "LANG", "PATH", "USER", "TMPDIR", "TZ", "VIRTUAL_ENV")
 
 
 def import_env(
@@ -86,8 +86,9 @@ def template_address(
     env: Mapping[str, str] = os.environ,
 ) -> str:  # Path of a socket, which need not exist
     "Where the template for a kernel listens"
-    about = json.dumps([installed(interpreter), import_env(env), [*preload], own_code()])
-    return os.path.join(template_folder(env), hashlib.sha256(about.encode()).hexdigest()[:20])
+    environment = [installed(interpreter), import_env(env), [*preload], os.path.abspath(__file__)]
+    names = [hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12] for about in (environment, own_code())]
+    return os.path.join(template_folder(env), "-".join(names))
 
 # %% ../../nbs/api/steps/15_launcher.ipynb #66114bac
 def start_template(
@@ -112,7 +113,8 @@ def start_template(
                 os.dup2(source, target)
             os.closerange(3, 4096)
             os.chdir("/")
-            os.execve(interpreter, arguments, import_env(env))  # noqa: S606
+            quiet = {"MLFLOW_DISABLE_TELEMETRY": "true"}
+            os.execve(interpreter, arguments, {**import_env(env), **quiet})  # noqa: S606
     finally:
         os._exit(0)
 

@@ -17,6 +17,7 @@ import random
 import select
 import signal
 import socket
+import stat
 import struct
 import sys
 import sysconfig
@@ -196,6 +197,20 @@ def load(self: Template) -> None:
     gc.collect()
     gc.freeze()
 
+# %% ../../nbs/api/steps/15_template.ipynb #41c07d3b
+_others = 3
+
+
+@patch
+def retire(self: Template) -> None:
+    "Have templates end that are of no more use"
+    folder, mine = os.path.split(self.address)
+    sockets = [entry for entry in os.scandir(folder) if stat.S_ISSOCK(entry.stat().st_mode)]
+    before = sorted((one for one in sockets if one.name != mine), key=lambda one: -one.stat().st_mtime)
+    same = [one for one in before if one.name.partition("-")[0] == mine.partition("-")[0]]
+    for one in {*same, *[one for one in before if one not in same][_others:]}:
+        os.unlink(one.path)
+
 # %% ../../nbs/api/steps/15_template.ipynb #1e464dd8
 @patch
 def listen(self: Template) -> socket.socket:  # Nobody finds the socket before it answers
@@ -207,6 +222,8 @@ def listen(self: Template) -> socket.socket:  # Nobody finds the socket before i
     server.bind(draft)
     server.listen(64)
     os.rename(draft, self.address)
+    with contextlib.suppress(FileNotFoundError):  # One that ends meanwhile
+        self.retire()
     return server
 
 # %% ../../nbs/api/steps/15_template.ipynb #5060b515
@@ -271,6 +288,8 @@ def run(self: Template) -> None:  # Raises `Kernel` in a kernel
     while not self.ending and (self.kernels or time.time() - self.used < self.idle):
         if select.select([server], [], [], 1)[0]:
             self.take(server)
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(self.address)  # Which was used last?
         for child in supervisor.reap():
             self.kernels.pop(child, None)
         self.used = time.time() if self.kernels else self.used

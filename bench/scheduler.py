@@ -1,0 +1,106 @@
+"""A real Airflow for a benchmark: scheduler, DAG processor and API server, on SQLite unless told otherwise."""
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+from measure import CommandError, started
+
+COMPONENTS = ("scheduler", "dag-processor", "api-server")
+
+
+def free_port() -> int:
+    "A port of the loopback that nobody uses"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def airflow_variables(port: int) -> dict[str, str]:
+    "What the components have to know"
+    return {
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__DAGS_FOLDER": "dags",
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
+        "AIRFLOW__CORE__PARALLELISM": "8",
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API_AUTH__JWT_SECRET": os.urandom(32).hex(),  # one for all components
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }
+
+
+class Airflow:
+    "The REST API of a running Airflow"
+
+    def __init__(self, port: int, log: Path):
+        self.client, self.log = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60), log
+
+    def get(self, path: str) -> dict[str, Any]:
+        "What is at a path of the API"
+        answer = self.client.get(f"/api/v2/{path}")
+        answer.raise_for_status()
+        return answer.json()
+
+    def wait(self, done, seconds: float, what: str) -> Any:
+        "The first true value that `done` returns; CommandError if there is none in time"
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(httpx.HTTPError):
+                if found := done():
+                    return found
+            time.sleep(0.2)
+        raise CommandError(f"{what} took longer than {seconds:.0f} s\n{self.log.read_text()[-3000:]}")
+
+    def login(self) -> bool:
+        "Get a token; is the API there?"
+        answer = self.client.get("/auth/token")
+        answer.raise_for_status()
+        self.client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+        return True
+
+    def knows(self, dags: set[str]) -> bool:
+        "Have these DAGs been read?"
+        return dags <= {dag["dag_id"] for dag in self.get("dags?limit=100")["dags"]}
+
+    def over(self, path: str) -> dict[str, Any] | None:
+        "A DAG run, if it has ended"
+        found = self.get(path)
+        return found if found["state"] in ("success", "failed") else None
+
+    def run(self, dag: str, seconds: float = 3600) -> float:
+        "Run a DAG; how long it took, as Airflow says"
+        made = self.client.post(f"/api/v2/dags/{dag}/dagRuns", json={"logical_date": None})
+        made.raise_for_status()
+        path = f"dags/{dag}/dagRuns/{made.json()['dag_run_id']}"
+        run = self.wait(lambda: self.over(path), seconds, dag)
+        if run["state"] != "success":
+            raise CommandError(f"{dag} failed\n{self.log.read_text()[-3000:]}")
+        begin, end = (datetime.fromisoformat(run[name]) for name in ("start_date", "end_date"))
+        return (end - begin).total_seconds()
+
+
+@contextlib.contextmanager
+def running(project: Path, env: dict[str, str], dags: set[str], more: tuple[str, ...] = ()) -> Iterator[Airflow]:
+    "Airflow with these DAGs; none of its processes is left when the block ends"
+    port, log = free_port(), project / "airflow.log"
+    env = {**airflow_variables(port), **env}
+    with contextlib.ExitStack() as stack:
+        for name in (*COMPONENTS, *more):
+            command = [sys.executable, "-m", "airflow", *name.split()]
+            stack.enter_context(started(command, project, env, log))
+        airflow = Airflow(port, log)
+        airflow.wait(airflow.login, 180, "the start of the API server")
+        airflow.wait(lambda: airflow.knows(dags), 180, "reading the DAGs")
+        yield airflow
