@@ -3,7 +3,9 @@
 Real templates, launchers and kernels, each test module with a folder of its own for the sockets.
 """
 
+import asyncio
 import json
+import logging
 import os
 import signal
 import socket
@@ -384,6 +386,24 @@ def test_a_full_process_table_gives_a_cold_start(monkeypatch, tmp_path):
     assert "no process can be started" in launcher.read_answer(line)["refused"]
     line.close()
     server.close()
+
+
+def test_a_step_logs_why_its_kernel_started_cold(sockets, caplog):
+    from mlpkg.steps.kernels import StepKernel, socket_folder
+
+    async def start_and_end() -> None:
+        kernel = StepKernel("python3", socket_folder(), KernelSettings(preload=["csv"], idle=1))
+        await kernel.start_kernel()
+        await wait_for_it(kernel)
+        kernel.close()
+
+    async def wait_for_it(kernel) -> None:
+        while not kernel.cold_start():
+            await asyncio.sleep(0.1)
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(asyncio.wait_for(start_and_end(), 60))
+    assert "A cold start of the kernel, because the template does not answer" in caplog.text
 
 
 NOTEBOOK = "import os, sys; print(os.getppid(), 'pandas' in sys.modules)"

@@ -195,6 +195,13 @@ def kill(self: StepKernel) -> None:
         process.terminate()
         process.send_signal(signal.SIGCONT)
 
+# %% ../../nbs/api/steps/16_kernels.ipynb #66a0d3f1
+@patch
+def cold_start(self: StepKernel) -> str:  # Like "A cold start of the kernel, because ..."; "" for a warm one
+    "What the launcher has said about the start"
+    words = self.tails["stderr"].text() if self.tails else ""
+    return next((line for line in words.splitlines() if line.startswith(launcher.notice)), "")
+
 # %% ../../nbs/api/steps/16_kernels.ipynb #1cbed6b5
 @patch
 def close(self: StepKernel) -> None:
@@ -208,6 +215,8 @@ def close(self: StepKernel) -> None:
             _log.warning("kernel %s has not ended although it was killed", self.pid)
     for tail in self.tails.values():
         tail.stop()
+    if why := self.cold_start():
+        _log.info(why)
     remove_sockets(self.folder)
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #b0c35c99
