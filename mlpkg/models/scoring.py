@@ -4,14 +4,11 @@
 
 # %% auto #0
 __all__ = ['ScoringError', 'features', 'sample_positions', 'native_threads', 'probability', 'records_frame', 'synthetic_records',
-           'ColumnBlock', 'column_blocks', 'identical', 'proof_rows', 'Scorer']
+           'identical', 'proof_rows', 'Scorer']
 
 # %% ../../nbs/api/models/10_scoring.ipynb #df8b7ca3
-import copy
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from functools import cache
 from itertools import cycle, islice
 from typing import Any, Literal
@@ -26,6 +23,7 @@ from threadpoolctl import ThreadpoolController
 
 from ..data.inputs import Input, prepare
 from ..errors import MlpkgError
+from .encoding import ColumnBlock, column_blocks
 from ..redaction import get_log
 
 _log = get_log("mlpkg.models.scoring")
@@ -118,100 +116,6 @@ def synthetic_records(
     "Records to try a model with"
     columns: dict[str, Iterator[Any]] = {one.name: cycle(_values(one)) for one in inputs}
     return [dict(zip(columns, values, strict=True)) for values in islice(zip(*columns.values(), strict=True), rows)]
-
-# %% ../../nbs/api/models/10_scoring.ipynb #b95a9c1e
-@dataclass(frozen=True)
-class ColumnBlock:
-    "Columns that go through one fitted transformer"
-
-    transform: Callable[[Any], Any]
-    names: list[str]
-    texts: bool  # Are all of them texts?
-    arrays: bool  # Does the transformer take arrays? If not, it is given frames
-    known: list[frozenset[str] | None]  # For each column: the values that are left as they are, None for all
-
-# %% ../../nbs/api/models/10_scoring.ipynb #375212cf
-def _nameless(
-    estimator: Any,  # A fitted transformer, or a pipeline of them
-) -> Any:  # A copy; the original is not touched
-    "A transformer that takes arrays without a warning"
-    made = copy.deepcopy(estimator)
-    for step in made.named_steps.values() if isinstance(made, Pipeline) else [made]:
-        vars(step).pop("feature_names_in_", None)
-    return made
-
-# %% ../../nbs/api/models/10_scoring.ipynb #3526bb08
-def _block(transformer: Any, names: list[str], inputs: Mapping[str, Input], arrays: bool) -> ColumnBlock | None:
-    "A block of a column transformer; None if arrays are wanted and numbers and texts are mixed"
-    kinds = {inputs[name].kind for name in names}
-    if arrays and len(kinds) > 1:
-        return None
-    known = [
-        frozenset(one.categories) if one.categories and not one.closed else None
-        for one in (inputs[name] for name in names)
-    ]
-    transform = (_nameless(transformer) if arrays else transformer).transform
-    return ColumnBlock(transform, names, kinds == {"text"}, arrays, known)
-
-# %% ../../nbs/api/models/10_scoring.ipynb #c6cf62e9
-def column_blocks(
-    pipeline: Any,  # Fitted
-    inputs: Sequence[Input],  # What it takes
-    arrays: bool = True,  # Are transformers to be given arrays? If not, frames
-) -> list[ColumnBlock]:  # Empty if the pipeline cannot be taken apart
-    "The blocks of a pipeline's column transformer"
-    columns, named = pipeline[0] if isinstance(pipeline, Pipeline) else None, {one.name: one for one in inputs}
-    if not isinstance(columns, ColumnTransformer) or columns.transformer_weights:
-        return []
-    parts = [(made, names) for _, made, names in columns.transformers_ if not isinstance(made, str)]  # "drop" is text
-    if not all(isinstance(names, list) and named.keys() >= set(names) for _, names in parts):
-        return []
-    blocks = [_block(made, names, named, arrays) for made, names in parts if names]
-    return [] if None in blocks else [block for block in blocks if block]
-
-# %% ../../nbs/api/models/10_scoring.ipynb #d38a31df
-def _from_records(block: ColumnBlock, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    "A block's columns of checked records: float64, or objects with NaN for what is missing or unknown"
-    names, known = block.names, block.known
-    if not block.texts:
-        return np.array([list(map(record.get, names)) for record in records], dtype=float)
-    return np.array([list(map(_text, map(record.get, names), known)) for record in records], dtype=object)
-
-# %% ../../nbs/api/models/10_scoring.ipynb #1682297f
-def _text(value: str | None, known: frozenset[str] | None) -> Any:
-    "A text as the model knows it"
-    return math.nan if value is None or (known is not None and value not in known) else value
-
-# %% ../../nbs/api/models/10_scoring.ipynb #bb2c713e
-def _from_table(block: ColumnBlock, table: pd.DataFrame) -> Any:
-    "A block's columns of a shaped table, as its transformer takes them"
-    if not block.arrays:
-        return table
-    return table.to_numpy(dtype=object, na_value=np.nan) if block.texts else table.to_numpy()
-
-# %% ../../nbs/api/models/10_scoring.ipynb #3977fcb9
-def _combinations(
-    texts: pd.DataFrame,  # At least one row
-) -> tuple[np.ndarray, np.ndarray]:  # For each row, its combination (from 0, as they appear); the first row of each
-    "Which rows are equal"
-    which = np.zeros(len(texts), np.int64)
-    for name in texts:
-        codes, values = pd.factorize(texts[name], use_na_sentinel=False)
-        which = pd.factorize(which * len(values) + codes)[0]
-    return which, np.flatnonzero(np.diff(np.maximum.accumulate(which), prepend=-1))
-
-# %% ../../nbs/api/models/10_scoring.ipynb #c29004b0
-def _transformed(
-    block: ColumnBlock,
-    table: pd.DataFrame,  # From `mlpkg.data.inputs.shape`
-    many: int,  # Number of rows from which it pays to look for combinations
-) -> Any:  # Dense or sparse
-    "What a block's transformer gives for a table"
-    part = table[block.names]
-    if not block.texts or (block.arrays and len(part) < many):
-        return block.transform(_from_table(block, part))
-    which, first = _combinations(part)
-    return block.transform(_from_table(block, part.iloc[first]))[which]
 
 # %% ../../nbs/api/models/10_scoring.ipynb #52865b96
 def _join(parts: list[Any], columns: ColumnTransformer) -> Any:
@@ -354,7 +258,7 @@ def encode(
     "All steps but the last"
     if not self.blocks:
         return _plain_steps(self.pipeline, table)
-    return self._joined([_transformed(block, table, self.many) for block in self.blocks])
+    return self._joined([block.encode_table(table, self.many) for block in self.blocks])
 
 # %% ../../nbs/api/models/10_scoring.ipynb #25313b5d
 @patch
@@ -365,7 +269,7 @@ def encode_records(
     "All steps but the last, for records"
     if self.way != "arrays":
         return self.encode(records_frame(records, self.inputs))
-    return self._joined([block.transform(_from_records(block, records)) for block in self.blocks])
+    return self._joined([block.encode_records(records) for block in self.blocks])
 
 # %% ../../nbs/api/models/10_scoring.ipynb #cabcb90a
 @patch
