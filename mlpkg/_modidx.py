@@ -159,6 +159,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'mlpkg/airflow/parallel.py'),
                                         'mlpkg.airflow.parallel.make_due': ( 'api/airflow/parallel.html#make_due',
                                                                              'mlpkg/airflow/parallel.py'),
+                                        'mlpkg.airflow.parallel.prepare_forks': ( 'api/airflow/parallel.html#prepare_forks',
+                                                                                  'mlpkg/airflow/parallel.py'),
                                         'mlpkg.airflow.parallel.ready_to_fork': ( 'api/airflow/parallel.html#ready_to_fork',
                                                                                   'mlpkg/airflow/parallel.py'),
                                         'mlpkg.airflow.parallel.run_side_by_side': ( 'api/airflow/parallel.html#run_side_by_side',

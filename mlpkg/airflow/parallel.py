@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['StepListener', 'listening', 'hand_over', 'telling', 'close_connections', 'ready_to_fork', 'settle_in', 'run_task',
-           'be_task', 'Child', 'Tasks', 'fail_unless_over', 'create_run', 'make_due', 'be_patient', 'run_side_by_side']
+           'be_task', 'Child', 'Tasks', 'fail_unless_over', 'create_run', 'make_due', 'prepare_forks', 'be_patient',
+           'run_side_by_side']
 
 # %% ../../nbs/api/airflow/15_parallel.ipynb #425f716e
+import asyncio
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -19,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TextIO
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from fastcore.basics import patch
 
@@ -342,6 +345,21 @@ def start_some(
         elif len(self.children) < self.jobs:
             self.start(ti)
 
+# %% ../../nbs/api/airflow/15_parallel.ipynb #09151a20
+def prepare_forks() -> None:
+    "Build the API that tasks ask, as far as a fork can inherit it, and import what steps need"
+    import httpx
+    from airflow.sdk.execution_time.supervisor import in_process_api_server
+
+    async def ask() -> None:
+        api = in_process_api_server().atransport
+        async with httpx.AsyncClient(transport=api, base_url="http://in-process.invalid./") as client:
+            await client.get(f"/task-instances/{uuid4()}/previous-successful-dagrun")
+
+    asyncio.run(ask())
+    for name in ("nbconvert", "scrapbook", "IPython", "black"):
+        importlib.import_module(name)
+
 # %% ../../nbs/api/airflow/15_parallel.ipynb #09adb716
 def be_patient() -> None:
     "Let this process and its children wait a minute for Airflow's database where another process writes to it"
@@ -363,10 +381,9 @@ def run_side_by_side(
 ) -> Any:  # Airflow's DagRun, over
     "Execute a DAG in children of this process; announcements of steps reach those who listen here"
     from airflow import settings
-    from airflow.sdk.execution_time.supervisor import in_process_api_server
 
     be_patient()
-    in_process_api_server().app  # made once, and found by every child  # noqa: B018
+    prepare_forks()
     session = settings.Session()
     run, tasks = create_run(dag, conf, session), Tasks(dag, jobs)
     with _signals_passed_on(tasks):
