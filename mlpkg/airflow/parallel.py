@@ -95,11 +95,16 @@ def telling(
         yield
 
 # %% ../../nbs/api/airflow/15_parallel.ipynb #768a4bac
-def close_connections() -> None:
-    "Close the connections of this process to the databases of Airflow and MLflow; they open again when needed"
+def _airflow() -> Any:
+    "Airflow's own settings: its engine and its sessions, which are there once Airflow is imported"
     from airflow import settings
 
-    settings.engine.dispose()
+    return settings
+
+
+def close_connections() -> None:
+    "Close the connections of this process to the databases of Airflow and MLflow; they open again when needed"
+    _airflow().engine.dispose()
     for name in ("tracking", "model_registry"):
         if module := sys.modules.get(f"mlflow.store.{name}.sqlalchemy_store"):
             for engine in module.SqlAlchemyStore._engine_map.values():
@@ -143,12 +148,11 @@ def run_task(
     ti_id: UUID,  # Airflow's id of a task instance that is scheduled
 ) -> None:
     "Run a task as `dag.test` does, to the state that it ends in"
-    from airflow import settings
     from airflow.models.taskinstance import TaskInstance
     from airflow.sdk.definitions.dag import _run_task
 
-    settings.Session.remove()
-    ti = settings.Session().get(TaskInstance, ti_id)
+    _airflow().Session.remove()
+    ti = _airflow().Session().get(TaskInstance, ti_id)
     _run_task(ti=ti, task=dag.task_dict[ti.task_id], run_triggerer=True)
 
 # %% ../../nbs/api/airflow/15_parallel.ipynb #7e0f47af
@@ -236,7 +240,7 @@ def fail_unless_over(
     from airflow.utils.session import create_session
 
     with create_session() as session:
-        ti = session.get(TaskInstance, ti_id)
+        ti: Any = session.get(TaskInstance, ti_id)
         if str(ti.state) in ("scheduled", "queued", "running"):
             _log.error("the process of task %s ended with code %s before the task did", ti.task_id, how)
             ti.set_state("failed", session=session)
@@ -363,11 +367,11 @@ def prepare_forks() -> None:
 # %% ../../nbs/api/airflow/15_parallel.ipynb #09adb716
 def be_patient() -> None:
     "Let this process and its children wait a minute for Airflow's database where another process writes to it"
-    from airflow import settings
     from sqlalchemy import event
 
-    if settings.engine.dialect.name == "sqlite" and not event.contains(settings.engine, "connect", _be_patient):
-        event.listen(settings.engine, "connect", _be_patient)
+    engine = _airflow().engine
+    if engine.dialect.name == "sqlite" and not event.contains(engine, "connect", _be_patient):
+        event.listen(engine, "connect", _be_patient)
 
 
 def _be_patient(connection: Any, _: Any) -> None:
@@ -380,11 +384,9 @@ def run_side_by_side(
     jobs: int,  # Tasks at the same time, at least 1
 ) -> Any:  # Airflow's DagRun, over
     "Execute a DAG in children of this process; announcements of steps reach those who listen here"
-    from airflow import settings
-
     be_patient()
     prepare_forks()
-    session = settings.Session()
+    session = _airflow().Session()
     run, tasks = create_run(dag, conf, session), Tasks(dag, jobs)
     with _signals_passed_on(tasks):
         while str(run.state) == "running":

@@ -24,7 +24,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from .jobs import JobsOption, prepare_steps, side_by_side
+from .jobs import JobsOption, prepare_steps, side_by_side, with_jobs
 from mlpkg.cli.render import (
     Progress,
     as_text,
@@ -251,8 +251,8 @@ def simulate_command(
     with output_to(log) as screen:
         shown = SimulationProgress(Console(file=screen))
         prepare_database(settings)
-        run, count = run_dag, side_by_side(settings, asked, shown.console)
-        failed = simulate_months(settings, load_dags(settings), months, given, shown, lambda *dag: run(*dag, count))
+        run = with_jobs(run_dag, side_by_side(settings, asked, shown.console))
+        failed = simulate_months(settings, load_dags(settings), months, given, shown, run)
         run_id = record_simulation(settings, pd.DataFrame([month.row() for month in shown.months]))
         profile = "" if settings.profile == "local" else f"MLPKG_PROFILE={settings.profile} "
         where = f"`{profile}mlpkg ui mlflow`, experiment simulation, run {run_id}"
