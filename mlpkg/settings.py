@@ -75,6 +75,7 @@ class StepSettings(Group):
     outbox: str = Field(description="Folder for notebooks being executed, and for those MLflow could not take yet")
     upload_seconds: float = Field(10, ge=0, description="Shortest time between uploads of a running notebook; 0: none")
     lost_after: int = Field(300, ge=60, description="Silence after which another machine is suspected lost, in seconds")
+    memory: float = Field(2, gt=0, description="Memory that a step is taken to need when several run at once, in GB")
 
 # %% ../nbs/api/00_settings.ipynb #540bdd66
 class ContractSettings(Group):

@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['airflow_env', 'use_airflow', 'prepare_database', 'DagError', 'load_dags', 'read_params', 'dag_conf', 'plan',
-           'output_to', 'StepListener', 'listening', 'HeldRun', 'held_run', 'DagResult', 'run_dag', 'dag_run_states',
-           'close_over', 'triggered']
+           'output_to', 'HeldRun', 'held_run', 'DagResult', 'run_dag', 'dag_run_states', 'close_over', 'triggered']
 
 # %% ../../nbs/api/airflow/16_local.ipynb #4b3e09fc
 import contextlib
 import copy
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -24,6 +22,7 @@ from typing import IO, Any
 from fastcore.basics import patch
 from filelock import FileLock
 
+from .parallel import listening, run_side_by_side
 from ..errors import MlpkgError
 from ..redaction import get_log
 from ..settings import Settings
@@ -185,36 +184,6 @@ def output_to(
             os.close(stream)
         screen.close()
 
-# %% ../../nbs/api/airflow/16_local.ipynb #2e1a4a9e
-class StepListener(logging.Handler):
-    "Passes on what steps announce"
-
-    def __init__(
-        self,
-        listen: Callable[[dict], None],  # Called with each announcement
-    ):
-        super().__init__(logging.INFO)
-        self.listen = listen
-
-    def emit(self, record: logging.LogRecord) -> None:
-        "Hand over records that carry an announcement"
-        if hasattr(record, "mlpkg"):
-            self.listen(record.mlpkg)
-
-# %% ../../nbs/api/airflow/16_local.ipynb #703164bc
-@contextlib.contextmanager
-def listening(
-    listen: Callable[[dict], None],  # Called with each announcement
-) -> Iterator[None]:
-    "Listen to steps while the block runs"
-    handler, logger = StepListener(listen), logging.getLogger("mlpkg.steps")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
 # %% ../../nbs/api/airflow/16_local.ipynb #4a26d72d
 @dataclass
 class HeldRun:
@@ -284,15 +253,16 @@ def run_dag(
     dag,  # Airflow DAG, from `load_dags`
     conf: Mapping[str, Any] | None = None,  # From `dag_conf`
     listen: Callable[[dict], None] = lambda event: None,  # Called with each announcement of a step
+    jobs: int = 1,  # Tasks at the same time; 1: all in this process, otherwise each in a child of it
 ) -> DagResult:
-    "Execute a DAG in this process"
+    "Execute a DAG on this machine"
     for task in dag.tasks:
         task.retries = 0
     params = copy.deepcopy(dag.params)  # Airflow leaves this run's values in them, where the next run would find them
     started = datetime.now()
     try:
         with listening(listen), held_run(settings) as held:
-            run = dag.test(run_conf=dict(conf or {}))
+            run = dag.test(run_conf=dict(conf or {})) if jobs == 1 else run_side_by_side(dag, conf or {}, jobs)
             held.status = "FINISHED" if str(run.state) == "success" else "FAILED"
     finally:
         dag.params = params

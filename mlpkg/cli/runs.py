@@ -24,6 +24,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from .jobs import JobsOption, prepare_steps, side_by_side, with_jobs
 from mlpkg.cli.render import (
     Progress,
     as_text,
@@ -96,6 +97,7 @@ def run_planned(
     planned: list[tuple],  # (DAG, conf) of each, from `plan`
     console: Console,  # Where the progress is shown
     follow: bool = False,  # Also run the DAGs that updated assets start?
+    jobs: int = 1,  # Steps that may run side by side
 ) -> list[tuple]:  # (DagResult, Progress) of each DAG that ran
     "Run DAGs one after the other, and stop at the first that fails"
     from mlpkg.airflow.local import run_dag, triggered
@@ -105,7 +107,7 @@ def run_planned(
         dag, conf = planned.pop(0)
         progress = Progress(dag.dag_id, console)
         with redrawn(progress, console):
-            results.append((run_dag(settings, dag, conf, progress.hear), progress))
+            results.append((run_dag(settings, dag, conf, progress.hear, jobs), progress))
         if results[-1][0].failed:
             break
         planned = (triggered(known, results[-1][0]) if follow else []) + planned
@@ -120,15 +122,16 @@ def run_command(
     dags: Annotated[list[str], typer.Argument(metavar="DAG...", help="DAGs to run, one after the other")],
     param: _Params = [],  # noqa: B006
     follow: Annotated[bool, typer.Option("--follow", help="Also run the DAGs that updated assets start")] = False,
+    jobs: JobsOption = None,
 ):
-    """Run DAGs in this process, on SQLite, with no services.
+    """Run DAGs on this machine, on SQLite, with no services.
 
     Example: [bold]mlpkg run flights_etl --param months=2013-01..2013-03[/bold]
     """
     from mlpkg.airflow.local import load_dags, output_to, plan, prepare_database, read_params, use_airflow
     from mlpkg.steps.tracking import client
 
-    settings, given = current_settings(), read_params(param)
+    given, (settings, asked) = read_params(param), prepare_steps(jobs)
     client(settings)  # an MLflow that cannot be reached is reported before anything starts
     use_airflow(settings)
     log = log_path(settings, "run")
@@ -139,7 +142,7 @@ def run_command(
             prepare_database(settings)
             known = load_dags(settings)
             planned = plan(known, dags, given)
-        results = run_planned(settings, known, planned, console, follow)
+        results = run_planned(settings, known, planned, console, follow, side_by_side(settings, asked, console))
         summarise(console, settings, results)
     if results[-1][0].failed:
         typer.echo(f"Airflow's log: {log}")
@@ -226,9 +229,8 @@ def simulate_months(
 def simulate_command(
     first: Annotated[str, typer.Option("--from", help="First month, like 2013-02")],
     last: Annotated[str, typer.Option("--to", help="Last month")],
-    param: Annotated[
-        list[str], typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the DAGs")
-    ] = [],  # noqa: B006
+    param: _Params = [],  # noqa: B006
+    jobs: JobsOption = None,
 ):
     """Replay months in order: load, predict, monitor, and train when the alarm fires.
 
@@ -241,14 +243,16 @@ def simulate_command(
     from mlpkg.data.months import month_range
     from mlpkg.steps.tracking import client
 
-    settings, given, months = current_settings(), read_params(param), month_range(first, last)
+    given, months = read_params(param), month_range(first, last)
+    settings, asked = prepare_steps(jobs)
     client(settings)
     use_airflow(settings)
     log = log_path(settings, "simulate")
     with output_to(log) as screen:
         shown = SimulationProgress(Console(file=screen))
         prepare_database(settings)
-        failed = simulate_months(settings, load_dags(settings), months, given, shown, run_dag)
+        run = with_jobs(run_dag, side_by_side(settings, asked, shown.console))
+        failed = simulate_months(settings, load_dags(settings), months, given, shown, run)
         run_id = record_simulation(settings, pd.DataFrame([month.row() for month in shown.months]))
         profile = "" if settings.profile == "local" else f"MLPKG_PROFILE={settings.profile} "
         where = f"`{profile}mlpkg ui mlflow`, experiment simulation, run {run_id}"

@@ -10,7 +10,6 @@ __all__ = ['StepResult', 'killed_by_signals', 'take_notebook', 'check_step', 'ke
 import contextlib
 import json
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +27,7 @@ from .outbox import Entry, conclude, locked_entry, upload_or_keep
 from .parameters import check_parameters, read_parameters
 from .recovery import end_lost, recover
 from .tracking import client, end_run, log_params, start_step
+from .warm import step_env
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -106,8 +106,7 @@ def kernel_env(
         "MLPKG_TABLE_LOG": str(entry.tables),
         "MLPKG_SETTINGS": str(settings.file),
         "MLPKG_PROFILE": settings.profile,
-        "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
-        "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"])),
+        **step_env(),
     }
 
 # %% ../../nbs/api/steps/22_run.ipynb #6ad372f3

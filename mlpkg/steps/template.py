@@ -277,6 +277,23 @@ def take(
             os._exit(0)
     self.kernels[child] = time.time()
 
+# %% ../../nbs/api/steps/15_template.ipynb #3c649d31
+@patch
+def begins(
+    self: Template,
+) -> bool:  # False where there is one already
+    "Become the template of the address"
+    for _ in range(5):
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.address)
+        return True
+    return False
+
 # %% ../../nbs/api/steps/15_template.ipynb #28ab360c
 @patch
 def run(self: Template) -> None:  # Raises `Kernel` in a kernel
@@ -308,8 +325,7 @@ def main(
 ) -> None:
     "Be a template, unless there is one"
     template = Template(address, float(idle), int(most), preload)
-    with contextlib.suppress(BlockingIOError):
-        fcntl.flock(template.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if template.begins():
         template.run()
 
 

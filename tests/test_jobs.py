@@ -1,0 +1,125 @@
+"""Steps side by side, as `mlpkg run --jobs` does them. Real processes and signals, which a page cannot show."""
+
+import os
+import re
+import signal
+import sys
+
+import pytest
+from conftest import wait_for
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="steps are forked, which is safe on Linux only")
+
+# Ends only while the other one runs as well.
+MEETS = """
+import time
+from pathlib import Path
+here = Path("{folder}")
+(here / f"here-{{rows}}").touch()
+end = time.monotonic() + 60
+while len(list(here.glob("here-*"))) < 2 and time.monotonic() < end:
+    time.sleep(0.05)
+assert len(list(here.glob("here-*"))) == 2, "it is alone"
+"""
+GLUES = "import scrapbook as sb\nsb.glue('rows', rows)"
+TOTAL = ("counts: list = []", "import scrapbook as sb\nsb.glue('total', sum(c['rows'] for c in counts))")
+COMMAND = (sys.executable, "-c", "from mlpkg.cli.main import main; main()", "run", "mapped", "--jobs", "2")
+
+
+def log_of(project) -> str:
+    return "".join(path.read_text() for path in (project.root / "var/airflow/logs").glob("mlpkg-run-*.log"))
+
+
+def states(project) -> dict[str, str]:
+    (run,) = project.pipeline_runs("mapped")
+    return {"": run.info.status} | {name: step.info.status for name, step in project.steps(run).items()}
+
+
+def kernels(project) -> list[int]:
+    from test_steps import kernels
+
+    return kernels(project)
+
+
+def test_mapped_steps_run_at_the_same_time(project):
+    project.notebook("10_count", "rows: int = 3", MEETS.format(folder=project.root), GLUES)
+    project.notebook("30_total", *TOTAL)
+    output = project.mlpkg("run", "mapped", "--jobs", "2")
+    assert set(states(project).values()) == {"FINISHED"}
+    for name in ("count \\[1\\]", "count \\[2\\]", "total"):
+        assert len(re.findall(f"mapped +{name} finished", output)) == 1
+    (run,) = project.pipeline_runs("mapped")
+    assert project.steps(run)["total"].data.metrics["total"] == 3
+    assert "database is locked" not in log_of(project) and "cell 1 of" in log_of(project)
+
+
+def test_with_one_job_they_run_one_after_the_other(project):
+    # Whoever comes first waits in vain, so neither of them succeeds.
+    meets = MEETS.format(folder=project.root).replace("+ 60", "+ 2")
+    project.notebook("10_count", "rows: int = 3", meets, GLUES)
+    project.notebook("30_total", *TOTAL)
+    output = project.mlpkg("run", "mapped", "--jobs", "1", code=1)
+    assert "it is alone" in output
+
+
+def test_with_too_little_memory_it_is_one_at_a_time_and_says_so(project):
+    project.notebook("30_total", *TOTAL)
+    output = project.mlpkg("run", "mapped", MLPKG_STEPS__MEMORY="100000")
+    assert "One step at a time on " in output and "a step is taken to need 100000 GB (steps.memory)" in output
+    assert set(states(project).values()) == {"FINISHED"}
+
+
+def test_a_failing_step_does_not_stop_its_sibling(project):
+    fails = "if rows == 1:\n    raise ValueError('no such row')\nimport time\ntime.sleep(3)"
+    project.notebook("10_count", "rows: int = 3", MEETS.format(folder=project.root), fails, GLUES)
+    project.notebook("30_total", *TOTAL)
+    output = project.mlpkg("run", "mapped", "--jobs", "2", code=1)
+    assert states(project) == {"": "FAILED", "count [1]": "FAILED", "count [2]": "FINISHED"}
+    assert "mapped failed" in output and "count [1]: cell 3" in output and "ValueError: no such row" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_steps_and_their_kernels(project, number):
+    cell = f"from pathlib import Path\nPath(f'{project.root}/at-{{rows}}').touch()\nimport time\ntime.sleep(600)"
+    project.notebook("10_count", "rows: int = 3", cell)
+    process = project.start(*COMMAND)
+    wait_for(lambda: len(list(project.root.glob("at-*"))) == 2, 120, "both steps")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert states(project) == {"": "KILLED", "count [1]": "KILLED", "count [2]": "KILLED"}
+    assert output.count(f"ended by {number.name}") >= 2
+    assert not kernels(project)
+
+
+def test_a_command_that_is_killed_outright_takes_its_steps_along(project):
+    cell = f"from pathlib import Path\nPath(f'{project.root}/at-{{rows}}').touch()\nimport time\ntime.sleep(600)"
+    project.notebook("10_count", "rows: int = 3", cell)
+    process = project.start(*COMMAND)
+    wait_for(lambda: len(list(project.root.glob("at-*"))) == 2, 120, "both steps")
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    wait_for(lambda: not kernels(project), 15, "the end of the kernels")
+    assert "0 left" in project.mlpkg("sync")
+    assert set(states(project).values()) == {"KILLED"}
+
+
+def test_a_process_of_a_task_that_is_killed_counts_as_failed(project):
+    cell = f"from pathlib import Path\nPath(f'{project.root}/at-{{rows}}').touch()\nimport time\ntime.sleep(5)"
+    project.notebook("10_count", "rows: int = 3", cell, GLUES)
+    process = project.start(*COMMAND)
+    wait_for(lambda: len(list(project.root.glob("at-*"))) == 2, 120, "both steps")
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+        child = min(map(int, file.read().split()))
+    os.kill(child, signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert sorted(states(project).values()) == ["FAILED", "FINISHED", "KILLED"]
+    assert "ended with code -9 before the task did" in log_of(project)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
+def test_a_number_of_jobs_that_makes_no_sense(project, value):
+    output = project.mlpkg("run", "mapped", f"--jobs={value}", code=2)
+    assert f"--jobs {value}: expected a whole number from 1 on. Leave it out to let cores and memory decide" in output
+    assert project.pipeline_runs("mapped") == []
