@@ -325,7 +325,12 @@ def dag_defaults(
 ) -> dict[str, Any]:  # For `DAG(...)`
     "Arguments of a DAG of steps: one run at a time, none for the past, a time limit, and `step_defaults` for its tasks"
     limit = seconds_or_none(load_settings().airflow.run_timeout)
-    usual = {"catchup": False, "max_active_runs": 1, "dagrun_timeout": limit, "default_args": step_defaults(cache=cache)}
+    usual = {
+        "catchup": False,
+        "max_active_runs": 1,
+        "dagrun_timeout": limit,
+        "default_args": step_defaults(cache=cache),
+    }
     return {**usual, **others}
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #9c34f1f5

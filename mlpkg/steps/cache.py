@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['changed_files', 'Tables', 'changed_tables', 'changed_models', 'lost_artifacts', 'Hit', 'earlier_runs', 'find_hit',
-           'pin_tables', 'stand_in', 'original']
+           'pin_tables', 'hit_tags', 'stand_in', 'original']
 
-# %% ../../nbs/api/steps/21_cache.ipynb #948dd2ad
+# %% ../../nbs/api/steps/21_cache.ipynb #d85bb6cb
+import functools
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..redaction import get_log
-from ..settings import Settings
 from .record import list_files, read_record
 from .seen import file_digest
-from .tracking import end_run, log_tables, missing
+from .tracking import log_tables, missing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -128,14 +128,14 @@ def changed_models(
         if not _version_now(mlflow, name, str(version)):
             yield f"model '{name}': version {version}, which it registered, is gone"
 
-# %% ../../nbs/api/steps/21_cache.ipynb #e4019af2
+# %% ../../nbs/api/steps/21_cache.ipynb #bd0a5cc3
 def lost_artifacts(
     mlflow: "MlflowClient",  # Of the store that has the run
-    run_id: str,  # MLflow run
+    run: "Run",
     record: Mapping[str, Any],
 ) -> Iterator[str]:  # A sentence for each
     "Artifacts of a run that are gone"
-    there = set(list_files(mlflow, run_id))
+    there = set(list_files(run))
     yield from (f"its artifact {path} is gone" for path in record.get("artifacts", ()) if path not in there)
     for model_id in record.get("logged", ()):
         try:
@@ -145,7 +145,7 @@ def lost_artifacts(
         if not kept:
             yield f"the model {model_id} that it logged is gone"
 
-# %% ../../nbs/api/steps/21_cache.ipynb #8728305f
+# %% ../../nbs/api/steps/21_cache.ipynb #e86c5ece
 @dataclass
 class Hit:
     "An earlier run that stands in for a step"
@@ -175,7 +175,7 @@ def _why_not(mlflow: "MlflowClient", run: "Run", record: dict[str, Any] | None, 
         return record["refused"]
     checks = (
         changed_files(record["seen"]), changed_tables(tables, record), changed_models(mlflow, record["seen"]),
-        lost_artifacts(mlflow, run.info.run_id, record),
+        lost_artifacts(mlflow, run, record),
     )  # fmt: skip
     return next((why for check in checks for why in check), "")
 
@@ -187,15 +187,17 @@ def find_hit(
     key: str,  # From `step_key`
 ) -> tuple[Hit | None, str]:  # Without a hit, the reason
     "The newest earlier run that can stand in for a step"
-    why, pins = "", lake._pins.read()[0] if lake.run else []
+    reasons, pins = [], lake._pins.read()[0] if lake.run else []
     for run in earlier_runs(mlflow, experiment_id, key):
-        tables, record = Tables(lake, pins), read_record(mlflow, run.info.run_id)
+        tables, record = Tables(lake, pins), read_record(run)
         if not (reason := _why_not(mlflow, run, record, tables)) and record is not None:
             return Hit(run, record, tables), ""
-        why = why or f"run {run.info.run_id} cannot stand in: {reason}"
-    return None, why or "no earlier run that finished had the same code cells, parameters, packages and environment"
+        reasons.append(f"run {run.info.run_id[:8]} cannot stand in: {reason}")
+    return None, "; ".join(
+        reasons
+    ) or "no earlier run that finished had the same code cells, parameters, packages and environment"
 
-# %% ../../nbs/api/steps/21_cache.ipynb #406ecb92
+# %% ../../nbs/api/steps/21_cache.ipynb #64eb81c6
 def pin_tables(
     hit: Hit,
 ) -> str:  # Why the hit does not hold, empty if it does
@@ -208,7 +210,8 @@ def pin_tables(
     reads = {use["name"] for use in hit.record["tables"]["reads"] if use["asked"] is None and use["mode"] != "exists"}
     known = {(line["table"], line["version"]) for line in hit.tables.pins}
     for name in sorted(reads - hit.record["tables"]["writes"].keys()):
-        if (name, now[name]) not in known and pin(lake._pins, name, lambda name=name: now[name]) != now[name]:
+        newest = functools.partial(now.__getitem__, name)
+        if (name, now[name]) not in known and pin(lake._pins, name, newest) != now[name]:
             return f"table '{name}' was pinned to another version meanwhile"
     moved = {use["name"] for use in hit.record["tables"]["reads"] if use["asked"] == "newest"}
     for name in sorted((moved & now.keys()) | hit.record["tables"]["writes"].keys()):
@@ -217,27 +220,37 @@ def pin_tables(
     return ""
 
 
-def stand_in(
-    mlflow: "MlflowClient",  # Of the store
-    run_id: str,  # Of the step that need not run; RUNNING
+def hit_tags(
     hit: Hit,
-) -> None:
-    "Close the run of a step as what an earlier run has left"
-    from mlflow.entities import Metric, RunTag
-
-    earlier, began = hit.run.info, mlflow.get_run(run_id).info.start_time
+) -> dict[str, str]:  # For the run of the step that need not run
+    "Tags that say what stands in"
+    earlier = hit.run.info
     page = f"#/experiments/{earlier.experiment_id}/runs/{earlier.run_id}/artifacts"
     note = f"Nothing had changed, so this step was not run: [run {earlier.run_id}]({page}) stands in."
     tags = {"mlpkg.cached_from": earlier.run_id, "mlpkg.cache": "hit", "mlflow.note.content": note}
     tags["mlpkg.cache.key"] = hit.record["key"]
-    if digest := hit.run.data.tags.get("mlpkg.notebook_digest"):
-        tags["mlpkg.notebook_digest"] = digest
+    digest = hit.run.data.tags.get("mlpkg.notebook_digest")
+    return tags | ({"mlpkg.notebook_digest": digest} if digest else {})
+
+
+def stand_in(
+    mlflow: "MlflowClient",  # Of the store
+    run_id: str,  # Of the step that need not run, with `hit_tags`; RUNNING
+    hit: Hit,
+    seconds: float,  # What it took to find out
+) -> None:
+    "Close the run of a step as what an earlier run has left"
+    from mlflow.entities import Metric, Param
+
     now = int(time.time() * 1000)
-    values = {**hit.run.data.metrics, "seconds": (now - began) / 1000}
-    metrics = [Metric(name, value, now, 0) for name, value in list(values.items())[:900]]
-    mlflow.log_batch(run_id, metrics=metrics, tags=[RunTag(name, text) for name, text in tags.items()])
-    log_tables(mlflow, run_id, _uses(hit))
-    end_run(mlflow, run_id, "FINISHED")
+    values = {**hit.run.data.metrics, "seconds": round(seconds, 3)}
+    metrics = [Metric(name, value, now, 0) for name, value in values.items()]
+    params = [Param(name, text) for name, text in hit.run.data.params.items()]
+    for at in range(max(-(-len(metrics) // 800), -(-len(params) // 100))):  # the most that MLflow takes at once
+        mlflow.log_batch(run_id, metrics[at * 800 : (at + 1) * 800], params[at * 100 : (at + 1) * 100])
+    if uses := _uses(hit):
+        log_tables(mlflow, run_id, uses)
+    mlflow.set_terminated(run_id, "FINISHED")
 
 
 def _uses(hit: Hit) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@
 __all__ = ['artifact', 'Caching', 'code_cells', 'packages', 'environment', 'describe_step', 'step_key', 'stores', 'watch_env',
            'table_uses', 'refusal', 'write_record', 'list_files', 'store_record', 'read_record']
 
-# %% ../../nbs/api/steps/17_record.ipynb #00c55dcf
+# %% ../../nbs/api/steps/17_record.ipynb #2306202e
+import functools
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from . import launcher
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 _log = get_log("mlpkg.steps")
 
@@ -46,17 +48,23 @@ def code_cells(
     own = [cell for cell in cells if "injected-parameters" not in cell.get("metadata", {}).get("tags", [])]
     return ["".join(cell["source"]) for cell in own]
 
-# %% ../../nbs/api/steps/17_record.ipynb #23bb6978
+# %% ../../nbs/api/steps/17_record.ipynb #d24de5e3
 def packages(
     settings: Settings,  # The folder of their file is the project
 ) -> tuple[str, dict[str, str]]:  # Digest, and the version of each distribution
     "What is installed"
     lock = settings.file.parent / "requirements.lock"
     if lock.is_file():
-        text = lock.read_text(encoding="utf-8")
-        return _digest(text), dict(re.findall(r"(?m)^([\w.\-\[\]]+)==([^\s;\\]+)", text))
+        return _lock(lock, lock.stat().st_mtime_ns, lock.stat().st_size)
     names = sorted(n.removesuffix(".dist-info") for n in launcher.installed(sys.executable) if n.endswith(".dist-info"))
     return _digest("\n".join(names)), dict(name.rsplit("-", 1) for name in names if "-" in name)  # type: ignore[misc]
+
+
+@functools.lru_cache(maxsize=10)
+def _lock(path: Path, changed: int, size: int) -> tuple[str, dict[str, str]]:
+    "Digest and versions of a lock, kept as long as the time of its last change and its size stay the same"
+    text = path.read_text(encoding="utf-8")
+    return _digest(text), dict(re.findall(r"(?m)^([\w.\-\[\]]+)==([^\s;\\]+)", text))
 
 
 def _digest(text: str) -> str:
@@ -152,7 +160,7 @@ def refusal(
         return f"{seen['changed'][0]} was changed while the step ran"
     if seen["unfollowed"]:
         asked = ", ".join(seen["unfollowed"])
-        return f"it asked the model registry ({asked}) what cannot be asked again, as registering and promoting do"
+        return f"it asked MLflow's registry by {asked}, which the cache cannot follow; use mlpkg.models.registry"
     if seen["writes"] and not caching.elsewhere:
         more = f" and {len(seen['writes']) - 1} more" if len(seen["writes"]) > 1 else ""
         return f"it wrote {seen['writes'][0]}{more}, outside of lake and MLflow (cache_elsewhere=True allows that)"
@@ -172,20 +180,26 @@ def write_record(
     record |= {"tables": table_uses(folder / "tables.jsonl"), "scraps": dict(scraps), "refused": refusal(caching, seen)}
     (folder / "record.json").write_text(json.dumps(record, default=str), encoding="utf-8")
 
-# %% ../../nbs/api/steps/17_record.ipynb #661ddf73
+# %% ../../nbs/api/steps/17_record.ipynb #8f4a02b2
 artifact = "cache/record.json"
 
 
+def _files_of(run: "Run") -> Any:
+    "Where the artifacts of a run are, asked without asking MLflow for the run each time"
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(run.info.artifact_uri)
+
+
 def list_files(
-    mlflow: "MlflowClient",  # Of the store that has the run
-    run_id: str,  # MLflow run
+    run: "Run",
     folder: str | None = None,  # All of them unless given
 ) -> list[str]:  # Paths, without what was sent while it ran and the record itself
     "The artifacts of a run"
-    found = []
-    for file in mlflow.list_artifacts(run_id, folder):
+    found: list[str] = []
+    for file in _files_of(run).list_artifacts(folder):
         if file.path not in ("live", "cache"):
-            found += list_files(mlflow, run_id, file.path) if file.is_dir else [file.path]
+            found += list_files(run, file.path) if file.is_dir else [file.path]
     return found
 
 
@@ -201,9 +215,9 @@ def store_record(
         return
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     if record["cache"]:
-        outputs = mlflow.get_run(run_id).outputs
-        logged = [made.model_id for made in outputs.model_outputs] if outputs else []
-        record |= {"artifacts": list_files(mlflow, run_id), "logged": logged}
+        run = mlflow.get_run(run_id)
+        logged = [made.model_id for made in run.outputs.model_outputs] if run.outputs else []
+        record |= {"artifacts": list_files(run), "logged": logged}
     mlflow.log_text(run_id, json.dumps(record), artifact)
     tags = {"mlpkg.cache.key": record["key"], "mlpkg.cache": "on" if record["cache"] else "off"}
     if record["cache"] and record["refused"]:
@@ -212,14 +226,12 @@ def store_record(
 
 
 def read_record(
-    mlflow: "MlflowClient",  # Of the store that has the run
-    run_id: str,  # MLflow run
+    run: "Run",
 ) -> dict[str, Any] | None:  # None where there is none, or none that can be read
     "The record in a run"
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            text = Path(mlflow.download_artifacts(run_id, artifact, scratch)).read_text(encoding="utf-8")
-        return json.loads(text)
+            return json.loads(Path(_files_of(run).download_artifacts(artifact, scratch)).read_text(encoding="utf-8"))
     except Exception as error:  # each artifact store has errors of its own
-        _log.info("run %s has no record that can be read: %s", run_id, error)
+        _log.info("run %s has no record that can be read: %s", run.info.run_id, error)
         return None

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..redaction import get_log, redact
 from ..settings import Settings, load_settings
-from .cache import Hit, find_hit, pin_tables, stand_in
+from .cache import Hit, find_hit, hit_tags, pin_tables, stand_in
 from .execution import Execution, StepError, execute
 from .kernels import installed_kernels
 from .live import reporting
@@ -29,7 +30,7 @@ from .outbox import Entry, conclude, locked_entry, upload_or_keep
 from .parameters import check_parameters, read_parameters
 from .record import Caching, code_cells, describe_step, step_key, watch_env, write_record
 from .recovery import end_lost, recover
-from .tracking import client, end_run, log_params, start_step, storable
+from .tracking import client, end_run, experiment_id, log_params, start_step, storable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -215,36 +216,34 @@ def _describe(
         _log.debug("step '%s' cannot be described: %s", step, error)
         return None
 
-# %% ../../nbs/api/steps/22_run.ipynb #2549b6f0
-def _reuse(
-    mlflow: "MlflowClient", settings: Settings, run_id: str, parent_run_id: str | None, about: Mapping[str, Any]
-) -> Hit | None:
-    "The earlier run that stands in for a step, if there is one"
+# %% ../../nbs/api/steps/22_run.ipynb #8c664730
+def _look_up(
+    mlflow: "MlflowClient", settings: Settings, parent_run_id: str | None, about: Mapping[str, Any]
+) -> tuple[Hit | None, str]:
+    "The earlier run that stands in for a step, if there is one; otherwise the reason"
     from mlpkg.data.lake import Lake
 
     try:
         lake = Lake(settings.lake.root, run=parent_run_id or "")
         lake.log = None
-        hit, why = find_hit(mlflow, lake, mlflow.get_run(run_id).info.experiment_id, step_key(about))
+        parent = mlflow.get_run(parent_run_id).info if parent_run_id else None
+        experiment = parent.experiment_id if parent else experiment_id(mlflow, "steps", settings)
+        hit, why = find_hit(mlflow, lake, experiment, step_key(about))
         if hit and not (why := pin_tables(hit)):
-            log_params(mlflow, run_id, about["parameters"])
-            stand_in(mlflow, run_id, hit)
-            return hit
+            return hit, ""
     except Exception as error:
         why = f"it could not be found out whether an earlier run can stand in: {error}"
         _log.warning("step '%s': %s", about["step"], why)
-    _log.info("step '%s' runs: %s", about["step"], why)
-    with contextlib.suppress(Exception):
-        mlflow.set_tag(run_id, "mlpkg.cache.miss", storable(redact(why))[:5000])
-    return None
+    return None, storable(redact(why))[:5000]
 
 
 def _cached(
-    mlflow: "MlflowClient", run_id: str, name: str, step: str, about: Mapping[str, Any], hit: Hit
-) -> StepResult:
+    mlflow: "MlflowClient", run_id: str, name: str, step: str, hit: Hit, began: float
+) -> StepResult:  # fmt: skip
     "The result of a step for which an earlier run stands in"
     earlier, scraps = hit.run.info.run_id, hit.record["scraps"]
     stored = f"mlflow://{earlier}/notebook/{step}.ipynb"
+    stand_in(mlflow, run_id, hit, time.monotonic() - began)
     facts = {"status": "FINISHED", "scraps": scraps, "notebook": stored, "cached": earlier}
     announce("end", run_id, name, f"unchanged, so run {earlier} stands in", **facts)
     return StepResult(step, run_id, stored, scraps)
@@ -283,14 +282,18 @@ def run_step(
     step = step or step_name(notebook)
     name = name or step
     mlflow = client(settings)
-    recover(settings)
-    end_lost(mlflow, settings)
-    tags = {"mlpkg.notebook": _relative(notebook, settings), **(tags or {})}
-    run_id = start_step(mlflow, settings, step, parent_run_id, tags, name)
-    announce("start", run_id, name, f"started as MLflow run {run_id}")
-    about = _describe(settings, step, notebook, parameters or {}, kernel_name, caching)
-    if about and caching.on and (hit := _reuse(mlflow, settings, run_id, parent_run_id, about)):
-        return _cached(mlflow, run_id, name, step, about, hit)
+    began, tags = time.monotonic(), {"mlpkg.notebook": _relative(notebook, settings), **(tags or {})}
+    about, hit, why = _describe(settings, step, notebook, parameters or {}, kernel_name, caching), None, ""
+    if about and caching.on:
+        hit, why = _look_up(mlflow, settings, parent_run_id, about)
+    if hit is None:
+        recover(settings)
+        end_lost(mlflow, settings)
+    found = hit_tags(hit) if hit else {"mlpkg.cache.miss": why} if why else {}
+    run_id = start_step(mlflow, settings, step, parent_run_id, {**tags, **found}, name)
+    announce("start", run_id, name, f"started as MLflow run {run_id}" + (f"; {why}" if why else ""))
+    if hit:
+        return _cached(mlflow, run_id, name, step, hit, began)
 
     def prepare():
         execution = prepare_execution(settings, entry, notebook, parameters or {})
