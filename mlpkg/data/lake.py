@@ -388,9 +388,8 @@ def copy(
     "Copy a table batch by batch, however large"
     table = self._look(name, version)
     pinned, layout = table.version(), table.metadata().partition_columns
-    return self.write(
-        to, lambda: self.batches(name, version=pinned), "overwrite", None, layout, self._find(to) is not None
-    )
+    there, rows = self._find(to) is not None, lambda: self.batches(name, version=pinned)
+    return self.write(to, rows, "overwrite", None, layout, there)
 
 # %% ../../nbs/api/data/14_lake.ipynb #72f7f5d4
 def open_lake(
