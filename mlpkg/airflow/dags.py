@@ -56,9 +56,10 @@ def notebook_step(
 def notebook_steps(
     folder: str | Path,  # Folder of the step notebooks, relative to the project
     *notebooks: str,  # In the order in which they run
+    **kwargs,  # Passed on to each `NotebookOperator`
 ) -> list[NotebookOperator]:
     "Step notebooks one after the other, each with the DAG's params that it declares"
-    steps = [notebook_step(folder, notebook) for notebook in notebooks]
+    steps = [notebook_step(folder, notebook, **kwargs) for notebook in notebooks]
     chain(*steps)
     return steps
 
@@ -319,11 +320,17 @@ def step_defaults(
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #f0fc1374
 def dag_defaults(
+    cache: bool = False,  # May earlier runs stand in for its steps, where nothing has changed?
     **others,  # Further arguments of the DAG, or replacements for these
 ) -> dict[str, Any]:  # For `DAG(...)`
     "Arguments of a DAG of steps: one run at a time, none for the past, a time limit, and `step_defaults` for its tasks"
     limit = seconds_or_none(load_settings().airflow.run_timeout)
-    usual = {"catchup": False, "max_active_runs": 1, "dagrun_timeout": limit, "default_args": step_defaults()}
+    usual = {
+        "catchup": False,
+        "max_active_runs": 1,
+        "dagrun_timeout": limit,
+        "default_args": step_defaults(cache=cache),
+    }
     return {**usual, **others}
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #9c34f1f5

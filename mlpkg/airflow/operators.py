@@ -22,6 +22,7 @@ from ..secrets import secret_values
 from ..settings import Settings, load_settings
 from ..steps.execution import Execution
 from ..steps.parameters import MissingNotebookError, ParameterError, read_parameters
+from ..steps.record import Caching
 from ..steps.run import StepResult, run_step
 from ..steps.tracking import client, find_run, ui_url
 
@@ -110,11 +111,15 @@ class NotebookOperator(PapermillOperator):
         *,
         dag_params: bool = False,  # Also pass each of the DAG's params that the notebook declares?
         event_extra: Sequence[str] = (),  # Values for the events of its outlets: DAG params, parameters, scraps
+        cache: bool = False,  # May an earlier run stand in for it, if nothing that it depends on has changed?
+        cache_env: Sequence[str] = (),  # Environment variables that it depends on
+        cache_elsewhere: bool = False,  # May it be reused although it writes files outside of lake and MLflow?
         **kwargs,
     ):
         _refuse_remote_kernel(kwargs)
         super().__init__(**kwargs)
         self.dag_params, self.event_extra = dag_params, tuple(event_extra)
+        self.caching = Caching(cache, tuple(cache_env), cache_elsewhere)
         self.scraps: dict[str, Any] = {}
         self.execution: Execution | None = None
         self.run_url = ""
@@ -122,9 +127,10 @@ class NotebookOperator(PapermillOperator):
     def execute(self, context) -> dict[str, Any]:
         "Run the notebook; what it glued becomes the task's XCom"
         try:
-            result = self.run(context, load_settings())
+            result = self.run(context, settings := load_settings())
         except ParameterError as error:  # trying again would not help
             raise AirflowFailException(str(error)) from error
+        self.link(settings, result.run_id)  # a step that was not run has not started
         if self.output_nb:
             self.copy_output(result)
         self.scraps = result.scraps
@@ -182,8 +188,18 @@ def started(
 ) -> None:
     "Keep what `on_kill` and the link need"
     self.execution = execution
-    run_id = execution.env["MLFLOW_RUN_ID"]
-    self.run_url = run_url(settings, client(settings).get_run(run_id).info.experiment_id, run_id)
+    self.link(settings, execution.env["MLFLOW_RUN_ID"])
+
+
+@patch
+def link(
+    self: NotebookOperator,
+    settings: Settings,
+    run_id: str,  # MLflow run of the step
+) -> None:
+    "Keep the address of the run, unless it is known"
+    if not self.run_url:
+        self.run_url = run_url(settings, client(settings).get_run(run_id).info.experiment_id, run_id)
 
 # %% ../../nbs/api/airflow/12_operators.ipynb #77b0c74a
 def _run_name(ti) -> str:  # Like "train" or "train [random_forest]"
@@ -213,6 +229,7 @@ def run(
         kernel_name=self.kernel_name,
         language=self.language_name,
         on_start=lambda execution: self.started(execution, settings),
+        caching=self.caching,
     )
 
 # %% ../../nbs/api/airflow/12_operators.ipynb #c2a1a4d3

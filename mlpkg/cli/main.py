@@ -22,6 +22,7 @@ from .models import models
 from .render import current_settings
 from .runs import runs
 from .tidy import tidying
+from .why import why
 from ..errors import MlpkgError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for commands in (runs, doctor, interfaces, models, kernels, tidying):
+for commands in (runs, why, doctor, interfaces, models, kernels, tidying):
     app.add_typer(commands)
 
 # %% ../../nbs/api/cli/18_main.ipynb #d7a96ab6

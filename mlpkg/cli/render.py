@@ -122,6 +122,8 @@ def row(
     said = step.get("error", "").splitlines()[:1] or [reported(step["scraps"])]
     if step["status"] == "RUNNING" and "cell" in step:
         said = [f"cell {step['cell']} of {step['cells']}"]
+    if step.get("cached"):
+        said = [f"unchanged, not run: {said[0]}"]
     return escape(step["name"]), coloured_state(step["status"]), duration(seconds), escape(said[0])
 
 # %% ../../nbs/api/cli/10_render.ipynb #78f1f58c
@@ -211,7 +213,7 @@ def summarise(
     where = "Executed notebooks; `mlpkg notebook RUN STEP` prints one, the MLflow UI shows it as a page:"
     console.print(f"\n{where}", soft_wrap=True)
     for run_id, step in steps:
-        path = f"mlflow://{run_id}/notebook/{step['name'].split(' ')[0]}.ipynb"
+        path = step.get("notebook") or f"mlflow://{run_id}/notebook/{step['name'].split(' ')[0]}.ipynb"
         console.print(f"  {escape(step['name'].ljust(32))} {path}", soft_wrap=True, highlight=False)
     opening = f"\nOpen the MLflow UI on them: [bold]make mlflow[/bold], then {settings.tracking.ui}"
     console.print(opening, highlight=False)

@@ -323,12 +323,13 @@ def notebook_command(
     """
     import nbformat
 
+    from mlpkg.steps.cache import original
     from mlpkg.steps.live import latest_notebook
     from mlpkg.steps.notebook_paths import mlflow_io
     from mlpkg.steps.tracking import client
 
     mlflow = client(current_settings())
-    found = find_step_run(mlflow, find_pipeline_run(mlflow, run).info.run_id, step)
+    found = original(mlflow, find_step_run(mlflow, find_pipeline_run(mlflow, run).info.run_id, step))
     name = found.data.tags["mlpkg.step"]
     artifact = latest_notebook(mlflow, found.info.run_id, name) or f"notebook/{name}.ipynb"
     path = f"mlflow://{found.info.run_id}/{artifact}"

@@ -146,17 +146,40 @@ def _at(self: Lake, name: str, version: Version) -> int | None:
         return version
     return pin(self._pins, name, lambda: self._open(name).version())
 
+# %% ../../nbs/api/data/14_lake.ipynb #6400129e
+@patch
+def _note(
+    self: Lake, mode: str, name: str, table: DeltaTable | None, version: int, rows: int | None = None,
+    asked: Version = None,
+) -> None:  # fmt: skip
+    "Append one line about this use to the log"
+    if self.log:
+        uri, own = (table.table_uri, table.metadata().id) if table is not None else ("", "")
+        entry = {"mode": mode, "name": name, "version": version, "uri": uri, "rows": rows, "asked": asked, "id": own}
+        with open(self.log, "a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
+
+
+@patch
+def _look(self: Lake, name: str, version: Version) -> DeltaTable:
+    "The table at the version to read; notes that somebody depends on it"
+    table = self._open(name, self._at(name, version))
+    self._note("look", name, table, table.version(), None, version)
+    return table
+
 # %% ../../nbs/api/data/14_lake.ipynb #667b28fd
 @patch
 def exists(self: Lake, name: str) -> bool:
     "Is there such a table?"
-    return self._find(name) is not None
+    table = self._find(name)
+    self._note("exists", name, table, -1 if table is None else 0)
+    return table is not None
 
 
 @patch
 def version(self: Lake, name: str) -> int:  # From 0 on; LakeError if there is no such table
     "Number of the newest version; in a DAG run, of the one that it works on"
-    return self._open(name, self._at(name, None)).version()
+    return self._look(name, None).version()
 
 # %% ../../nbs/api/data/14_lake.ipynb #f3212976
 def _schema(table: DeltaTable) -> pa.Schema:
@@ -171,26 +194,13 @@ def schema(
     version: Version = None,  # See `read`
 ) -> pa.Schema:  # In the plain types of `mlpkg.data.arrow`
     "Columns and types"
-    return _schema(self._open(name, self._at(name, version)))
+    return _schema(self._look(name, version))
 
 
 @patch
-def count(
-    self: Lake,
-    name: str,
-    version: Version = None,  # See `read`
-) -> int:
+def count(self: Lake, name: str, version: Version = None) -> int:  # See `read` for what to give
     "Number of rows"
-    return self._open(name, self._at(name, version)).count()
-
-# %% ../../nbs/api/data/14_lake.ipynb #6400129e
-@patch
-def _note(self: Lake, mode: str, name: str, table: DeltaTable, version: int, rows: int | None) -> None:
-    "Append one line about this use to the log"
-    if self.log:
-        entry = {"mode": mode, "name": name, "version": version, "uri": table.table_uri, "rows": rows}
-        with open(self.log, "a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
+    return self._look(name, version).count()
 
 # %% ../../nbs/api/data/14_lake.ipynb #8f27c0b4
 @patch
@@ -223,7 +233,7 @@ def batches(
 ) -> pa.RecordBatchReader:  # To be read once; LakeError if table, version or column does not exist; see `read`
     "Stream a table that may be larger than memory"
     table, reader = self._scan(name, columns, filters, version)
-    self._note("read", name, table, table.version(), None)
+    self._note("read", name, table, table.version(), None, version)
     return reader
 
 # %% ../../nbs/api/data/14_lake.ipynb #20c1e2de
@@ -234,7 +244,7 @@ def table(
     "Read as an Arrow table"
     table, reader = self._scan(name, columns, filters, version)
     data = reader.read_all()
-    self._note("read", name, table, table.version(), data.num_rows)
+    self._note("read", name, table, table.version(), data.num_rows, version)
     return data
 
 # %% ../../nbs/api/data/14_lake.ipynb #cd426204
@@ -337,7 +347,9 @@ def versions(
     self: Lake, name: str
 ) -> pd.DataFrame:  # version, time (UTC), operation, rows (written), run_id; the newest first
     "What was done to a table, and by which MLflow run"
-    return pd.DataFrame([describe(entry) for entry in self._open(name).history()])
+    table = self._open(name)
+    self._note("look", name, table, table.version(), None, "newest")
+    return pd.DataFrame([describe(entry) for entry in table.history()])
 
 # %% ../../nbs/api/data/14_lake.ipynb #df46497d
 @patch
@@ -348,6 +360,7 @@ def written(
 ) -> datetime:  # UTC, at least the oldest time that the log still knows; LakeError if there is no such table
     "When rows of a partition were last written"
     table = self._open(name)
+    self._note("look", name, table, table.version(), None, "newest")
     entries, schema = table.history(), _schema(table)
     last = next((entry for entry in entries if touches(entry, partition, schema)), entries[-1])
     return datetime.fromtimestamp(last["timestamp"] / 1000, UTC)
@@ -360,7 +373,7 @@ def lineage(
     version: Version = None,  # See `read`
 ) -> str | None:  # MLflow run id, None if it was written outside a run
     "The run that wrote a version"
-    wanted = self._open(name, self._at(name, version)).version()
+    wanted = self._look(name, version).version()
     entries = self._open(name).history()
     return next((entry.get("mlflow_run_id") for entry in entries if entry["version"] == wanted), None)
 
@@ -373,9 +386,10 @@ def copy(
     version: Version = None,  # See `read`
 ) -> int:  # Version of the copy that was written
     "Copy a table batch by batch, however large"
-    table = self._open(name, self._at(name, version))
+    table = self._look(name, version)
     pinned, layout = table.version(), table.metadata().partition_columns
-    return self.write(to, lambda: self.batches(name, version=pinned), "overwrite", None, layout, self.exists(to))
+    there, rows = self._find(to) is not None, lambda: self.batches(name, version=pinned)
+    return self.write(to, rows, "overwrite", None, layout, there)
 
 # %% ../../nbs/api/data/14_lake.ipynb #72f7f5d4
 def open_lake(

@@ -19,6 +19,7 @@ from ..errors import MlpkgError
 from .record import follow, has_served, read_champions, registered_model, registered_version
 from .storage import download, read_folder, skops_flavor
 from ..redaction import redact
+from ..steps.seen import following, note_model
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -85,16 +86,24 @@ def _version(
     )
 
 # %% ../../nbs/api/models/22_registry.ipynb #d2722f86
+def _versions(name: str) -> list[Version]:
+    "All versions of a model, newest first"
+    from mlflow import MlflowClient
+
+    with following():
+        if (model := follow(name)) is None:
+            return []
+        found = MlflowClient().search_model_versions(f"name = '{name}'")
+    return sorted((_version(entry, model.aliases) for entry in found), key=lambda v: -v.version)
+
+
 def versions(
     name: str,  # Registered model
 ) -> list[Version]:  # Newest first; empty for a model nobody registered
     "All versions of a model"
-    from mlflow import MlflowClient
-
-    if (model := follow(name)) is None:
-        return []
-    found = MlflowClient().search_model_versions(f"name = '{name}'")
-    return sorted((_version(entry, model.aliases) for entry in found), key=lambda v: -v.version)
+    known = _versions(name)
+    note_model(name, "versions", known[0].version if known else 0)
+    return known
 
 # %% ../../nbs/api/models/22_registry.ipynb #30082759
 def _known(
@@ -111,9 +120,10 @@ def get_version(
     which: int | str = "champion",  # Number or alias
 ) -> Version:  # RegistryError that lists what there is
     "One version of a model"
-    known = versions(name)
+    known = _versions(name)
     for version in known:
         if str(which) == str(version.version) or which in version.aliases:
+            note_model(name, which, version.version)
             return version
     if not known:
         raise unknown_model(name)
@@ -124,7 +134,9 @@ def champion(
     name: str,  # Registered model
 ) -> Version | None:  # None before the first promotion
     "The version that serves"
-    return next((version for version in versions(name) if "champion" in version.aliases), None)
+    serving = next((version for version in _versions(name) if "champion" in version.aliases), None)
+    note_model(name, "champion", serving.version if serving else 0)
+    return serving
 
 # %% ../../nbs/api/models/22_registry.ipynb #1b58a61e
 def _create(

@@ -78,7 +78,7 @@ class KernelError(MlpkgError, RuntimeError):
 # Run by a Python kernel before its first cell. None of it changes what a notebook computes.
 _prepare_kernel = """
 def prepare():
-    import atexit, gc, json
+    import atexit, gc, json, os
 
     def pack(message):
         try:
@@ -90,6 +90,12 @@ def prepare():
     atexit.register(gc.freeze)
     session = get_ipython().kernel.session
     plain, session.pack = session.pack, pack
+    if how := os.environ.pop("MLPKG_SEEN", ""):
+        try:
+            from mlpkg.steps import seen
+            seen.begin(get_ipython(), how)
+        except Exception:  # without it the step runs, and is not reused
+            pass
 prepare()
 del prepare
 """

@@ -29,6 +29,7 @@ from ..settings import Settings
 from .live import remove_live
 from .metrics import log_metrics, metric_names
 from .notebooks import mark, read_scraps, scrap_metrics, store_notebook, write_whole
+from .record import store_record
 from mlpkg.steps.tracking import (
     TrackingError,
     client,
@@ -268,6 +269,8 @@ def upload(
         log_metrics(mlflow, entry.run_id, metrics)
     with unless_refused(mlflow, entry, "tables", tables):
         log_tables(mlflow, entry.run_id, tables)
+    with unless_refused(mlflow, entry, "record", {}):
+        store_record(mlflow, entry.run_id, entry.folder)
     end_run(mlflow, entry.run_id, entry.status, entry.failure, entry.started + (entry.seconds or 0))
     remove_live(mlflow, entry.run_id)
     if _has_page(mlflow, entry, artifact):

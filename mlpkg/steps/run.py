@@ -12,21 +12,24 @@ import json
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..redaction import get_log
+from ..redaction import get_log, redact
 from ..settings import Settings, load_settings
+from .cache import Hit, find_hit, hit_tags, pin_tables, stand_in
 from .execution import Execution, StepError, execute
 from .kernels import installed_kernels
 from .live import reporting
 from .notebooks import code_digest, read_scraps, step_name, write_whole
 from .outbox import Entry, conclude, locked_entry, upload_or_keep
 from .parameters import check_parameters, read_parameters
+from .record import Caching, code_cells, describe_step, step_key, watch_env, write_record
 from .recovery import end_lost, recover
-from .tracking import client, end_run, log_params, start_step
+from .tracking import client, end_run, experiment_id, log_params, start_step, storable
 from .warm import step_env
 
 if TYPE_CHECKING:
@@ -37,11 +40,11 @@ _log = get_log("mlpkg.steps")
 # %% ../../nbs/api/steps/22_run.ipynb #fe41059b
 @dataclass(frozen=True)
 class StepResult:
-    "What a step that ran to its end returns"
+    "What a step that ran to its end returns, or an earlier run that stands in for it"
 
     step: str  # Name of the step
     run_id: str  # MLflow run of this attempt
-    notebook: str  # mlflow:// path of the executed notebook
+    notebook: str  # mlflow:// path of the executed notebook, that of the earlier run after a hit
     scraps: dict[str, Any]  # What the notebook glued
 
 # %% ../../nbs/api/steps/22_run.ipynb #993f406c
@@ -198,6 +201,67 @@ def _attempt(
     conclude(entry, "FINISHED")
     return scraps
 
+# %% ../../nbs/api/steps/22_run.ipynb #6dc47fa6
+def _describe(
+    settings: Settings, step: str, notebook: Path, given: Mapping[str, Any], kernel: str | None, caching: Caching
+) -> dict[str, Any] | None:
+    "What is known of a step before it runs; None where it cannot be described"
+    try:
+        declared = read_parameters(notebook)
+        parameters = {p.name: p.default for p in declared} | check_parameters(given, declared, step)
+        nb = json.loads(notebook.read_text(encoding="utf-8"))
+        return describe_step(settings, step, nb, parameters, kernel, caching.env)
+    except Exception as error:  # what is wrong is reported where the step is checked
+        _log.debug("step '%s' cannot be described: %s", step, error)
+        return None
+
+# %% ../../nbs/api/steps/22_run.ipynb #8c664730
+def _look_up(
+    mlflow: "MlflowClient", settings: Settings, parent_run_id: str | None, about: Mapping[str, Any]
+) -> tuple[Hit | None, str]:
+    "The earlier run that stands in for a step, if there is one; otherwise the reason"
+    from mlpkg.data.lake import Lake
+
+    try:
+        lake = Lake(settings.lake.root, run=parent_run_id or "")
+        lake.log = None
+        parent = mlflow.get_run(parent_run_id).info if parent_run_id else None
+        experiment = parent.experiment_id if parent else experiment_id(mlflow, "steps", settings)
+        hit, why = find_hit(mlflow, lake, experiment, step_key(about))
+        if hit and not (why := pin_tables(hit)):
+            return hit, ""
+    except Exception as error:
+        why = f"it could not be found out whether an earlier run can stand in: {error}"
+        _log.warning("step '%s': %s", about["step"], why)
+    return None, storable(redact(why))[:5000]
+
+
+def _cached(
+    mlflow: "MlflowClient", run_id: str, name: str, step: str, hit: Hit, began: float
+) -> StepResult:  # fmt: skip
+    "The result of a step for which an earlier run stands in"
+    earlier, scraps = hit.run.info.run_id, hit.record["scraps"]
+    stored = f"mlflow://{earlier}/notebook/{step}.ipynb"
+    stand_in(mlflow, run_id, hit, time.monotonic() - began)
+    facts = {"status": "FINISHED", "scraps": scraps, "notebook": stored, "cached": earlier}
+    announce("end", run_id, name, f"unchanged, so run {earlier} stands in", **facts)
+    return StepResult(step, run_id, stored, scraps)
+
+# %% ../../nbs/api/steps/22_run.ipynb #e3a730db
+def _keep_record(
+    entry: Entry,  # Of an execution that is over
+    about: Mapping[str, Any] | None,  # From `_describe`
+    caching: Caching,
+    scraps: Mapping[str, Any],
+) -> None:  # What goes wrong is logged: without its record a step is not reused, which is all
+    "Write down the record of a step"
+    try:
+        if about and entry.notebook.is_file():
+            cells = code_cells(json.loads(entry.notebook.read_text(encoding="utf-8")))
+            write_record(entry.folder, {**about, "cells": cells}, caching, scraps)
+    except Exception as error:
+        _log.warning("step '%s' has no record, and is not reused: %s", entry.step, error)
+
 # %% ../../nbs/api/steps/22_run.ipynb #4b1efd75
 def run_step(
     notebook: str | Path,  # Step notebook
@@ -210,22 +274,31 @@ def run_step(
     kernel_name: str | None = None,  # The notebook's own unless given
     language: str | None = None,  # The notebook's own unless given
     on_start: Callable[[Execution], None] | None = None,  # Called before the start, so that the caller can kill it
+    caching: Caching = Caching(),  # noqa: B008  # May an earlier run stand in for it?
 ) -> StepResult:  # StepError or ParameterError if it did not run to its end, TrackingError if MLflow is away
     "Run a step notebook and record it in MLflow"
     settings, notebook = settings or load_settings(), Path(notebook).absolute()
     step = step or step_name(notebook)
     name = name or step
     mlflow = client(settings)
-    recover(settings)
-    end_lost(mlflow, settings)
-    tags = {"mlpkg.notebook": _relative(notebook, settings), **(tags or {})}
-    run_id = start_step(mlflow, settings, step, parent_run_id, tags, name)
-    announce("start", run_id, name, f"started as MLflow run {run_id}")
+    began, tags = time.monotonic(), {"mlpkg.notebook": _relative(notebook, settings), **(tags or {})}
+    about, hit, why = _describe(settings, step, notebook, parameters or {}, kernel_name, caching), None, ""
+    if about and caching.on:
+        hit, why = _look_up(mlflow, settings, parent_run_id, about)
+    if hit is None:
+        recover(settings)
+        end_lost(mlflow, settings)
+    found = hit_tags(hit) if hit else {"mlpkg.cache.miss": why} if why else {}
+    run_id = start_step(mlflow, settings, step, parent_run_id, {**tags, **found}, name)
+    announce("start", run_id, name, f"started as MLflow run {run_id}" + (f"; {why}" if why else ""))
+    if hit:
+        return _cached(mlflow, run_id, name, step, hit, began)
 
     def prepare():
         execution = prepare_execution(settings, entry, notebook, parameters or {})
         execution.kernel_name, execution.language = kernel_name, language
         execution.env = {**execution.env, "MLPKG_PIPELINE_RUN": parent_run_id or ""}  # whose tables it reads
+        execution.env |= watch_env(settings, entry.folder, caching)
         if on_start:
             on_start(execution)
         return execution
@@ -235,8 +308,10 @@ def run_step(
             with reporting(mlflow, settings, run_id, entry.notebook):
                 scraps = _attempt(mlflow, entry, name, prepare)
         except BaseException as error:
+            _keep_record(entry, about, caching, {})
             upload_or_keep(mlflow, entry, error)
             raise
+        _keep_record(entry, about, caching, scraps)
         stored = upload_or_keep(mlflow, entry)
         announce("end", run_id, name, f"FINISHED in {entry.seconds} s", status="FINISHED", scraps=scraps)
         return StepResult(step, run_id, stored, scraps)

@@ -325,8 +325,8 @@ def read_table_log(
     uses: dict[tuple, dict[str, Any]] = {}
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            use = json.loads(line)
-            uses[use["mode"], use["name"], use["version"], use["uri"]] = use
+            if (use := json.loads(line))["mode"] in ("read", "write"):
+                uses[use["mode"], use["name"], use["version"], use["uri"]] = use
         except (ValueError, LookupError, TypeError):
             _log.warning("%s: a line is damaged and left out: %s", path, line[:200])
     return list(uses.values())

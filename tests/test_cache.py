@@ -1,0 +1,294 @@
+"""A step of which nothing has changed is not run again, and one of which anything has is. Steps are real kernels."""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mlpkg.data.lake import Lake
+from mlpkg.data.pins import pins
+from mlpkg.data.retention import compact
+from mlpkg.steps.execution import StepError
+from mlpkg.steps.record import Caching
+from mlpkg.steps.run import run_step
+from mlpkg.steps.tracking import open_pipeline_run
+from mlpkg.steps.why import explain
+from mlpkg.testing import write_notebook
+
+SUM = """import pandas as pd
+import scrapbook as sb
+import fares
+from mlpkg.data.lake import open_lake
+lake = open_lake()
+rows = lake.read("raw/parcels")
+lake.write("sum/parcels", pd.DataFrame({"x": [len(rows) * fares.fare * factor]}), mode="overwrite")
+sb.glue("total", len(rows) * fares.fare * factor)"""
+
+
+@pytest.fixture
+def store(project):
+    "A project with a table, a module, and a step that makes another table of both"
+    project.step = project.notebook("10_sum", "factor: int = 1", SUM)
+    (project.root / "notebooks" / "fares.py").write_text("from rates import rate\nfare = 2 * rate")
+    (project.root / "notebooks" / "rates.py").write_text("rate = 1")
+    project.lake = Lake(project.settings.lake.root, run="")
+    project.lake.write("raw/parcels", pd.DataFrame({"parcel": range(5)}))
+    project.count = 0
+    return project
+
+
+def dag_run(store) -> str:
+    store.count += 1
+    return open_pipeline_run(store.mlflow, store.settings, "parcels", f"run {store.count}")
+
+
+def run(store, notebook=None, parent=None, env=(), elsewhere=False, **parameters):
+    "Run a step in a new DAG run; the scraps, and the MLflow run"
+    parent = parent or dag_run(store)
+    how = {"caching": Caching(True, tuple(env), elsewhere), "settings": store.settings}
+    result = run_step(notebook or store.step, parameters, parent_run_id=parent, **how)
+    return result.scraps, store.mlflow.get_run(result.run_id)
+
+
+def hit(found) -> bool:
+    return "mlpkg.cached_from" in found[1].data.tags
+
+
+def said(store, found) -> str:
+    return "\n".join(explain(store.mlflow, found[1]))
+
+
+def source(store, old: str, new: str) -> None:
+    "Change the code cell of the step"
+    store.notebook("10_sum", "factor: int = 1", SUM.replace(old, new))
+
+
+def test_an_unchanged_step_is_not_run_and_leaves_what_it_would_have_left(store):
+    scraps, first = run(store)
+    parent = dag_run(store)
+    again, second = found = run(store, parent=parent)
+    assert hit(found) and again == scraps == {"total": 10}
+    assert second.info.status == "FINISHED" and second.data.metrics["total"] == 10
+    assert second.data.tags["mlpkg.cached_from"] == first.info.run_id
+    assert second.data.params == first.data.params and second.data.metrics["seconds"] < first.data.metrics["seconds"]
+    used = lambda run: {(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs}  # noqa: E731
+    assert used(second) == used(first) == {("raw/parcels", "v0"), ("sum/parcels", "v0")}
+    lines = pins(Lake(f"{store.lake.root}/_runs", run=""), parent).read()[0]
+    assert {line["table"]: line["version"] for line in lines} == {"raw/parcels": 0, "sum/parcels": 0}
+    assert store.lake.version("sum/parcels") == 0, "nothing was written again"
+    assert "stands in" in said(store, found)
+    assert store.look("notebook", parent, "sum") == store.look("notebook", first.data.tags["mlflow.parentRunId"], "sum")
+    assert "nothing that it depends on had changed" in store.look("why", parent, "sum")
+    third = run(store)
+    assert third[1].data.tags["mlpkg.cached_from"] == first.info.run_id, "the next one refers to what really ran"
+
+
+def test_prose_does_not_count_and_code_does(store):
+    run(store)
+    nb = json.loads(store.step.read_text())
+    nb["cells"].insert(1, {"cell_type": "markdown", "id": "why", "metadata": {}, "source": "Why we count."})
+    store.step.write_text(json.dumps(nb))
+    assert hit(run(store))
+    source(store, "import fares", "import fares\nprint('more')")
+    found = run(store)
+    assert not hit(found) and "code cell 2 differs" in said(store, found) and "+print('more')" in said(store, found)
+
+
+def test_a_parameter_counts_and_a_default_that_is_given_does_not(store):
+    run(store)
+    assert hit(run(store, factor=1))
+    found = run(store, factor=3)
+    assert not hit(found) and "parameter factor was 1, is 3" in said(store, found)
+
+
+def test_a_module_counts_also_one_that_a_module_imports(store):
+    run(store)
+    (store.root / "notebooks" / "rates.py").write_text("rate = 7")
+    found = run(store)
+    assert not hit(found) and found[0] == {"total": 70}
+    assert f"module {store.root}/notebooks/rates.py" in said(store, found)
+    (store.root / "notebooks" / "rates.py").write_text("rate = 1")
+    found = run(store)
+    assert not hit(found), "its table was written with the other rate meanwhile"
+    assert "somebody has written to it after version 0" in said(store, found)
+
+
+def test_a_new_version_of_a_table_counts_but_not_its_upkeep(store):
+    for _ in range(3):
+        store.lake.write("raw/parcels", pd.DataFrame({"parcel": range(5)}))
+    run(store)
+    compact(store.lake, "raw/parcels")
+    assert hit(run(store)), "compaction keeps the rows"
+    store.lake.write("raw/parcels", pd.DataFrame({"parcel": range(5)}))
+    found = run(store)
+    assert not hit(found) and "table raw/parcels was version 3, is version" in said(store, found)
+
+
+def test_a_dag_run_that_is_pinned_to_an_older_version_reads_that_one(store):
+    run(store)
+    parent = dag_run(store)
+    Lake(store.lake.root, run=parent).version("raw/parcels")
+    store.lake.write("raw/parcels", pd.DataFrame({"parcel": range(5)}))
+    assert hit(run(store, parent=parent))
+    assert not hit(run(store))
+
+
+def test_somebody_who_writes_to_its_table_later_makes_it_run(store):
+    run(store)
+    store.lake.write("sum/parcels", pd.DataFrame({"x": [0]}), mode="overwrite")
+    found = run(store)
+    assert not hit(found) and "somebody has written to it after version 0" in said(store, found)
+    assert store.lake.read("sum/parcels")["x"].tolist() == [10]
+
+
+def test_a_declared_variable_counts(store, monkeypatch):
+    monkeypatch.setenv("FARES", "high")
+    run(store, env=["FARES"])
+    assert hit(run(store, env=["FARES"]))
+    monkeypatch.setenv("FARES", "low")
+    found = run(store, env=["FARES"])
+    assert not hit(found) and "environment variable FARES differs" in said(store, found)
+
+
+def test_the_lock_counts_and_its_row_is_named(store):
+    lock = store.root / "requirements.lock"
+    lock.write_text("numpy==2.1.0 \\\n    --hash=sha256:00\npandas==2.2.0\n")
+    run(store)
+    assert hit(run(store))
+    lock.write_text("numpy==2.1.1 \\\n    --hash=sha256:00\npandas==2.2.0\n")
+    found = run(store)
+    assert not hit(found) and "package numpy was 2.1.0, is 2.1.1" in said(store, found)
+
+
+def test_a_failed_run_is_never_reused(store):
+    source(store, 'sb.glue("total"', 'raise RuntimeError("once")\nsb.glue("total"')
+    with pytest.raises(StepError, match="once"):
+        run(store)
+    store.notebook("10_sum", "factor: int = 1", SUM)
+    first = run(store)
+    assert not hit(first) and "was FAILED: nothing is reused from such a run" in said(store, first)
+    assert hit(run(store))
+
+
+def test_a_run_of_uncommitted_code_is_never_reused(store):
+    first = run(store)
+    store.mlflow.set_tag(first[1].info.run_id, "mlpkg.git_dirty", "true")
+    found = run(store)
+    assert not hit(found) and "its code was not committed" in said(store, found)
+    assert "never reused" in said(store, found)
+
+
+@pytest.mark.parametrize("gone", ["cache/record.json", "notebook/sum.ipynb", "", "run"])
+def test_a_run_whose_artifacts_are_gone_is_not_reused(store, gone):
+    first = run(store)[1].info
+    if gone == "run":
+        store.mlflow.delete_run(first.run_id)
+    else:
+        path = Path(first.artifact_uri.removeprefix("file://")) / gone
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    found = run(store)
+    assert not hit(found) and found[1].info.status == "FINISHED"
+    why = "no earlier run that finished" if gone == "run" else "gone"
+    assert why in found[1].data.tags["mlpkg.cache.miss"]
+    assert hit(run(store)), "the run that has just run can stand in"
+
+
+WRITE = """from pathlib import Path
+import scrapbook as sb
+Path(target).write_text("x")
+sb.glue("done", 1)"""
+
+
+def test_a_step_that_writes_elsewhere_is_not_reused_unless_it_says_so(store, tmp_path):
+    target = store.root / "report.txt"
+    step = store.notebook("30_report", f"target: str = '{target}'", WRITE)
+    first = run(store, step)
+    found = run(store, step)
+    assert not hit(found)
+    assert f"it wrote {target}, outside of lake and MLflow (cache_elsewhere=True" in said(store, found)
+    assert first[1].data.tags["mlpkg.cache.refused"].startswith(f"it wrote {target}")
+    run(store, step, elsewhere=True)
+    assert hit(run(store, step, elsewhere=True))
+
+
+def test_a_file_that_was_read_counts(store):
+    (store.root / "list.txt").write_text("a")
+    code = f"import scrapbook as sb\nsb.glue('list', open('{store.root}/list.txt').read())"
+    step = store.notebook("30_list", "n: int = 1", code)
+    assert run(store, step)[0] == {"list": "a"}
+    assert hit(run(store, step))
+    (store.root / "list.txt").write_text("b")
+    found = run(store, step)
+    assert found[0] == {"list": "b"} and f"file {store.root}/list.txt differs" in said(store, found)
+
+
+def test_a_step_that_is_not_declared_is_neither_reused_nor_reuses(store):
+    parent = dag_run(store)
+    plain = lambda: run_step(store.step, {}, parent_run_id=parent, settings=store.settings)  # noqa: E731
+    plain()
+    assert not hit(run(store)), "nobody watched what the first one wrote"
+    again = store.mlflow.get_run(plain().run_id)
+    assert "mlpkg.cached_from" not in again.data.tags
+    assert any("nothing differs" in line for line in explain(store.mlflow, again))
+
+
+def test_two_dag_runs_at_the_same_time_do_not_disturb_each_other(store):
+    run(store)
+    parents, found = [dag_run(store) for _ in range(4)], []
+
+    def one(parent):
+        found.append(run(store, parent=parent))
+
+    threads = [threading.Thread(target=one, args=(parent,)) for parent in parents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and all(hit(one) and one[0] == {"total": 10} for one in found)
+
+
+MODEL = """import mlflow
+import scrapbook as sb
+from mlflow import MlflowClient
+from mlpkg.models.registry import champion
+from mlpkg.steps.tracking import connect
+connect()
+serving = champion("parcels")
+sb.glue("version", serving.version if serving else 0)"""
+
+
+def test_the_version_that_an_alias_stands_for_counts(store):
+    step = store.notebook("30_model", "n: int = 1", MODEL)
+    assert run(store, step)[0] == {"version": 0}
+    assert hit(run(store, step))
+    client = store.mlflow
+    client.create_registered_model("parcels")
+    made = client.create_model_version("parcels", "models:/m-1", run_id=None)
+    assert hit(run(store, step)), "a version that is not the champion changes nothing"
+    client.set_registered_model_alias("parcels", "champion", made.version)
+    found = run(store, step)
+    assert found[0] == {"version": 1}
+    assert "model 'parcels' champion was version none, is version 1" in said(store, found)
+
+
+def test_mapped_steps_and_the_one_after_them_in_a_dag(store):
+    write_notebook(
+        store.root / "notebooks" / "30_total.ipynb", "counts: list = []",
+        "import scrapbook as sb\nsb.glue('total', sum(c['rows'] for c in counts))",
+    )  # fmt: skip
+    file = store.root / "dags" / "mapped.py"
+    file.write_text(file.read_text().replace("doc_md=__doc__", "doc_md=__doc__, default_args={'cache': True}"))
+    outputs = [store.mlpkg("run", "mapped") for _ in range(2)]
+    second, first = store.pipeline_runs("mapped")
+    steps = store.steps(second)
+    earlier = {name: step.info.run_id for name, step in store.steps(first).items()}
+    assert {name: step.data.tags["mlpkg.cached_from"] for name, step in steps.items()} == earlier
+    assert steps["total"].data.metrics["total"] == 3
+    assert "unchanged, not run" in outputs[1] and f"mlflow://{earlier['total']}/notebook/total.ipynb" in outputs[1]
+    assert "total = 3" in store.look("notebook", second.info.run_id, "total")
+    assert "stands in" in store.look("why", second.info.run_id, "total")
+    assert second.info.run_id[:8] in store.look("runs")
+    assert not Path(store.settings.steps.outbox, earlier["total"]).exists()
