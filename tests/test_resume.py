@@ -6,6 +6,7 @@ import signal
 import socket
 import sqlite3
 import sys
+import urllib.request
 
 import pandas as pd
 import pytest
@@ -151,6 +152,13 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
+def answers(port: int) -> bool:
+    try:
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v2/version", timeout=5).status == 200
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize("more", [["--downstream"], ["--only-failed", "--downstream"]])
 def test_a_task_that_is_cleared_in_airflow_goes_on_in_the_same_way(parcels, more):
     parcels.mlpkg("run", "parcels", code=1)
@@ -158,8 +166,10 @@ def test_a_task_that_is_cleared_in_airflow_goes_on_in_the_same_way(parcels, more
     parcels.lake.write("raw/parcels", pd.DataFrame({"parcel": range(5)}))
     env = parcels.env | {"PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
     main = "from mlpkg.cli.main import main; main()"
-    airflow = parcels.start(sys.executable, "-c", main, "ui", "airflow", "--port", str(free_port()), **env)
+    port = free_port()
+    airflow = parcels.start(sys.executable, "-c", main, "ui", "airflow", "--port", str(port), **env)
     try:
+        wait_for(lambda: answers(port), seconds=200, what="Airflow's API, which tasks report to")
         clear = (
             "import sys; from mlpkg.airflow.local import use_airflow; from mlpkg.settings import load_settings;"
             "use_airflow(load_settings()); sys.argv[0] = 'airflow'; from airflow.__main__ import main; main()"

@@ -61,7 +61,7 @@ def _short(
     found = find_run(mlflow, dag_id, dag_run_id)
     return found.info.run_id[:8] if found else dag_run_id
 
-
+# %% ../../nbs/api/airflow/17_resume.ipynb #a3569e62
 def _others(
     mlflow: "MlflowClient",
     dag_id: str,
@@ -254,7 +254,7 @@ def _round(
     session.commit()
     return [one for one in run.get_task_instances(session=session) if str(one.state) == "scheduled"]
 
-
+# %% ../../nbs/api/airflow/17_resume.ipynb #d5cdc3e7
 def go_on(
     dag: Any,  # Airflow DAG
     dag_run_id: str,  # Airflow's id of a run that did not finish

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from .replay import replaying
 
 from .doctor import doctor
 from .kernels import kernels
@@ -102,7 +103,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for commands in (runs, doctor, interfaces, models, kernels, tidying):
+for commands in (runs, replaying, doctor, interfaces, models, kernels, tidying):
     app.add_typer(commands)
 
 # %% ../../nbs/api/cli/18_main.ipynb #d7a96ab6

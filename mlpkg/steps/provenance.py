@@ -87,7 +87,7 @@ def installed(
             found.setdefault(name, version)
     return sorted(f"{name}=={version}" for name, version in found.items())
 
-
+# %% ../../nbs/api/steps/11_provenance.ipynb #dfd8b665
 def record_environment(
     client: Any,  # MlflowClient of the store that has the run
     run_id: str,  # A pipeline run, or a step that stands alone
