@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from ..data.arrow import LakeError
 from ..data.lake import Lake
 from ..data.snapshots import content
+from ..errors import MlpkgError
 from ..settings import Settings, load_settings
 from .execution import Execution, StepError
 from .notebooks import read_scraps
 from mlpkg.steps.past_code import (
-    CodeError,
     Library,
     PastCode,
     changed_libraries,
@@ -35,7 +35,6 @@ from mlpkg.steps.past_code import (
 )
 from mlpkg.steps.past_state import (
     Record,
-    ReplayError,
     copy_store,
     environment,
     kernel_values,
@@ -234,10 +233,10 @@ def replay_step(
     folder.mkdir()
     try:
         _again(source, record, folder, result)
-    except (ReplayError, CodeError) as error:
-        result.why_not = str(error)
     except StepError as error:
         _compare_failure(record, error, result)
+    except MlpkgError as error:  # of the record, the code, the settings or the parameters of then
+        result.why_not = str(error)
     else:
         if status == "FAILED":
             was = record.run.data.tags.get("mlpkg.failure.error", "")
