@@ -76,7 +76,7 @@ def state(project) -> tuple:
 def replayed(project, *args: str, code: int = 0) -> str:
     "The report of a replay, which has changed nothing"
     before = state(project)
-    output = " ".join(project.mlpkg("replay", *args, code=code).replace("│", " ").split())
+    output = " ".join(project.mlpkg("replay", *args, code=code, timeout=900).replace("│", " ").split())
     assert state(project) == before
     return output
 
@@ -202,5 +202,4 @@ def test_the_flights_agree_to_the_digit(tmp_path, stores):
     for dag, steps in (("flights_etl", 4), ("flights_train", 3)):
         (found,) = project.pipeline_runs(dag)
         output = replayed(project, found.info.run_id)
-        print(output)
         assert f"{steps} of {steps} steps agree to the digit" in output
