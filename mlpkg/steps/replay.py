@@ -117,11 +117,13 @@ def compare_runs(
     "Compare what two executions of a step recorded"
     run = record.run
     before = read_scraps(f"mlflow://{run.info.run_id}/notebook/{run.data.tags['mlpkg.step']}.ipynb")
+    given = record.parameters  # they are what was put in; MLflow's text of them depends on the order of keys
+    found_params = [{k: v for k, v in one.data.params.items() if k not in given} for one in (run, again)]
     measured, again_measured = _metrics(mlflow, run), _metrics(scratch, again)
     found = [
         *compare_values("scrap", before, scraps),
         *compare_values("metric", measured, again_measured),
-        *compare_values("parameter", run.data.params, again.data.params),
+        *compare_values("parameter", *found_params),
     ]
     told = {one.name for one in found if one.what == "scrap"}
     return len({*before, *measured}), [
