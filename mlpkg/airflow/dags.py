@@ -25,6 +25,7 @@ from ..redaction import get_log
 from ..settings import load_settings
 from ..steps.failures import failures
 from ..steps.notebooks import step_name
+from ..steps.provenance import record_environment
 from ..steps.recovery import end_lost, recover
 from ..steps.run import announce
 from mlpkg.steps.tracking import (
@@ -124,6 +125,8 @@ def conclude_run(
     status = true_status(states, [step.info.status for step in step_runs(mlflow, run_id)], ends)
     if missing := [step.info.run_name for step in failures(mlflow, run_id)]:
         mlflow.set_tag(run_id, "mlpkg.failed_steps", ", ".join(missing))
+    elif "mlpkg.failed_steps" in mlflow.get_run(run_id).data.tags:  # they have been run again since
+        mlflow.delete_tag(run_id, "mlpkg.failed_steps")
     end_run(mlflow, run_id, status)
     return status
 
@@ -169,6 +172,7 @@ def open_run(**context) -> str:  # MLflow run id, also the task's XCom
     mlflow = client(settings)
     close_forgotten(mlflow, dag_run.dag_id, context["ti"])
     run_id = open_pipeline_run(mlflow, settings, dag_run.dag_id, dag_run.run_id, run_params(context))
+    record_environment(mlflow, run_id)
     announce("pipeline", run_id, dag_run.dag_id, f"recorded as MLflow run {run_id}")
     return run_id
 

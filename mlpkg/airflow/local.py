@@ -22,7 +22,8 @@ from typing import IO, Any
 from fastcore.basics import patch
 from filelock import FileLock
 
-from .parallel import listening, run_side_by_side
+from .listening import listening
+from .parallel import run_side_by_side
 from ..errors import MlpkgError
 from ..redaction import get_log
 from ..settings import Settings

@@ -24,7 +24,7 @@ from ..steps.execution import Execution
 from ..steps.parameters import MissingNotebookError, ParameterError, read_parameters
 from ..steps.record import Caching
 from ..steps.run import StepResult, run_step
-from ..steps.tracking import client, find_run, ui_url
+from ..steps.tracking import client, find_run, open_pipeline_run, ui_url
 
 # %% ../../nbs/api/airflow/12_operators.ipynb #03589f1f
 def event_params(
@@ -217,7 +217,10 @@ def run(
     "Run the notebook in an MLflow run, nested in that of the DAG run where there is one"
     ti, dag_run = context["ti"], context["dag_run"]
     notebook = notebook_path(_url(self.input_nb), settings)
-    parent = find_run(client(settings), dag_run.dag_id, dag_run.run_id)
+    mlflow = client(settings)
+    parent = find_run(mlflow, dag_run.dag_id, dag_run.run_id)
+    if parent and parent.info.status != "RUNNING":  # the task alone was cleared, without the one that opens the run
+        open_pipeline_run(mlflow, settings, dag_run.dag_id, dag_run.run_id)
     return run_step(
         notebook,
         self.step_parameters(notebook, run_params(context)),

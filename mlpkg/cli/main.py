@@ -20,6 +20,7 @@ from .doctor import doctor
 from .kernels import kernels
 from .models import models
 from .render import current_settings
+from .replay import replaying
 from .runs import runs
 from .tidy import tidying
 from .why import why
@@ -103,7 +104,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for commands in (runs, why, doctor, interfaces, models, kernels, tidying):
+for commands in (runs, why, replaying, doctor, interfaces, models, kernels, tidying):
     app.add_typer(commands)
 
 # %% ../../nbs/api/cli/18_main.ipynb #d7a96ab6

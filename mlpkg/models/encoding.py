@@ -81,8 +81,9 @@ def number_formula(
 ) -> Callable[[np.ndarray], np.ndarray] | None:  # float64, shape (n, m) -> the same numbers as `transform`; or None
     "The arithmetic of a transformer of numbers, if it is known"
     steps = transformer.named_steps.values() if isinstance(transformer, Pipeline) else [transformer]
-    found = [_formulas[type(step)](step) if type(step) in _formulas else None for step in steps]
-    return None if None in found else lambda rows: reduce(lambda now, formula: formula(now), found, rows)
+    made = [_formulas[type(step)](step) if type(step) in _formulas else None for step in steps]
+    known = [formula for formula in made if formula]
+    return (lambda rows: reduce(lambda now, formula: formula(now), known, rows)) if len(known) == len(made) else None
 
 # %% ../../nbs/api/models/08_encoding.ipynb #74cc08e3
 def _remembered(transform: Callable[[Any], Any]) -> Callable[[tuple], Any]:

@@ -1,0 +1,205 @@
+"""Runs executed once more from their record: real projects in git, and commands in processes of their own."""
+
+import re
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+from conftest import Project, example_project
+
+from mlpkg.data.lake import Lake
+from mlpkg.steps.provenance import installed
+from mlpkg.steps.run import run_step
+from mlpkg.steps.tracking import end_run, open_pipeline_run
+
+COUNT = """import scrapbook as sb
+import helper
+from mlpkg.data.lake import open_lake
+lake = open_lake()
+rows = lake.read("raw/parcels")
+lake.write("sum/parcels", rows * factor * helper.unit, mode="overwrite")
+sb.glue("total", float(rows["parcel"].sum()) * factor * helper.unit)"""
+DIE = "import random\nimport scrapbook as sb\nsb.glue('thrown', random.randint(1, 1000000))"
+
+
+def git(project: Project, *args: str) -> str:
+    "Run git in a project"
+    name = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    done = subprocess.run(["git", *name, *args], cwd=project.root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def commit(project: Project, message: str) -> str:
+    git(project, "add", "-A")
+    git(project, "commit", "-qm", message)
+    return git(project, "rev-parse", "HEAD")
+
+
+@pytest.fixture
+def parcels(project):
+    "A project in git with a table, and a run of two steps: one counts, the other throws a die without a seed"
+    (project.root / ".gitignore").write_text("var\n")
+    (project.root / "notebooks" / "helper.py").write_text("unit = 0.1\n")
+    (project.root / "requirements.lock").write_text("pandas==" + pd.__version__ + "\n")
+    project.count = project.notebook("10_count", "factor: float = 1.0", COUNT)
+    project.die = project.notebook("20_die", "sides: int = 6", DIE)
+    git(project, "init", "-q")
+    project.commit = commit(project, "first")
+    project.lake = Lake(project.settings.lake.root)
+    project.lake.write("raw/parcels", pd.DataFrame({"parcel": range(5)}))
+    return project
+
+
+def run(project, *notebooks, **parameters) -> str:
+    "Run notebooks as the steps of a DAG run, and return its id in MLflow"
+    parent = open_pipeline_run(
+        project.mlflow, project.settings, "parcels", f"manual__{len(project.pipeline_runs('parcels'))}"
+    )
+    for notebook in notebooks:
+        run_step(notebook, parameters, parent_run_id=parent, settings=project.settings)
+    end_run(project.mlflow, parent, "FINISHED")
+    return parent
+
+
+def state(project) -> tuple:
+    "What a replay must leave alone"
+    runs = project.mlflow.search_runs([one.experiment_id for one in project.mlflow.search_experiments()])
+    tables = {name: project.lake.version(name) for name in project.lake.tables()}
+    files = sorted(
+        str(path) for path in (project.root / "var").rglob("*") if path.is_file() and ".lock" not in path.name
+    )
+    return len(runs), tables, [file for file in files if "downloads" not in file], git(project, "worktree", "list")
+
+
+def replayed(project, *args: str, code: int = 0) -> str:
+    "The report of a replay, which has changed nothing"
+    before = state(project)
+    output = " ".join(project.mlpkg("replay", *args, code=code, timeout=900).replace("│", " ").split())
+    assert state(project) == before
+    return output
+
+
+def test_a_run_with_the_code_the_tables_and_the_parameters_of_then(parcels):
+    parent = run(parcels, parcels.count, factor=3.0)
+    parcels.lake.write("raw/parcels", pd.DataFrame({"parcel": range(9)}))  # everything is another one now
+    (parcels.root / "notebooks" / "helper.py").write_text("unit = 0.2\n")
+    parcels.notebook("10_count", "factor: float = 2.0", COUNT.replace("sum()", "max()"))
+    commit(parcels, "second")
+    output = replayed(parcels, parent[:8])
+    assert "count the same (2 values and tables compared)" in output and "1 of 1 steps agree to the digit" in output
+    assert "table sum/parcels: the same 5 rows" in output
+
+    without = replayed(parcels, parent[:8], "cuont", code=2)
+    assert "no run of step 'cuont' (there are: 'count')" in without
+
+
+def test_a_notebook_without_a_seed_is_reported(parcels):
+    parent = run(parcels, parcels.die)
+    output = replayed(parcels, parent[:8], code=1)
+    assert re.search(r"die 1 of 1 differ what name recorded now scrap thrown \d+ \d+", output)
+    assert "what differs is random, or comes from outside" in output and "0 of 1 steps agree" in output
+
+
+def test_a_commit_that_is_gone(parcels):
+    parent = run(parcels, parcels.count)
+    shutil.rmtree(parcels.root / ".git")
+    git(parcels, "init", "-q")
+    commit(parcels, "anew")
+    output = replayed(parcels, parent[:8])
+    assert f"Code: commit {parcels.commit[:12]} is not in the repository" in output
+    assert "any more: the files of today are used in its place" in output
+
+
+def test_a_tree_that_was_dirty_and_a_notebook_that_nobody_committed(parcels):
+    notebook = parcels.notebook("10_count", "factor: float = 1.0", COUNT.replace("* factor", "* factor * 7"))
+    parent = run(parcels, notebook)
+    parcels.notebook("10_count", "factor: float = 1.0", COUNT)
+    output = replayed(parcels, parent[:8])
+    assert f"there were changes that nobody had committed: the files of commit {parcels.commit[:12]} are used" in output
+    assert "notebook 10_count.ipynb is another one in these files: the one that MLflow has stored is used" in output
+
+    (parcels.root / "notebooks" / "helper.py").write_text("unit = 0.3\n")  # this, no record can tell
+    parent = run(parcels, parcels.count)
+    (parcels.root / "notebooks" / "helper.py").write_text("unit = 0.1\n")
+    output = replayed(parcels, parent[:8], code=1)
+    assert "there were changes that nobody had committed" in output and "scrap total 3.0 1.0" in output
+    assert "table sum/parcels: differs, in the columns parcel" in output
+
+
+def test_a_table_version_that_is_gone(parcels):
+    parent = run(parcels, parcels.count)
+    parcels.lake.write("raw/parcels", pd.DataFrame({"parcel": range(9)}), mode="overwrite")
+    parquet = (parcels.root / "var" / "lake" / "raw" / "parcels").glob("*.parquet")
+    min(parquet, key=lambda file: file.stat().st_mtime).unlink()  # as `mlpkg tidy` does after some months
+    output = replayed(parcels, parent[:8], code=1)
+    assert "count not replayed: tables that it worked on do not exist any more: raw/parcels version 0" in output
+
+
+def test_a_step_that_failed(parcels):
+    program = "import os\nsold = 0\nprice = 100 / sold"
+    notebook = parcels.notebook("30_price", "factor: float = 1.0", program)
+    commit(parcels, "prices")
+    parent = open_pipeline_run(parcels.mlflow, parcels.settings, "parcels", "manual__1")
+    for text in (program, program.replace("sold = 0", "sold = 1 - os.path.exists('hurdle')")):
+        parcels.notebook("30_price", "factor: float = 1.0", text)
+        (notebook.parent / "hurdle").touch()
+        with pytest.raises(Exception, match="division by zero"):
+            run_step(notebook, parent_run_id=parent, settings=parcels.settings)
+        (notebook.parent / "hurdle").unlink()
+        if text == program:
+            assert "note: it fails as it did then: cell 2" in replayed(parcels, parent[:8], "price")
+    output = replayed(parcels, parent[:8], "price", code=1)
+    assert "outcome failure ZeroDivisionError: division by zero it runs to its end" in output
+
+
+def test_a_library_that_is_another_one(parcels):
+    (parcels.root / "requirements.lock").write_text("pandas==1.0.0 \\\n    --hash=sha256:00\n")
+    commit(parcels, "an old lock")
+    parent = run(parcels, parcels.die)
+    output = replayed(parcels, parent[:8], code=1)
+    headings = "library requirements.lock of then installed then installed now"
+    assert f"Libraries that are not what they were: {headings} pandas 1.0.0 - {pd.__version__}" in output
+
+    then = "\n".join(line.replace(f"numpy=={installed_version('numpy')}", "numpy==1.0.0") for line in installed())
+    parcels.mlflow.log_text(parent, then, "environment.txt")
+    output = replayed(parcels, parent[:8], code=1)
+    assert f"numpy - 1.0.0 {installed_version('numpy')}" in output
+    assert f"pandas 1.0.0 {pd.__version__} {pd.__version__}" in output
+
+
+def installed_version(name: str) -> str:
+    return next(line for line in installed() if line.startswith(f"{name}==")).partition("==")[2]
+
+
+def test_a_run_of_the_command_line_with_mapped_steps(project):
+    (project.root / ".gitignore").write_text("var\n")
+    program = "import scrapbook as sb\nsb.glue('total', sum(c['rows'] for c in counts))"
+    project.notebook("30_total", "counts: list = []", program)
+    git(project, "init", "-q")
+    commit(project, "first")
+    project.lake = Lake(project.settings.lake.root)
+    project.mlpkg("run", "mapped")
+    (found,) = project.pipeline_runs("mapped")
+    assert "environment.txt" in [file.path for file in project.mlflow.list_artifacts(found.info.run_id)]
+    output = replayed(project, found.info.run_id[:8])
+    assert "3 of 3 steps agree to the digit" in output and "Libraries" not in output
+    assert "count [2] the same" in replayed(project, found.info.run_id[:8], "count [2]")
+
+
+def test_the_flights_agree_to_the_digit(tmp_path, stores):
+    (tmp_path / "project").mkdir()
+    project = example_project(tmp_path / "project", stores)
+    (project.root / ".gitignore").write_text("var\n")
+    git(project, "init", "-q")
+    commit(project, "first")
+    project.lake = Lake(project.settings.lake.root)
+    project.mlpkg("run", "flights_etl", "--param", "months=2013-01", timeout=600)
+    project.mlpkg(
+        "run", "flights_train", "--param", "candidates=logistic_regression", "--param", "budget=1", timeout=600
+    )
+    for dag, steps in (("flights_etl", 4), ("flights_train", 3)):
+        (found,) = project.pipeline_runs(dag)
+        output = replayed(project, found.info.run_id)
+        assert f"{steps} of {steps} steps agree to the digit" in output
