@@ -28,6 +28,7 @@ from .listening import hand_over, telling
 from ..redaction import get_log
 from ..steps import supervisor
 from ..steps.live import quiet
+from ..steps.run import get_ready
 
 _log = get_log("mlpkg.steps")
 
@@ -298,8 +299,9 @@ def prepare_forks() -> None:
             await client.get(f"/task-instances/{uuid4()}/previous-successful-dagrun")
 
     asyncio.run(ask())
-    for name in ("nbconvert", "scrapbook", "IPython", "black"):
+    for name in ("a2wsgi", "black", "ipykernel.connect", "IPython", "jinja2.ext", "scrapbook"):
         importlib.import_module(name)
+    get_ready()
 
 # %% ../../nbs/api/airflow/15_parallel.ipynb #09adb716
 def be_patient() -> None:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from .local import DagError, DagResult, held_run
 from .listening import listening
+from .local import DagError, DagResult, held_run
 from .parallel import be_patient, finish_in_children, make_due
 from ..redaction import get_log
 from ..settings import Settings

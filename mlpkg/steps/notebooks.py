@@ -17,8 +17,10 @@ import numbers
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,7 @@ from .tracking import client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from nbconvert import HTMLExporter
     from nbformat import NotebookNode
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #7eb8301c
@@ -198,6 +201,18 @@ def show_without_scripts(
         if hidden:
             data["text/plain"] = "[This output needs a script. It is in the notebook, which JupyterLab shows.]"
 
+# %% ../../nbs/api/steps/14_notebooks.ipynb #3d5e8a17
+@lru_cache(4)
+def _exporter(thread: int) -> "HTMLExporter":
+    "What makes pages; it compiles its templates once, and must not be used by two threads"
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    config = Config({"NbConvertBase": {"display_data_priority": list(_shown)}})
+    made = HTMLExporter(config=config, template_name="lab")
+    made.raw_template = _template
+    return made
+
 # %% ../../nbs/api/steps/14_notebooks.ipynb #f76b7744
 _policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _template = """{% extends 'lab/index.html.j2' %}
@@ -214,12 +229,7 @@ def render_html(
     title: str,  # Title of the page
 ) -> str:  # One file, which loads nothing from elsewhere
     "Render a notebook for MLflow's artifact viewer and for e-mail"
-    from nbconvert import HTMLExporter
-    from traitlets.config import Config
-
-    config = Config({"NbConvertBase": {"display_data_priority": list(_shown)}})
-    exporter, page = HTMLExporter(config=config, template_name="lab"), show_scraps(nb)
-    exporter.raw_template = _template
+    exporter, page = _exporter(threading.get_ident()), show_scraps(nb)
     describe_plots(page)
     show_without_scripts(page)
     text = make_passive(exporter.from_notebook_node(page, resources={"metadata": {"name": title}})[0])

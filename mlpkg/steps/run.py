@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['StepResult', 'killed_by_signals', 'take_notebook', 'check_step', 'kernel_env', 'prepare_execution', 'announce',
-           'run_step']
+           'run_step', 'get_ready']
 
 # %% ../../nbs/api/steps/22_run.ipynb #f42b5b31
 import contextlib
+import gc
 import json
 import logging
 import signal
@@ -24,9 +25,10 @@ from .cache import Hit, find_hit, hit_tags, pin_tables, stand_in
 from .execution import Execution, StepError, execute
 from .kernels import installed_kernels
 from .live import reporting
-from .notebooks import code_digest, read_scraps, step_name, write_whole
+from .notebooks import code_digest, read_scraps, render_html, step_name, write_whole
 from .outbox import Entry, conclude, locked_entry, upload_or_keep
 from .parameters import check_parameters, read_parameters
+from .provenance import package_digest
 from .record import Caching, code_cells, describe_step, step_key, watch_env, write_record
 from .recovery import end_lost, recover
 from .tracking import client, end_run, experiment_id, log_params, start_step, storable
@@ -315,3 +317,13 @@ def run_step(
         stored = upload_or_keep(mlflow, entry)
         announce("end", run_id, name, f"FINISHED in {entry.seconds} s", status="FINISHED", scraps=scraps)
         return StepResult(step, run_id, stored, scraps)
+
+# %% ../../nbs/api/steps/22_run.ipynb #88d31a5e
+def get_ready() -> None:
+    "Do what each step would do for itself, in a process that is about to fork them"
+    import nbformat
+
+    package_digest()
+    render_html(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1")]), "page")
+    gc.collect()
+    gc.freeze()

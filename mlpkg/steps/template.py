@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['is_fixed', 'import_one', 'reseed', 'forget', 'become_kernel', 'Kernel', 'receive', 'reply', 'hung_up', 'own',
-           'fork_kernel', 'serve_kernel', 'Template', 'same_user', 'main']
+           'fork_kernel', 'serve_kernel', 'Template', 'same_user', 'leave', 'main']
 
 # %% ../../nbs/api/steps/15_template.ipynb #ca483b2a
+import atexit
 import contextlib
 import fcntl
 import gc
@@ -67,13 +68,14 @@ def reseed() -> None:
 
 # %% ../../nbs/api/steps/15_template.ipynb #d9afd3ec
 _notebook_aware = ("tqdm.auto", "tqdm.autonotebook")  # They look for a notebook when they are imported
+_inline = "module://matplotlib_inline.backend_inline"
 
 
 def forget() -> None:
     "Drop the modules that a kernel has to import by itself, and tell matplotlib where plots go"
     for name in [name for name in sys.modules if name.partition(".")[0] in _own or name in _notebook_aware]:
         del sys.modules[name]
-    backend = os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    backend = os.environ.setdefault("MPLBACKEND", _inline)
     if matplotlib := sys.modules.get("matplotlib"):
         matplotlib.rcParams["backend"] = backend
 
@@ -194,6 +196,8 @@ def load(self: Template) -> None:
         if name in sys.modules:  # It is here, and should not be
             os.environ["MLPKG_TEMPLATE_WITHOUT"] = json.dumps(self.problems)
             os.execv(sys.executable, sys.orig_argv)  # noqa: S606
+    if matplotlib := sys.modules.get("matplotlib"):
+        matplotlib.rcParams["backend"] = _inline
     gc.collect()
     gc.freeze()
 
@@ -316,6 +320,16 @@ def run(self: Template) -> None:  # Raises `Kernel` in a kernel
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self.address}{ending}")
 
+# %% ../../nbs/api/steps/15_template.ipynb #6ac83f02
+def leave() -> None:  # Never returns
+    "End this process as Python does, but leave its modules as they are"
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+    os._exit(0)
+
 # %% ../../nbs/api/steps/15_template.ipynb #51f23a1b
 def main(
     address: str,  # Path of the socket
@@ -338,3 +352,4 @@ if __name__ == "__main__" and "__file__" in globals():
     else:
         sys.exit()
     become_kernel(request)
+    leave()

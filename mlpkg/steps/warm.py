@@ -23,7 +23,7 @@ from . import launcher
 
 # %% ../../nbs/api/steps/15_warm.ipynb #ada3f693
 usual = (
-    "ipykernel.kernelapp", "numpy", "pandas", "pyarrow", "scipy.stats", "matplotlib.pyplot", "sklearn.compose",
+    "ipykernel.kernelapp", "ipykernel.debugger", "numpy", "pandas", "pyarrow", "scipy.stats", "matplotlib.pyplot", "sklearn.compose",
     "sklearn.ensemble", "sklearn.inspection", "sklearn.linear_model", "sklearn.metrics", "sklearn.model_selection",
     "sklearn.pipeline", "sklearn.preprocessing", "mlflow", "mlflow.sklearn", "optuna", "pandera.pandas", "deltalake",
     "skops.io", "scrapbook",
