@@ -88,6 +88,14 @@ def prepare():
 
     gc.set_threshold(10_000, 10, 10)
     atexit.register(gc.freeze)
+    control = get_ipython().kernel.parent.control_thread
+
+    def settle():  # its last flush waits ten seconds for a thread that the kernel may stop first
+        if control and control.is_alive():
+            control.stop()
+            control.join(5)
+
+    atexit.register(settle)
     session = get_ipython().kernel.session
     plain, session.pack = session.pack, pack
     if how := os.environ.pop("MLPKG_SEEN", ""):

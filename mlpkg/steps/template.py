@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['is_fixed', 'import_one', 'reseed', 'forget', 'become_kernel', 'Kernel', 'receive', 'reply', 'hung_up', 'own',
-           'fork_kernel', 'serve_kernel', 'Template', 'same_user', 'leave', 'main']
+           'fork_kernel', 'serve_kernel', 'Template', 'same_user', 'settle', 'leave', 'main']
 
 # %% ../../nbs/api/steps/15_template.ipynb #ca483b2a
 import atexit
@@ -320,10 +320,21 @@ def run(self: Template) -> None:  # Raises `Kernel` in a kernel
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self.address}{ending}")
 
+# %% ../../nbs/api/steps/15_template.ipynb #0e4f77d2
+def settle(seconds: float = 5) -> None:
+    "Wait for ipykernel's control thread to end"
+    from ipykernel.kernelapp import IPKernelApp
+
+    control = IPKernelApp.instance().control_thread if IPKernelApp.initialized() else None
+    if control and control.is_alive():
+        control.stop()
+        control.join(seconds)
+
 # %% ../../nbs/api/steps/15_template.ipynb #6ac83f02
 def leave() -> None:  # Never returns
     "End this process as Python does, but leave its modules as they are"
-    threading._shutdown()
+    settle()
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):

@@ -23,10 +23,10 @@ from . import launcher
 
 # %% ../../nbs/api/steps/15_warm.ipynb #ada3f693
 usual = (
-    "ipykernel.kernelapp", "ipykernel.debugger", "numpy", "pandas", "pyarrow", "scipy.stats", "matplotlib.pyplot", "sklearn.compose",
-    "sklearn.ensemble", "sklearn.inspection", "sklearn.linear_model", "sklearn.metrics", "sklearn.model_selection",
-    "sklearn.pipeline", "sklearn.preprocessing", "mlflow", "mlflow.sklearn", "optuna", "pandera.pandas", "deltalake",
-    "skops.io", "scrapbook",
+    "ipykernel.kernelapp", "ipykernel.debugger", "numpy", "pandas", "pyarrow", "scipy.stats", "matplotlib.pyplot",
+    "sklearn.compose", "sklearn.ensemble", "sklearn.inspection", "sklearn.linear_model", "sklearn.metrics",
+    "sklearn.model_selection", "sklearn.pipeline", "sklearn.preprocessing", "mlflow", "mlflow.sklearn", "optuna",
+    "pandera.pandas", "deltalake", "skops.io", "scrapbook",
 )  # fmt: skip
 
 # %% ../../nbs/api/steps/15_warm.ipynb #b1421382
