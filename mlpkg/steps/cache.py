@@ -59,7 +59,7 @@ class Tables:
         mine = [line["version"] for line in self.pins if line["table"] == use["name"] and use["asked"] is None]
         return max(mine, default=newest)
 
-
+# %% ../../nbs/api/steps/21_cache.ipynb #dde1d472
 def _read_now(tables: Tables, use: Mapping[str, Any]) -> str:
     "Why a table that was read is not as it was, empty if it is"
     name, table = use["name"], tables.lake._find(use["name"])
@@ -76,7 +76,7 @@ def _read_now(tables: Tables, use: Mapping[str, Any]) -> str:
     tables.now[name] = now
     return ""
 
-
+# %% ../../nbs/api/steps/21_cache.ipynb #1350663e
 def _written_now(tables: Tables, name: str, write: Mapping[str, Any]) -> str:
     "Why a table that was written is not as it was left, empty if it is"
     table = tables.lake._find(name)
@@ -88,7 +88,7 @@ def _written_now(tables: Tables, name: str, write: Mapping[str, Any]) -> str:
     tables.now[name] = newest
     return ""
 
-
+# %% ../../nbs/api/steps/21_cache.ipynb #1ff9110b
 def changed_tables(
     tables: Tables,  # `now` is filled in
     record: Mapping[str, Any],
@@ -115,7 +115,7 @@ def _version_now(mlflow: "MlflowClient", name: str, which: str) -> int:
             raise
         return 0
 
-
+# %% ../../nbs/api/steps/21_cache.ipynb #9358d8ae
 def changed_models(
     mlflow: "MlflowClient",  # Of the registry
     seen: Mapping[str, Any],  # From the record
@@ -154,7 +154,7 @@ class Hit:
     record: dict[str, Any]
     tables: Tables
 
-
+# %% ../../nbs/api/steps/21_cache.ipynb #355932b2
 def earlier_runs(
     mlflow: "MlflowClient",  # Of the store
     experiment_id: str,  # Of the DAG
@@ -164,7 +164,7 @@ def earlier_runs(
     search = f"tags.`mlpkg.cache.key` = '{key}' and tags.`mlpkg.cache` = 'on' and attributes.status = 'FINISHED'"
     return list(mlflow.search_runs([experiment_id], search, order_by=["attributes.start_time DESC"], max_results=5))
 
-
+# %% ../../nbs/api/steps/21_cache.ipynb #062f12ba
 def _why_not(mlflow: "MlflowClient", run: "Run", record: dict[str, Any] | None, tables: Tables) -> str:
     "Why an earlier run cannot stand in, empty if it can"
     if run.data.tags.get("mlpkg.git_dirty") == "true":
@@ -179,7 +179,7 @@ def _why_not(mlflow: "MlflowClient", run: "Run", record: dict[str, Any] | None, 
     )  # fmt: skip
     return next((why for check in checks for why in check), "")
 
-
+# %% ../../nbs/api/steps/21_cache.ipynb #b43651cb
 def find_hit(
     mlflow: "MlflowClient",  # Of the store
     lake: "Lake",  # With the DAG run for which the step would run
@@ -219,7 +219,7 @@ def pin_tables(
             move_pin(lake._pins, name, now[name])
     return ""
 
-
+# %% ../../nbs/api/steps/21_cache.ipynb #4a576e2f
 def hit_tags(
     hit: Hit,
 ) -> dict[str, str]:  # For the run of the step that need not run
@@ -232,7 +232,7 @@ def hit_tags(
     digest = hit.run.data.tags.get("mlpkg.notebook_digest")
     return tags | ({"mlpkg.notebook_digest": digest} if digest else {})
 
-
+# %% ../../nbs/api/steps/21_cache.ipynb #24438a9f
 def stand_in(
     mlflow: "MlflowClient",  # Of the store
     run_id: str,  # Of the step that need not run, with `hit_tags`; RUNNING
@@ -252,7 +252,7 @@ def stand_in(
         log_tables(mlflow, run_id, uses)
     mlflow.set_terminated(run_id, "FINISHED")
 
-
+# %% ../../nbs/api/steps/21_cache.ipynb #1120fb7e
 def _uses(hit: Hit) -> list[dict[str, Any]]:
     "The tables of a hit, as the lake would have noted them"
     tables = hit.record["tables"]

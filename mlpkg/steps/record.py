@@ -59,14 +59,14 @@ def packages(
     names = sorted(n.removesuffix(".dist-info") for n in launcher.installed(sys.executable) if n.endswith(".dist-info"))
     return _digest("\n".join(names)), dict(name.rsplit("-", 1) for name in names if "-" in name)  # type: ignore[misc]
 
-
+# %% ../../nbs/api/steps/17_record.ipynb #0adebf07
 @functools.lru_cache(maxsize=10)
 def _lock(path: Path, changed: int, size: int) -> tuple[str, dict[str, str]]:
     "Digest and versions of a lock, kept as long as the time of its last change and its size stay the same"
     text = path.read_text(encoding="utf-8")
     return _digest(text), dict(re.findall(r"(?m)^([\w.\-\[\]]+)==([^\s;\\]+)", text))
 
-
+# %% ../../nbs/api/steps/17_record.ipynb #297c30f6
 def _digest(text: str) -> str:
     "16 hexadecimal digits for a text"
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
@@ -100,7 +100,7 @@ def describe_step(
     about |= {"kernel": f"{asked} {platform.python_version()}", "lock": digest, "packages": versions}
     return json.loads(json.dumps({**about, "env": environment(env)}, default=str))
 
-
+# %% ../../nbs/api/steps/17_record.ipynb #5e4aac83
 def step_key(
     about: Mapping[str, Any],  # From `describe_step`
 ) -> str:
@@ -119,7 +119,7 @@ def stores(
     found += [str(settings.file.parent / name) for name in ("mlruns", "mlartifacts")]
     return sorted({os.path.realpath(path.removeprefix("file://")) for path in found if path and "s3:" not in path})
 
-
+# %% ../../nbs/api/steps/17_record.ipynb #95b13431
 def watch_env(
     settings: Settings,
     folder: Path,  # Of the entry in the outbox
@@ -190,7 +190,7 @@ def _files_of(run: "Run") -> Any:
 
     return get_artifact_repository(run.info.artifact_uri)
 
-
+# %% ../../nbs/api/steps/17_record.ipynb #a467bf94
 def list_files(
     run: "Run",
     folder: str | None = None,  # All of them unless given
@@ -202,7 +202,7 @@ def list_files(
             found += list_files(run, file.path) if file.is_dir else [file.path]
     return found
 
-
+# %% ../../nbs/api/steps/17_record.ipynb #e0b062f1
 def store_record(
     mlflow: "MlflowClient",  # Of the store that has the run
     run_id: str,  # MLflow run, not closed yet
@@ -224,7 +224,7 @@ def store_record(
         tags["mlpkg.cache.refused"] = record["refused"][:5000]
     mlflow.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items()])
 
-
+# %% ../../nbs/api/steps/17_record.ipynb #18910649
 def read_record(
     run: "Run",
 ) -> dict[str, Any] | None:  # None where there is none, or none that can be read

@@ -46,7 +46,7 @@ def is_own(
     real = os.path.realpath(path)
     return not real.startswith(_libraries) and not any(part in _installed for part in real.split(os.sep))
 
-
+# %% ../../nbs/api/steps/13_seen.ipynb #4006de2a
 def own_modules(
     names: Iterable[str],  # Keys of `sys.modules`
 ) -> set[str]:  # Absolute paths
@@ -63,7 +63,7 @@ def _below(path: str, folders: Iterable[str]) -> bool:
     "Is a path one of these folders, or inside of one?"
     return any(path == folder or path.startswith(folder + os.sep) for folder in folders if folder)
 
-
+# %% ../../nbs/api/steps/13_seen.ipynb #651a92fb
 def concerns(
     path: str,  # Absolute
     root: str,  # The project's folder
@@ -110,7 +110,7 @@ def _take(watch: Watch, path: str, into: dict[str, str]) -> None:
         if os.stat(path).st_mtime > watch.began:
             watch.changed.add(path)
 
-
+# %% ../../nbs/api/steps/13_seen.ipynb #cc16be92
 def look(
     watch: Watch,  # Changed in place
 ) -> dict[str, Any]:  # What is known now, as JSON takes it
@@ -142,7 +142,7 @@ def _event_path(event: str, args: tuple) -> tuple[Any, bool]:
         return (path.removeprefix("file:").partition("?")[0] if path and ":memory:" not in path else None), True
     return None, False
 
-
+# %% ../../nbs/api/steps/13_seen.ipynb #24a3ba03
 def hear(
     watch: Watch,  # Changed in place
     event: str,  # Name of an audit event
@@ -171,7 +171,7 @@ def note_model(
         if (line := [name, str(which), int(version)]) not in watch.models:
             watch.models.append(line)
 
-
+# %% ../../nbs/api/steps/13_seen.ipynb #7ab98bd7
 @contextlib.contextmanager
 def following() -> Iterator[None]:
     "Questions to the registry in this block are noted by whoever asks them"
@@ -196,7 +196,7 @@ def _told(method: str, args: tuple, kwargs: dict[str, Any], found: Any) -> None:
         for watch in _active:
             watch.unfollowed.add(method)
 
-
+# %% ../../nbs/api/steps/13_seen.ipynb #adfd983c
 _methods = (
     "create_model_version", "get_model_version_by_alias", "get_latest_versions", "get_registered_model",
     "search_model_versions", "search_registered_models",
@@ -243,7 +243,7 @@ class _Later(importlib.abc.MetaPathFinder):
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
-
+# %% ../../nbs/api/steps/13_seen.ipynb #5c3bf76a
 def _listen() -> None:
     "Listen to MLflow's registry, now or when it is imported"
     if _registry in sys.modules:

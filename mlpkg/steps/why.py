@@ -43,7 +43,7 @@ def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
-
+# %% ../../nbs/api/steps/23_why.ipynb #3e6aa547
 def map_differences(
     noun: str,  # What the names are, like "parameter"
     then: Mapping[str, Any],
@@ -65,12 +65,12 @@ def _tables(record: Mapping[str, Any]) -> dict[str, str]:
     uses = [use for use in (record.get("tables") or {"reads": []})["reads"] if use["mode"] != "exists"]
     return {use["name"]: f"version {use['version']}" for use in uses}
 
-
+# %% ../../nbs/api/steps/23_why.ipynb #143f1c41
 def _models(seen: Mapping[str, Any]) -> dict[str, Any]:
     "What numbers and aliases of models stood for"
     return {f"'{name}' {which}": f"version {version or 'none'}" for name, which, version in seen["models"]}
 
-
+# %% ../../nbs/api/steps/23_why.ipynb #3308054a
 def differences(
     then: Mapping[str, Any],  # Record of the earlier run
     now: Mapping[str, Any],  # Of the later one
@@ -93,7 +93,7 @@ def differences(
         yield from map_differences("file", then["seen"]["reads"], now["seen"]["reads"], secret=True)
         yield from map_differences("model", _models(then["seen"]), _models(now["seen"]))
 
-
+# %% ../../nbs/api/steps/23_why.ipynb #88b93a19
 def _comparable(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     "The parameters of two runs; as text, which is what MLflow has, unless both have a record"
     both = "lock" in old and "lock" in new
@@ -114,7 +114,7 @@ def _cells_in(mlflow: "MlflowClient", run: "Run") -> list[str] | None:
     except Exception:  # each artifact store has errors of its own
         return None
 
-
+# %% ../../nbs/api/steps/23_why.ipynb #aa924f7f
 def record_of(
     mlflow: "MlflowClient",  # Of the store
     run: "Run",  # Of a step
@@ -147,7 +147,7 @@ def runs_before(
             break
     return found
 
-
+# %% ../../nbs/api/steps/23_why.ipynb #122df2dc
 def _name(run: "Run") -> str:
     "A run as people find it again"
     when = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
@@ -166,7 +166,7 @@ def _hit(mlflow: "MlflowClient", run: "Run") -> Iterator[str]:
     except Exception:
         yield "that run is not in MLflow any more"
 
-
+# %% ../../nbs/api/steps/23_why.ipynb #779ded94
 def _against(mlflow: "MlflowClient", run: "Run", base: "Run") -> Iterator[str]:
     "What differs between a run and an earlier one that finished"
     earlier = base.data.tags.get("mlpkg.cached_from")
@@ -185,7 +185,7 @@ def _against(mlflow: "MlflowClient", run: "Run", base: "Run") -> Iterator[str]:
     if unknown := dict.fromkeys([*lacking, *missing]):
         yield f"unknown: {', '.join(unknown)}"
 
-
+# %% ../../nbs/api/steps/23_why.ipynb #6ab9ea54
 def explain(
     mlflow: "MlflowClient",  # Of the store
     run: "Run",  # Of a step
