@@ -118,6 +118,34 @@ def test_a_process_of_a_task_that_is_killed_counts_as_failed(project):
     assert "ended with code -9 before the task did" in log_of(project)
 
 
+LEAVES = """
+import os, signal, time
+from airflow.sdk import DAG, task
+
+with DAG("leaves", schedule=None):
+    @task
+    def lost():
+        if not os.fork():
+            time.sleep(1000)
+        os.kill(os.getpid(), signal.SIGKILL)
+    lost()
+"""
+
+
+def test_what_a_killed_task_has_left_behind_does_not_hold_up_the_run(project):
+    (project.root / "dags" / "leaves.py").write_text(LEAVES)
+    output = project.mlpkg("run", "leaves", "--jobs", "2", code=1)
+    assert "leaves failed" in output
+    assert "the process of task lost ended with code -9 before the task did" in log_of(project)
+    wait_for(lambda: not project_processes(project), 5, "the end of the process that it has left")
+
+
+def project_processes(project) -> list[int]:
+    from conftest import processes_with
+
+    return [pid for pid in processes_with(f"MLPKG_SETTINGS={project.root}") if pid != os.getpid()]
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
 def test_a_number_of_jobs_that_makes_no_sense(project, value):
     output = project.mlpkg("run", "mapped", f"--jobs={value}", code=2)

@@ -20,6 +20,9 @@ NAMES = {
     "find-links": "UV_FIND_LINKS",
     "cert": "SSL_CERT_FILE",
     "trusted-host": "UV_INSECURE_HOST",
+    "client-cert": "SSL_CLIENT_CERT",
+    "timeout": "UV_HTTP_TIMEOUT",
+    "proxy": "HTTPS_PROXY",
 }
 
 
@@ -50,7 +53,11 @@ def main() -> None:
     told = subprocess.run([*PIP, "config", "list"], check=True, capture_output=True, text=True).stdout
     env = {**uv_settings(told), **os.environ}
     # As in pip's case, modules are compiled now: otherwise each of the first processes would do it
-    subprocess.run([*UV, "--compile-bytecode", "--require-hashes", "--requirement", LOCK], check=True, env=env)
+    offline = ["--no-index"] if re.search(r"\.no-index='(1|true|yes|on)'", told, re.IGNORECASE) else []
+    done = subprocess.run([*UV, *offline, "--compile-bytecode", "--require-hashes", "--requirement", LOCK], env=env)
+    if done.returncode:
+        print("uv could not install, for the reason above. pip does it now, which takes some minutes.", flush=True)
+        subprocess.run([*PIP, "install", "--quiet", "--require-hashes", "--requirement", LOCK], check=True)
     subprocess.run([*UV, "--no-deps", "--no-build-isolation", "--editable", ROOT], check=True, env=env)
     subprocess.run([Path(sys.executable).parent / "mlpkg", "kernels", "install"], check=True)
 

@@ -187,10 +187,14 @@ def fail_unless_over(
 @patch
 def take_leave(
     self: Tasks,
-    pipe: int,  # Of a child that has closed it
+    pipe: int,  # Of a child
+    how: int = 0,  # WNOHANG: only if it has ended
 ) -> None:
-    "Wait until a child has ended, and forget it"
-    _, status = os.waitpid(self.children[pipe].process, 0)
+    "Wait until a child has ended, end what it has left behind, and forget it"
+    process, status = os.waitpid(self.children[pipe].process, how)
+    if not process:
+        return
+    supervisor.kill(os.killpg, process)
     child = self.children.pop(pipe)
     self.selector.unregister(pipe)
     os.close(pipe)
@@ -199,14 +203,16 @@ def take_leave(
 # %% ../../nbs/api/airflow/15_parallel.ipynb #219e16ca
 @patch
 def wait(self: Tasks) -> None:
-    "Hand over announcements until a task has ended; wait a second where none is running"
+    "Hand over announcements until a task has ended, or nothing has been said for a second"
     if not self.children:
         time.sleep(1)  # a task waits for something else, such as its next look at a sensor
     before = len(self.children)
-    while self.children and len(self.children) == before:
-        for key, _ in self.selector.select():
+    while len(self.children) == before and (said := self.selector.select(1)):
+        for key, _ in said:
             if not self.hear(key.fd):
                 self.take_leave(key.fd)
+    for pipe in list(self.children):
+        self.take_leave(pipe, os.WNOHANG)
 
 # %% ../../nbs/api/airflow/15_parallel.ipynb #81755988
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from airflow.plugins_manager import AirflowPlugin
 from ..redaction import get_log
 from ..settings import SettingsError, load_settings
 from ..steps.launcher import own_code
-from ..steps.template import is_fixed
+from ..steps.template import import_one
 from ..steps.warm import expand
 
 _log = get_log("mlpkg.airflow.preload")
@@ -29,16 +28,7 @@ _log = get_log("mlpkg.airflow.preload")
 # %% ../../nbs/api/airflow/19_preload.ipynb #c46f6117
 def _try(names: Sequence[str]) -> dict[str, str]:  # Module -> reason, for those that are of no use
     "Import modules, and see what happens"
-    problems, running = {}, set(threading.enumerate())
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            problems[name] = f"{type(error).__name__}: {error}"
-        if threads := [one.name for one in threading.enumerate() if one not in running]:
-            problems[name] = f"it starts threads ({', '.join(threads)})"
-            running = set(threading.enumerate())
-    return problems
+    return {name: why for name in names if (why := import_one(name))}
 
 # %% ../../nbs/api/airflow/19_preload.ipynb #6974dd5e
 def try_in_child(
@@ -112,8 +102,7 @@ def prepare_to_fork() -> None:
     "Preload what settings.ini says, where forking is safe"
     if sys.platform != "linux":
         return
-    if not is_fixed(sys.modules["mlpkg"]):
-        keep_fresh(own_code())
+    keep_fresh(own_code())
     try:
         preload(expand(load_settings().airflow.preload, usual))
     except SettingsError as error:

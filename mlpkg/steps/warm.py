@@ -90,7 +90,8 @@ class WarmProvisioner(LocalProvisioner):
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         "Put the launcher before the command"
         kwargs = await super().pre_launch(**kwargs)
-        return {**kwargs, "cmd": warm_command(kwargs["cmd"], kernel_settings())}
+        rules = getattr(self.parent, "rules", None) or kernel_settings()  # A step has rules of its own
+        return {**kwargs, "cmd": warm_command(kwargs["cmd"], rules)}
 
     async def kill(self, restart: bool = False) -> None:
         "Have the kernel killed, and the launcher too if that takes more than two seconds"
