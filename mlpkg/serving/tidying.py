@@ -26,6 +26,7 @@ from ..models.registry import Version, versions
 from .forgetting import remove_old_answers
 from .loader import last_good_copy
 from ..settings import Settings, load_settings
+from ..steps.cache import standing_in
 from ..steps.tracking import all_pages, connect, step_runs
 
 if TYPE_CHECKING:
@@ -125,7 +126,9 @@ def old_runs(
     last = {run.info.experiment_id: run.info.run_id for run in over if run.info.status == "FINISHED" and _whole(run)}
     kept = {*last.values(), *runs_behind_models(client), *(run.info.run_id for run in running_runs(client))}
     limit = before.timestamp() * 1000
-    return [run for run in over if _whole(run) and run.info.start_time < limit and run.info.run_id not in kept]
+    old = [run for run in over if _whole(run) and run.info.start_time < limit and run.info.run_id not in kept]
+    needed = standing_in(over, {run.info.run_id for run in old})
+    return [run for run in old if run.info.run_id not in needed]
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #11d75b9c
 def _sizes(listed: Callable[[str | None], Iterable[Any]], path: str | None = None) -> list[int]:

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['changed_files', 'Tables', 'changed_tables', 'changed_models', 'lost_artifacts', 'Hit', 'earlier_runs', 'find_hit',
-           'pin_tables', 'hit_tags', 'stand_in', 'original']
+           'pin_tables', 'hit_tags', 'stand_in', 'standing_in', 'original']
 
 # %% ../../nbs/api/steps/21_cache.ipynb #d85bb6cb
 import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -263,6 +263,17 @@ def _uses(hit: Hit) -> list[dict[str, Any]]:
         {**use, "uri": f"{root}/{use['name']}", "version": hit.tables.now.get(use["name"], use["version"])}
         for use in [*reads.values(), *writes]
     ]
+
+# %% ../../nbs/api/steps/21_cache.ipynb #2c85e6f1
+def standing_in(
+    runs: "Iterable[Run]",  # Of DAGs and of steps
+    old: Collection[str],  # Ids of runs of DAGs, or of steps that stand alone
+) -> set[str]:  # Ids of runs of DAGs, or of steps that stand alone
+    "The runs that stand in for steps of runs that are not old"
+    runs = list(runs)
+    whole = {run.info.run_id: run.data.tags.get("mlflow.parentRunId", run.info.run_id) for run in runs}
+    found = {run.info.run_id: run.data.tags.get("mlpkg.cached_from", "") for run in runs}
+    return {whole[earlier] for run_id, earlier in found.items() if earlier in whole and whole[run_id] not in old}
 
 # %% ../../nbs/api/steps/21_cache.ipynb #356f98f6
 def original(
