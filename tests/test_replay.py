@@ -1,8 +1,11 @@
 """Runs executed once more from their record: real projects in git, and commands in processes of their own."""
 
+import contextlib
 import re
 import shutil
+import sqlite3
 import subprocess
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,8 +13,9 @@ from conftest import Project, example_project
 
 from mlpkg.data.lake import Lake
 from mlpkg.steps.provenance import installed
+from mlpkg.steps.record import Caching
 from mlpkg.steps.run import run_step
-from mlpkg.steps.tracking import end_run, open_pipeline_run
+from mlpkg.steps.tracking import end_run, open_pipeline_run, step_runs
 
 COUNT = """import scrapbook as sb
 import helper
@@ -52,13 +56,13 @@ def parcels(project):
     return project
 
 
-def run(project, *notebooks, **parameters) -> str:
+def run(project, *notebooks, cache: bool = False, **parameters) -> str:
     "Run notebooks as the steps of a DAG run, and return its id in MLflow"
     parent = open_pipeline_run(
         project.mlflow, project.settings, "parcels", f"manual__{len(project.pipeline_runs('parcels'))}"
     )
     for notebook in notebooks:
-        run_step(notebook, parameters, parent_run_id=parent, settings=project.settings)
+        run_step(notebook, parameters, parent_run_id=parent, settings=project.settings, caching=Caching(cache))
     end_run(project.mlflow, parent, "FINISHED")
     return parent
 
@@ -152,6 +156,104 @@ def test_a_step_that_failed(parcels):
             assert "note: it fails as it did then: cell 2" in replayed(parcels, parent[:8], "price")
     output = replayed(parcels, parent[:8], "price", code=1)
     assert "outcome failure ZeroDivisionError: division by zero it runs to its end" in output
+
+
+REPORT = """import os
+import mlflow
+client = mlflow.MlflowClient()
+whole = os.environ["MLPKG_PIPELINE_RUN"]
+client.log_text(whole, os.environ.get("WORDS", "none"), "report.txt")
+client.log_text(os.environ["MLFLOW_RUN_ID"], "x", "own.txt")"""
+REMOVE = """import os
+from pathlib import Path
+import mlflow
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+import scrapbook as sb
+from mlpkg.settings import load_settings
+found = mlflow.MlflowClient().get_run(os.environ["MLPKG_PIPELINE_RUN"]).info.artifact_uri
+before = [file.path for file in get_artifact_repository(found).list_artifacts() if file.path == "kept.txt"]
+get_artifact_repository(found).delete_artifacts()
+sb.glue("seen", before)"""
+
+
+def test_artifacts_that_are_there_stay_as_they_are(parcels, monkeypatch):
+    report, remove = (
+        parcels.notebook(name, "a: int = 1", text) for name, text in (("30_report", REPORT), ("40_remove", REMOVE))
+    )
+    commit(parcels, "reports")
+    parent = run(parcels, report)
+    parcels.mlflow.log_text(parent, "what people have read", "report.txt")
+    monkeypatch.setenv("WORDS", "written by a replay")
+    assert "1 of 1 steps agree to the digit" in replayed(parcels, parent[:8], "report")
+    artifacts = Path(parcels.mlflow.get_run(parent).info.artifact_uri)
+    assert (artifacts / "report.txt").read_text() == "what people have read"
+
+    again = open_pipeline_run(parcels.mlflow, parcels.settings, "parcels", "manual__9")
+    parcels.mlflow.log_text(again, "kept", "kept.txt")
+    run_step(remove, parent_run_id=again, settings=parcels.settings)
+    parcels.mlflow.log_text(again, "kept", "kept.txt")
+    end_run(parcels.mlflow, again, "FINISHED")
+    assert "1 of 1 steps agree to the digit; artifacts are not compared" in replayed(parcels, again[:8])
+    assert (Path(parcels.mlflow.get_run(again).info.artifact_uri) / "kept.txt").read_text() == "kept"
+
+
+def test_artifacts_in_a_bucket_are_not_touched(parcels):
+    parent = run(parcels, parcels.count)
+    with contextlib.closing(sqlite3.connect(parcels.settings.tracking.uri.removeprefix("sqlite:///"))) as store:
+        store.execute("UPDATE runs SET artifact_uri = 's3://bucket/' || run_uuid WHERE run_uuid = ?", [parent])
+        store.commit()
+    output = replayed(parcels, parent[:8], code=1)
+    assert f"count not replayed: MLflow keeps artifacts at s3://bucket/{parent}, which is not a local folder" in output
+
+
+LOGS = """import scrapbook as sb
+from pathlib import Path
+from mlpkg.settings import load_settings
+logs = Path(load_settings().airflow.logs or "none")
+(logs / "log.txt").unlink(missing_ok=True)
+sb.glue("dags", Path(load_settings().airflow.dags).name)"""
+
+
+def test_logs_and_dags_that_are_there_stay_as_they_are(parcels, tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "log.txt").write_text("of Airflow")
+    text = parcels.root / "settings.ini"
+    text.write_text(text.read_text().replace("airflow.logs = ", f"airflow.logs = {tmp_path}/logs"))
+    notebook = parcels.notebook("50_logs", "a: int = 1", LOGS)
+    commit(parcels, "logs")
+    parent = run(parcels, notebook)
+    (tmp_path / "logs" / "log.txt").write_text("of Airflow")
+    assert "1 of 1 steps agree to the digit" in replayed(parcels, parent[:8])
+    assert (tmp_path / "logs" / "log.txt").read_text() == "of Airflow"
+
+
+SECRETS = """import secrets
+import scrapbook as sb
+import os
+from mlpkg.data.lake import open_lake
+sb.glue("token", secrets.token_hex(16))
+sb.glue("run", os.environ["MLFLOW_RUN_ID"])
+import pandas as pd
+once = os.environ.get("MLPKG_SETTINGS", "").find("mlpkg-replay") < 0
+open_lake().write("then/only" if once else "now/only", pd.DataFrame({"a": [1]}))"""
+
+
+def test_ids_of_others_and_other_tables_are_differences(parcels):
+    parent = run(parcels, parcels.notebook("60_secrets", "a: int = 1", SECRETS))
+    output = replayed(parcels, parent[:8], code=1)
+    assert re.search(r"scrap token [0-9a-f]{32} [0-9a-f]{32}", output) and "scrap run" not in output
+    assert re.search(r"table then/only 1 rows, [0-9a-f]{12} not written", output)
+    assert re.search(r"table now/only not written 1 rows, [0-9a-f]{12}", output)
+
+
+def test_a_step_for_which_an_earlier_run_stood_in(parcels):
+    first, second = (run(parcels, parcels.count, cache=True) for _ in range(2))
+    (step,) = step_runs(parcels.mlflow, second)
+    earlier = step.data.tags["mlpkg.cached_from"]
+    assert step_runs(parcels.mlflow, first)[0].info.run_id == earlier
+    output = replayed(parcels, second[:8])
+    assert "count the same (2 values and tables compared)" in output and "1 of 1 steps agree" in output
+    assert f"note: it was not run, as run {earlier} stood in for it: that one is replayed" in output
 
 
 def test_a_library_that_is_another_one(parcels):

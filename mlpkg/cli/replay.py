@@ -98,7 +98,7 @@ def replay_command(
     run: Annotated[str, typer.Argument(help="Pipeline run, as `mlpkg runs` shows it")],
     step: Annotated[str, typer.Argument(help="Step, like train or 'train \\[random_forest]'; all unless given")] = "",
 ):
-    """Run a run again from its record, in a temporary folder, and compare every digit.
+    """Run a run again from its record, in a temporary folder, and compare every digit of values, metrics and tables.
 
     Example: [bold]mlpkg replay 3f2a91c0 'train \\[random_forest]'[/bold]
     """
@@ -111,6 +111,8 @@ def replay_command(
         result = replay(settings, chosen, Path(folder).resolve(), lambda one: print_step(console, one))
     print_causes(console, result)
     agreed = sum(one.agrees for one in result.steps)
-    console.print(f"{agreed} of {len(result.steps)} steps agree to the digit", highlight=False)
+    console.print(
+        f"{agreed} of {len(result.steps)} steps agree to the digit; artifacts are not compared", highlight=False
+    )
     if not result.agrees:
         raise typer.Exit(1)

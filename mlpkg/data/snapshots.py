@@ -83,8 +83,8 @@ class Content:
     "What a version of a table holds"
 
     rows: int
-    digest: str  # Of the rows in any order, columns in any order
-    columns: dict[str, str]  # Column -> digest of its values in any order
+    digest: str  # Of the types of the columns and of the rows, both in any order
+    columns: dict[str, str]  # Column -> digest of its type and of its values in any order
 
 # %% ../../nbs/api/data/24_snapshots.ipynb #9035c3cf
 _masked = {
@@ -92,21 +92,24 @@ _masked = {
     **{getattr(pa, f"int{bits}")(): getattr(pd, f"Int{bits}Dtype")() for bits in (8, 16, 32, 64)},
     **{getattr(pa, f"uint{bits}")(): getattr(pd, f"UInt{bits}Dtype")() for bits in (8, 16, 32, 64)},
 }  # Integers with and without gaps must give the same numbers
+_null = np.uint64(0x6E756C6C)
 
 # %% ../../nbs/api/data/24_snapshots.ipynb #fba5b490
 def _hashes(
     column: pa.Array,
 ) -> np.ndarray:  # Of uint64, one for each value
-    "A number for each value of a column"
-    values = pa.chunked_array([column]).to_pandas(types_mapper=_masked.get)
+    "A number for each value of a column; that of null is no other value's"
     if pa.types.is_nested(column.type):
-        values = values.map(repr)
-    return pd.util.hash_pandas_object(values, index=False, categorize=False).to_numpy()
+        values = pd.Series([repr(value) for value in column.to_pylist()], dtype=object)
+    else:
+        values = pa.chunked_array([column]).to_pandas(types_mapper=_masked.get)
+    hashes = pd.util.hash_pandas_object(values, index=False, categorize=False).to_numpy()
+    return np.where(column.is_null().to_numpy(zero_copy_only=False), _null, hashes)
 
 # %% ../../nbs/api/data/24_snapshots.ipynb #9ac79ad1
-def _digest(hashes: np.ndarray) -> str:
+def _digest(hashes: np.ndarray, types: str) -> str:
     "A digest that does not depend on the order"
-    return hashlib.sha256(np.sort(hashes).tobytes()).hexdigest()[:12]
+    return hashlib.sha256(types.encode() + np.sort(hashes).tobytes()).hexdigest()[:12]
 
 # %% ../../nbs/api/data/24_snapshots.ipynb #d9cc7cab
 def content(
@@ -117,6 +120,7 @@ def content(
     "Read a table and sum up what it holds; memory: 8 bytes for each value"
     reader = lake.batches(name, version=version)
     names = sorted(reader.schema.names)
+    types = [f"{name}: {reader.schema.field(name).type}\n" for name in names]
     parts = [[np.empty(0, "uint64")] for _ in (*names, "row")]
     for batch in reader:
         hashes = [_hashes(batch.column(column)) for column in names]
@@ -125,5 +129,6 @@ def content(
             row = row * np.uint64(1_000_003) ^ one
         for part, one in zip(parts, [*hashes, row], strict=True):
             part.append(one)
-    whole = [np.concatenate(part) for part in parts]
-    return Content(len(whole[-1]), _digest(whole[-1]), dict(zip(names, map(_digest, whole), strict=False)))
+    *columns, rows = (np.concatenate(part) for part in parts)
+    digests = dict(zip(names, map(_digest, columns, types), strict=True))
+    return Content(len(rows), _digest(rows, "".join(types)), digests)
