@@ -12,7 +12,7 @@ from mlpkg.data.lake import Lake
 from mlpkg.data.pins import pins
 from mlpkg.data.retention import compact
 from mlpkg.steps.execution import StepError
-from mlpkg.steps.record import Caching
+from mlpkg.steps.record import Caching, read_record
 from mlpkg.steps.run import run_step
 from mlpkg.steps.tracking import open_pipeline_run
 from mlpkg.steps.why import explain
@@ -109,7 +109,7 @@ def test_a_module_counts_also_one_that_a_module_imports(store):
     (store.root / "notebooks" / "rates.py").write_text("rate = 7")
     found = run(store)
     assert not hit(found) and found[0] == {"total": 70}
-    assert f"module {store.root}/notebooks/rates.py" in said(store, found)
+    assert "module notebooks/rates.py" in said(store, found)
     (store.root / "notebooks" / "rates.py").write_text("rate = 1")
     found = run(store)
     assert not hit(found), "its table was written with the other rate meanwhile"
@@ -153,14 +153,41 @@ def test_a_declared_variable_counts(store, monkeypatch):
     assert not hit(found) and "environment variable FARES differs" in said(store, found)
 
 
-def test_the_lock_counts_and_its_row_is_named(store):
+def test_what_is_installed_counts_and_the_lock_is_only_told(store, tmp_path, monkeypatch):
+    about = tmp_path / "parcelfares-1.0.dist-info"
+    about.mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
     lock = store.root / "requirements.lock"
-    lock.write_text("numpy==2.1.0 \\\n    --hash=sha256:00\npandas==2.2.0\n")
+    lock.write_text("parcelfares==1.0\n")
     run(store)
-    assert hit(run(store))
-    lock.write_text("numpy==2.1.1 \\\n    --hash=sha256:00\npandas==2.2.0\n")
+    lock.write_text("parcelfares==2.0\n")
+    assert hit(run(store)), "nothing was installed"
+    about.rename(tmp_path / "parcelfares-2.0.dist-info")
     found = run(store)
-    assert not hit(found) and "package numpy was 2.1.0, is 2.1.1" in said(store, found)
+    assert not hit(found) and "package parcelfares was 1.0, is 2.0" in said(store, found)
+    assert "locked package parcelfares was 1.0, is 2.0" in said(store, found)
+
+
+def test_a_secret_counts_and_is_not_kept(store, monkeypatch):
+    monkeypatch.setenv("FARES_PASSWORD", "swordfish")
+    first = run(store, env=["FARES_PASSWORD"])
+    assert read_record(first[1])["about"]["env"]["FARES_PASSWORD"] == "secret"
+    monkeypatch.setenv("FARES_PASSWORD", "marlin")
+    found = run(store, env=["FARES_PASSWORD"])
+    assert not hit(found) and "a secret that is not kept differs: FARES_PASSWORD" in said(store, found)
+
+
+def test_two_checkouts_that_share_a_store_do_not_share_their_modules(store, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, rate in ((here, 1), (there, 7)):
+        shutil.copytree(store.root / "notebooks", folder / "notebooks")
+        (folder / ".git").mkdir()
+        (folder / "notebooks" / "rates.py").write_text(f"rate = {rate}")
+    first = run(store, here / "notebooks" / "10_sum.ipynb")
+    assert hit(run(store, here / "notebooks" / "10_sum.ipynb"))
+    found = run(store, there / "notebooks" / "10_sum.ipynb")
+    assert not hit(found) and (first[0], found[0]) == ({"total": 10}, {"total": 70})
+    assert "module notebooks/rates.py has changed" in said(store, found)
 
 
 def test_a_failed_run_is_never_reused(store):
@@ -222,7 +249,7 @@ def test_a_file_that_was_read_counts(store):
     assert hit(run(store, step))
     (store.root / "list.txt").write_text("b")
     found = run(store, step)
-    assert found[0] == {"list": "b"} and f"file {store.root}/list.txt differs" in said(store, found)
+    assert found[0] == {"list": "b"} and "file list.txt differs" in said(store, found)
 
 
 def test_a_step_that_is_not_declared_is_neither_reused_nor_reuses(store):
