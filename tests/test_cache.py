@@ -319,3 +319,100 @@ def test_mapped_steps_and_the_one_after_them_in_a_dag(store):
     assert "stands in" in store.look("why", second.info.run_id, "total")
     assert second.info.run_id[:8] in store.look("runs")
     assert not Path(store.settings.steps.outbox, earlier["total"]).exists()
+
+
+def test_what_cannot_be_asked_again_makes_a_step_run(store):
+    store.mlflow.create_registered_model("parcels")
+    store.mlflow.create_model_version("parcels", "models:/m-1", run_id=None)
+    lake, root = store.settings.lake.root, store.root
+    client = "import mlflow\nfrom mlpkg.steps.tracking import connect\nconnect()\n"
+    asks = {
+        f"import os\nos.listdir('{root}')": f"it asked which files are in {root}",
+        f"from pathlib import Path\nlist(Path('{root}').glob('*.csv'))": f"it asked which files are in {root}",
+        f"open('{lake}/raw/parcels/_delta_log/00000000000000000000.json').read()": "it asked a store for its file",
+        "from mlpkg.data.lake import open_lake\nopen_lake().tables()": "it asked the lake which tables there are",
+        f"{client}mlflow.search_runs(search_all_experiments=True)": "it asked MLflow by search_runs",
+        f"{client}mlflow.search_logged_models(['0'])": "it asked MLflow by search_logged_models",
+        f"{client}mlflow.MlflowClient().get_model_version('parcels', 1)": "it asked MLflow by get_model_version",
+        "import subprocess\nsubprocess.run(['true'])": "it started another process (true)",
+        "import os\nos.fork() or os._exit(0)\nos.wait()": "it started another process (os.fork)",
+    }
+    step = store.notebook("40_ask", "n: int = 1", "n")
+    for code, what in asks.items():
+        step = store.notebook("40_ask", "n: int = 1", code)
+        assert what in run(store, step)[1].data.tags.get("mlpkg.cache.refused", "it would be reused"), code
+    found = run(store, step)
+    assert not hit(found) and "it started another process" in said(store, found)
+    assert "mlpkg.cache.refused" not in run(store, step, elsewhere=True)[1].data.tags
+    assert hit(run(store, step, elsewhere=True))
+
+
+def test_a_module_that_was_not_found_counts(store):
+    code = "import scrapbook as sb\ntry:\n    from local_overrides import rate\nexcept ImportError:\n    rate = 1\n"
+    step = store.notebook("30_rate", "n: int = 1", f"{code}sb.glue('rate', rate)")
+    assert run(store, step)[0] == {"rate": 1}
+    assert hit(run(store, step))
+    (store.root / "notebooks" / "local_overrides.py").write_text("rate = 7")
+    found = run(store, step)
+    assert not hit(found) and found[0] == {"rate": 7}
+
+
+def test_a_temporary_file_that_somebody_else_wrote_counts(store, tmp_path):
+    (tmp_path / "rates.txt").write_text("1")
+    code = f"import scrapbook as sb\nsb.glue('rate', open('{tmp_path}/rates.txt').read())"
+    step = store.notebook("30_rate", "n: int = 1", code)
+    run(store, step)
+    assert hit(run(store, step))
+    (tmp_path / "rates.txt").write_text("7")
+    assert run(store, step)[0] == {"rate": "7"}
+
+
+def test_a_file_that_is_copied_over_with_its_time_was_changed(store):
+    (store.root / "rates.txt").write_text("1")
+    (store.root / "other.txt").write_text("7")
+    code = (
+        f"import shutil\nimport scrapbook as sb\nrate = open('{store.root}/rates.txt').read()\n"
+        f"shutil.copy2('{store.root}/other.txt', '{store.root}/rates.txt')\nsb.glue('rate', rate)"
+    )
+    step = store.notebook("30_rate", "n: int = 1", code)
+    found = run(store, step, elsewhere=True)
+    assert found[1].data.tags["mlpkg.cache.refused"] == f"{store.root}/rates.txt was changed while the step ran"
+
+
+PLAIN = """import tempfile
+from pathlib import Path
+import matplotlib.pyplot as plt
+import mlflow
+import pandas as pd
+import scrapbook as sb
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from mlpkg.data.lake import open_lake
+from mlpkg.steps.tracking import connect
+connect()
+lake = open_lake()
+rows = lake.read("raw/parcels")
+x, y = rows[["parcel"]], rows["parcel"] > 2
+RandomForestRegressor(n_estimators=3, n_jobs=2, random_state=0).fit(x, y)
+model = LogisticRegression().fit(x, y)
+rows.plot()
+plt.show()
+with tempfile.TemporaryDirectory() as scratch:
+    rows.to_csv(f"{scratch}/rows.csv")
+    again = pd.read_csv(Path(scratch, "rows.csv"))
+with mlflow.start_run():
+    mlflow.log_metric("rows", len(again))
+    mlflow.log_param("kind", "plain")
+    mlflow.log_figure(plt.figure(), "plot.png")
+    mlflow.sklearn.log_model(model, name="model", serialization_format="cloudpickle")
+lake.write("plain/parcels", again, mode="overwrite")
+sb.glue("rows", len(again))"""
+
+
+def test_a_plain_step_with_the_usual_libraries_is_reused(store):
+    step = store.notebook("50_plain", "n: int = 1", PLAIN)
+    first = run(store, step)
+    assert "mlpkg.cache.refused" not in first[1].data.tags, first[1].data.tags["mlpkg.cache.refused"]
+    found = run(store, step)
+    assert hit(found), said(store, found)

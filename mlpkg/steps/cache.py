@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..redaction import get_log
+from .places import file_digest
 from .record import list_files, read_record
-from .seen import file_digest
 from .tracking import log_tables, missing
 
 if TYPE_CHECKING:

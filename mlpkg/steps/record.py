@@ -24,7 +24,7 @@ from ..redaction import get_log, redact_values
 from ..secrets import is_secret_name, url_passwords
 from ..settings import Settings
 from . import provenance
-from .seen import relative
+from .places import relative
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,7 +39,9 @@ class Caching:
 
     on: bool = False  # May an earlier run stand in for this one?
     env: tuple[str, ...] = ()  # Environment variables that it depends on
-    elsewhere: bool = False  # May it be reused although it writes files outside of lake and MLflow?
+    elsewhere: bool = (
+        False  # May it be reused although it writes files outside of lake and MLflow, or starts processes?
+    )
 
 # %% ../../nbs/api/steps/17_record.ipynb #f7cf5234
 def code_cells(
@@ -188,9 +190,13 @@ def refusal(
         return "its kernel did not say what it depends on (is mlpkg installed for it?)"
     if seen["changed"]:
         return f"{seen['changed'][0]} was changed while the step ran"
-    if seen["unfollowed"]:
-        asked = ", ".join(seen["unfollowed"])
-        return f"it asked MLflow's registry by {asked}, which the cache cannot follow; use mlpkg.models.registry"
+    if seen["asked"]:
+        more = f" and {len(seen['asked']) - 1} more" if len(seen["asked"]) > 1 else ""
+        return (
+            f"it asked {seen['asked'][0]}{more}, which cannot be asked again (use the lake and mlpkg.models.registry)"
+        )
+    if seen["started"] and not caching.elsewhere:
+        return f"it started another process ({seen['started'][0]}), unwatched (cache_elsewhere=True allows that)"
     if seen["writes"] and not caching.elsewhere:
         more = f" and {len(seen['writes']) - 1} more" if len(seen["writes"]) > 1 else ""
         return f"it wrote {seen['writes'][0]}{more}, outside of lake and MLflow (cache_elsewhere=True allows that)"
