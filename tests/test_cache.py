@@ -293,7 +293,7 @@ def test_the_version_that_an_alias_stands_for_counts(store):
     assert hit(run(store, step))
     client = store.mlflow
     client.create_registered_model("parcels")
-    made = client.create_model_version("parcels", "models:/m-1", run_id=None)
+    made = client.create_model_version("parcels", "file:///parcels", run_id=None)
     assert hit(run(store, step)), "a version that is not the champion changes nothing"
     client.set_registered_model_alias("parcels", "champion", made.version)
     found = run(store, step)
@@ -323,7 +323,7 @@ def test_mapped_steps_and_the_one_after_them_in_a_dag(store):
 
 def test_what_cannot_be_asked_again_makes_a_step_run(store):
     store.mlflow.create_registered_model("parcels")
-    store.mlflow.create_model_version("parcels", "models:/m-1", run_id=None)
+    store.mlflow.create_model_version("parcels", "file:///parcels", run_id=None)
     lake, root = store.settings.lake.root, store.root
     client = "import mlflow\nfrom mlpkg.steps.tracking import connect\nconnect()\n"
     asks = {

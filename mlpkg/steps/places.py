@@ -155,8 +155,8 @@ def question() -> str:  # Name of the function; "" where MLflow asks for its own
             continue
         if module.startswith("mlflow.") or module in _here:
             first = first if name in ("wrapper", "call") else name
-        elif module.startswith(("mlpkg.models.", "scrapbook.")):
+        elif module.startswith(("mlpkg.models.", "scrapbook.")) or name == "client":
             return ""
-        elif first or (not file.startswith("<") and _own_file(file)):
+        elif not file.startswith("<") and _own_file(file):
             break
     return first if first.startswith(_asking) else ""
