@@ -119,6 +119,7 @@ _trusted = (
     "scrapbook.", "platform", "ctypes.util", "joblib.externals.loky.backend.context",
 )  # fmt: skip
 _here = ("mlpkg.steps.seen", "mlpkg.steps.places")
+_check = ("mlpkg.steps.tracking", "client")  # asks whether the store answers
 _own_file = functools.lru_cache(maxsize=10_000)(is_own)
 
 
@@ -155,7 +156,7 @@ def question() -> str:  # Name of the function; "" where MLflow asks for its own
             continue
         if module.startswith("mlflow.") or module in _here:
             first = first if name in ("wrapper", "call") else name
-        elif module.startswith(("mlpkg.models.", "scrapbook.")) or name == "client":
+        elif module.startswith(("mlpkg.models.", "scrapbook.")) or (module, name) == _check:
             return ""
         elif not file.startswith("<") and _own_file(file):
             break
