@@ -12,7 +12,7 @@ from mlpkg.data.lake import Lake
 from mlpkg.data.pins import pins
 from mlpkg.data.retention import compact
 from mlpkg.steps.execution import StepError
-from mlpkg.steps.record import Caching
+from mlpkg.steps.record import Caching, read_record
 from mlpkg.steps.run import run_step
 from mlpkg.steps.tracking import open_pipeline_run
 from mlpkg.steps.why import explain
@@ -109,7 +109,7 @@ def test_a_module_counts_also_one_that_a_module_imports(store):
     (store.root / "notebooks" / "rates.py").write_text("rate = 7")
     found = run(store)
     assert not hit(found) and found[0] == {"total": 70}
-    assert f"module {store.root}/notebooks/rates.py" in said(store, found)
+    assert "module notebooks/rates.py" in said(store, found)
     (store.root / "notebooks" / "rates.py").write_text("rate = 1")
     found = run(store)
     assert not hit(found), "its table was written with the other rate meanwhile"
@@ -153,14 +153,41 @@ def test_a_declared_variable_counts(store, monkeypatch):
     assert not hit(found) and "environment variable FARES differs" in said(store, found)
 
 
-def test_the_lock_counts_and_its_row_is_named(store):
+def test_what_is_installed_counts_and_the_lock_is_only_told(store, tmp_path, monkeypatch):
+    about = tmp_path / "parcelfares-1.0.dist-info"
+    about.mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
     lock = store.root / "requirements.lock"
-    lock.write_text("numpy==2.1.0 \\\n    --hash=sha256:00\npandas==2.2.0\n")
+    lock.write_text("parcelfares==1.0\n")
     run(store)
-    assert hit(run(store))
-    lock.write_text("numpy==2.1.1 \\\n    --hash=sha256:00\npandas==2.2.0\n")
+    lock.write_text("parcelfares==2.0\n")
+    assert hit(run(store)), "nothing was installed"
+    about.rename(tmp_path / "parcelfares-2.0.dist-info")
     found = run(store)
-    assert not hit(found) and "package numpy was 2.1.0, is 2.1.1" in said(store, found)
+    assert not hit(found) and "package parcelfares was 1.0, is 2.0" in said(store, found)
+    assert "locked package parcelfares was 1.0, is 2.0" in said(store, found)
+
+
+def test_a_secret_counts_and_is_not_kept(store, monkeypatch):
+    monkeypatch.setenv("FARES_PASSWORD", "swordfish")
+    first = run(store, env=["FARES_PASSWORD"])
+    assert read_record(first[1])["about"]["env"]["FARES_PASSWORD"] == "secret"
+    monkeypatch.setenv("FARES_PASSWORD", "marlin")
+    found = run(store, env=["FARES_PASSWORD"])
+    assert not hit(found) and "a secret that is not kept differs: FARES_PASSWORD" in said(store, found)
+
+
+def test_two_checkouts_that_share_a_store_do_not_share_their_modules(store, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, rate in ((here, 1), (there, 7)):
+        shutil.copytree(store.root / "notebooks", folder / "notebooks")
+        (folder / ".git").mkdir()
+        (folder / "notebooks" / "rates.py").write_text(f"rate = {rate}")
+    first = run(store, here / "notebooks" / "10_sum.ipynb")
+    assert hit(run(store, here / "notebooks" / "10_sum.ipynb"))
+    found = run(store, there / "notebooks" / "10_sum.ipynb")
+    assert not hit(found) and (first[0], found[0]) == ({"total": 10}, {"total": 70})
+    assert "module notebooks/rates.py has changed" in said(store, found)
 
 
 def test_a_failed_run_is_never_reused(store):
@@ -222,7 +249,7 @@ def test_a_file_that_was_read_counts(store):
     assert hit(run(store, step))
     (store.root / "list.txt").write_text("b")
     found = run(store, step)
-    assert found[0] == {"list": "b"} and f"file {store.root}/list.txt differs" in said(store, found)
+    assert found[0] == {"list": "b"} and "file list.txt differs" in said(store, found)
 
 
 def test_a_step_that_is_not_declared_is_neither_reused_nor_reuses(store):
@@ -266,7 +293,7 @@ def test_the_version_that_an_alias_stands_for_counts(store):
     assert hit(run(store, step))
     client = store.mlflow
     client.create_registered_model("parcels")
-    made = client.create_model_version("parcels", "models:/m-1", run_id=None)
+    made = client.create_model_version("parcels", "file:///parcels", run_id=None)
     assert hit(run(store, step)), "a version that is not the champion changes nothing"
     client.set_registered_model_alias("parcels", "champion", made.version)
     found = run(store, step)
@@ -292,3 +319,100 @@ def test_mapped_steps_and_the_one_after_them_in_a_dag(store):
     assert "stands in" in store.look("why", second.info.run_id, "total")
     assert second.info.run_id[:8] in store.look("runs")
     assert not Path(store.settings.steps.outbox, earlier["total"]).exists()
+
+
+def test_what_cannot_be_asked_again_makes_a_step_run(store):
+    store.mlflow.create_registered_model("parcels")
+    store.mlflow.create_model_version("parcels", "file:///parcels", run_id=None)
+    lake, root = store.settings.lake.root, store.root
+    client = "import mlflow\nfrom mlpkg.steps.tracking import connect\nconnect()\n"
+    asks = {
+        f"import os\nos.listdir('{root}')": f"it asked which files are in {root}",
+        f"from pathlib import Path\nlist(Path('{root}').glob('*.csv'))": f"it asked which files are in {root}",
+        f"open('{lake}/raw/parcels/_delta_log/00000000000000000000.json').read()": "it asked a store for its file",
+        "from mlpkg.data.lake import open_lake\nopen_lake().tables()": "it asked the lake which tables there are",
+        f"{client}mlflow.search_runs(search_all_experiments=True)": "it asked MLflow by search_runs",
+        f"{client}mlflow.search_logged_models(['0'])": "it asked MLflow by search_logged_models",
+        f"{client}mlflow.MlflowClient().get_model_version('parcels', 1)": "it asked MLflow by get_model_version",
+        "import subprocess\nsubprocess.run(['true'])": "it started another process (true)",
+        "import os\nos.fork() or os._exit(0)\nos.wait()": "it started another process (os.fork)",
+    }
+    step = store.notebook("40_ask", "n: int = 1", "n")
+    for code, what in asks.items():
+        step = store.notebook("40_ask", "n: int = 1", code)
+        assert what in run(store, step)[1].data.tags.get("mlpkg.cache.refused", "it would be reused"), code
+    found = run(store, step)
+    assert not hit(found) and "it started another process" in said(store, found)
+    assert "mlpkg.cache.refused" not in run(store, step, elsewhere=True)[1].data.tags
+    assert hit(run(store, step, elsewhere=True))
+
+
+def test_a_module_that_was_not_found_counts(store):
+    code = "import scrapbook as sb\ntry:\n    from local_overrides import rate\nexcept ImportError:\n    rate = 1\n"
+    step = store.notebook("30_rate", "n: int = 1", f"{code}sb.glue('rate', rate)")
+    assert run(store, step)[0] == {"rate": 1}
+    assert hit(run(store, step))
+    (store.root / "notebooks" / "local_overrides.py").write_text("rate = 7")
+    found = run(store, step)
+    assert not hit(found) and found[0] == {"rate": 7}
+
+
+def test_a_temporary_file_that_somebody_else_wrote_counts(store, tmp_path):
+    (tmp_path / "rates.txt").write_text("1")
+    code = f"import scrapbook as sb\nsb.glue('rate', open('{tmp_path}/rates.txt').read())"
+    step = store.notebook("30_rate", "n: int = 1", code)
+    run(store, step)
+    assert hit(run(store, step))
+    (tmp_path / "rates.txt").write_text("7")
+    assert run(store, step)[0] == {"rate": "7"}
+
+
+def test_a_file_that_is_copied_over_with_its_time_was_changed(store):
+    (store.root / "rates.txt").write_text("1")
+    (store.root / "other.txt").write_text("7")
+    code = (
+        f"import shutil\nimport scrapbook as sb\nrate = open('{store.root}/rates.txt').read()\n"
+        f"shutil.copy2('{store.root}/other.txt', '{store.root}/rates.txt')\nsb.glue('rate', rate)"
+    )
+    step = store.notebook("30_rate", "n: int = 1", code)
+    found = run(store, step, elsewhere=True)
+    assert found[1].data.tags["mlpkg.cache.refused"] == f"{store.root}/rates.txt was changed while the step ran"
+
+
+PLAIN = """import tempfile
+from pathlib import Path
+import matplotlib.pyplot as plt
+import mlflow
+import pandas as pd
+import scrapbook as sb
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from mlpkg.data.lake import open_lake
+from mlpkg.steps.tracking import connect
+connect()
+lake = open_lake()
+rows = lake.read("raw/parcels")
+x, y = rows[["parcel"]], rows["parcel"] > 2
+RandomForestRegressor(n_estimators=3, n_jobs=2, random_state=0).fit(x, y)
+model = LogisticRegression().fit(x, y)
+rows.plot()
+plt.show()
+with tempfile.TemporaryDirectory() as scratch:
+    rows.to_csv(f"{scratch}/rows.csv")
+    again = pd.read_csv(Path(scratch, "rows.csv"))
+with mlflow.start_run():
+    mlflow.log_metric("rows", len(again))
+    mlflow.log_param("kind", "plain")
+    mlflow.log_figure(plt.figure(), "plot.png")
+    mlflow.sklearn.log_model(model, name="model", serialization_format="cloudpickle")
+lake.write("plain/parcels", again, mode="overwrite")
+sb.glue("rows", len(again))"""
+
+
+def test_a_plain_step_with_the_usual_libraries_is_reused(store):
+    step = store.notebook("50_plain", "n: int = 1", PLAIN)
+    first = run(store, step)
+    assert "mlpkg.cache.refused" not in first[1].data.tags, first[1].data.tags["mlpkg.cache.refused"]
+    found = run(store, step)
+    assert hit(found), said(store, found)

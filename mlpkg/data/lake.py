@@ -8,6 +8,7 @@ __all__ = ['Version', 'storage_options', 'Lake', 'open_lake']
 # %% ../../nbs/api/data/14_lake.ipynb #ec1f4cbc
 import json
 import os
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -95,7 +96,7 @@ def _open(self: Lake, name: str, version: int | None = None) -> DeltaTable:
     "The table as it is, or was at a version; LakeError if there is none"
     table = self._find(name)
     if table is None:
-        there = ", ".join(self.tables()) or "none yet"
+        there = ", ".join(self._tables()) or "none yet"
         raise LakeError(f"no table {name!r} in {self.root} (there are: {there}). Run the step that writes it first")
     if version is None or version == (last := table.version()):
         return table
@@ -109,7 +110,7 @@ def _open(self: Lake, name: str, version: int | None = None) -> DeltaTable:
 
 # %% ../../nbs/api/data/14_lake.ipynb #22bd96f5
 @patch
-def tables(self: Lake) -> list[str]:  # Sorted; empty if the lake does not exist yet
+def _tables(self: Lake) -> list[str]:  # Sorted; empty if the lake does not exist yet
     "Names of all tables"
     from deltalake.fs import DeltaStorageHandler
     from pyarrow.fs import FileSelector, FileType, PyFileSystem
@@ -126,6 +127,13 @@ def tables(self: Lake) -> list[str]:  # Sorted; empty if the lake does not exist
             yield from chain.from_iterable(below(f.path) for f in folders if not f.base_name.startswith("_"))
 
     return sorted(below(""))
+
+
+@patch
+def tables(self: Lake) -> list[str]:  # Sorted; empty if the lake does not exist yet
+    "Names of all tables"
+    sys.audit("mlpkg.asked", "the lake which tables there are")
+    return self._tables()
 
 # %% ../../nbs/api/data/14_lake.ipynb #e22e0216
 @patch(as_prop=True)
@@ -268,7 +276,7 @@ def _layout(self: Lake, name: str, table: DeltaTable | None, partition_by: list[
         if partition_by and partition_by != columns:
             raise LakeError(f"table {name!r} is partitioned by {columns}, not {partition_by}: leave partition_by out")
         return columns
-    if clash := [t for t in self.tables() if t.startswith(f"{name}/") or name.startswith(f"{t}/")]:
+    if clash := [t for t in self._tables() if t.startswith(f"{name}/") or name.startswith(f"{t}/")]:
         raise LakeError(f"table {name!r} cannot exist beside {clash[0]!r}: tables cannot be inside each other")
     return partition_by
 

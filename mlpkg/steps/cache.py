@@ -8,14 +8,15 @@ __all__ = ['changed_files', 'Tables', 'changed_tables', 'changed_models', 'lost_
 
 # %% ../../nbs/api/steps/21_cache.ipynb #d85bb6cb
 import functools
+import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..redaction import get_log
+from .places import file_digest
 from .record import list_files, read_record
-from .seen import file_digest
 from .tracking import log_tables, missing
 
 if TYPE_CHECKING:
@@ -29,11 +30,12 @@ _log = get_log("mlpkg.steps")
 # %% ../../nbs/api/steps/21_cache.ipynb #083cd905
 def changed_files(
     seen: Mapping[str, Any],  # From the record
+    root: str = "",  # The folder of the project that asks
 ) -> Iterator[str]:  # A sentence for each
     "Modules and files that are not what they were"
     for kind, noun in (("modules", "module"), ("reads", "file")):
         for path, digest in seen[kind].items():
-            if (now := file_digest(path)) != digest:
+            if (now := file_digest(os.path.join(root, path))) != digest:
                 yield f"{noun} {path} " + ("is gone" if now == "absent" else "has changed")
 
 # %% ../../nbs/api/steps/21_cache.ipynb #4879e4f6
@@ -165,7 +167,7 @@ def earlier_runs(
     return list(mlflow.search_runs([experiment_id], search, order_by=["attributes.start_time DESC"], max_results=5))
 
 # %% ../../nbs/api/steps/21_cache.ipynb #062f12ba
-def _why_not(mlflow: "MlflowClient", run: "Run", record: dict[str, Any] | None, tables: Tables) -> str:
+def _why_not(mlflow: "MlflowClient", run: "Run", record: dict[str, Any] | None, tables: Tables, root: str) -> str:
     "Why an earlier run cannot stand in, empty if it can"
     if run.data.tags.get("mlpkg.git_dirty") == "true":
         return "its code was not committed"
@@ -174,7 +176,7 @@ def _why_not(mlflow: "MlflowClient", run: "Run", record: dict[str, Any] | None, 
     if record["refused"] or not record["seen"]:
         return record["refused"]
     checks = (
-        changed_files(record["seen"]), changed_tables(tables, record), changed_models(mlflow, record["seen"]),
+        changed_files(record["seen"], root), changed_tables(tables, record), changed_models(mlflow, record["seen"]),
         lost_artifacts(mlflow, run, record),
     )  # fmt: skip
     return next((why for check in checks for why in check), "")
@@ -185,12 +187,13 @@ def find_hit(
     lake: "Lake",  # With the DAG run for which the step would run
     experiment_id: str,  # Of the DAG
     key: str,  # From `step_key`
+    root: str = "",  # The folder of the project that asks
 ) -> tuple[Hit | None, str]:  # Without a hit, the reason
     "The newest earlier run that can stand in for a step"
     reasons, pins = [], lake._pins.read()[0] if lake.run else []
     for run in earlier_runs(mlflow, experiment_id, key):
         tables, record = Tables(lake, pins), read_record(run)
-        if not (reason := _why_not(mlflow, run, record, tables)) and record is not None:
+        if not (reason := _why_not(mlflow, run, record, tables, root)) and record is not None:
             return Hit(run, record, tables), ""
         reasons.append(f"run {run.info.run_id[:8]} cannot stand in: {reason}")
     return None, "; ".join(

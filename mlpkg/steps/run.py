@@ -29,7 +29,7 @@ from .notebooks import code_digest, read_scraps, render_html, step_name, write_w
 from .outbox import Entry, conclude, locked_entry, upload_or_keep
 from .parameters import check_parameters, read_parameters
 from .provenance import package_digest
-from .record import Caching, code_cells, describe_step, step_key, watch_env, write_record
+from .record import Caching, code_cells, describe_step, project_root, step_key, watch_env, write_record
 from .recovery import end_lost, recover
 from .tracking import client, end_run, experiment_id, log_params, start_step, storable
 from .warm import step_env
@@ -212,14 +212,14 @@ def _describe(
         declared = read_parameters(notebook)
         parameters = {p.name: p.default for p in declared} | check_parameters(given, declared, step)
         nb = json.loads(notebook.read_text(encoding="utf-8"))
-        return describe_step(settings, step, nb, parameters, kernel, caching.env)
+        return describe_step(settings, step, nb, parameters, kernel, caching.env, notebook)
     except Exception as error:  # what is wrong is reported where the step is checked
         _log.debug("step '%s' cannot be described: %s", step, error)
         return None
 
 # %% ../../nbs/api/steps/22_run.ipynb #8c664730
 def _look_up(
-    mlflow: "MlflowClient", settings: Settings, parent_run_id: str | None, about: Mapping[str, Any]
+    mlflow: "MlflowClient", settings: Settings, notebook: Path, parent_run_id: str | None, about: Mapping[str, Any]
 ) -> tuple[Hit | None, str]:
     "The earlier run that stands in for a step, if there is one; otherwise the reason"
     from mlpkg.data.lake import Lake
@@ -229,7 +229,8 @@ def _look_up(
         lake.log = None
         parent = mlflow.get_run(parent_run_id).info if parent_run_id else None
         experiment = parent.experiment_id if parent else experiment_id(mlflow, "steps", settings)
-        hit, why = find_hit(mlflow, lake, experiment, step_key(about))
+        root = str(project_root(settings, notebook))
+        hit, why = find_hit(mlflow, lake, experiment, step_key(about), root)
         if hit and not (why := pin_tables(hit)):
             return hit, ""
     except Exception as error:
@@ -286,7 +287,7 @@ def run_step(
     began, tags = time.monotonic(), {"mlpkg.notebook": _relative(notebook, settings), **(tags or {})}
     about, hit, why = _describe(settings, step, notebook, parameters or {}, kernel_name, caching), None, ""
     if about and caching.on:
-        hit, why = _look_up(mlflow, settings, parent_run_id, about)
+        hit, why = _look_up(mlflow, settings, notebook, parent_run_id, about)
     if hit is None:
         recover(settings)
         end_lost(mlflow, settings)
@@ -300,7 +301,7 @@ def run_step(
         execution = prepare_execution(settings, entry, notebook, parameters or {})
         execution.kernel_name, execution.language = kernel_name, language
         execution.env = {**execution.env, "MLPKG_PIPELINE_RUN": parent_run_id or ""}  # whose tables it reads
-        execution.env |= watch_env(settings, entry.folder, caching)
+        execution.env |= watch_env(settings, entry.folder, caching, notebook)
         if on_start:
             on_start(execution)
         return execution

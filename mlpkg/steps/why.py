@@ -82,10 +82,8 @@ def differences(
     yield from map_differences("table", _tables(then), _tables(now))
     if "lock" in old and "lock" in new:
         yield from map_differences("environment variable", old["env"], new["env"], secret=True)
-        rows = list(map_differences("package", old["packages"], new["packages"]))
-        yield from rows
-        if old["lock"] != new["lock"] and not rows:
-            yield "requirements.lock differs, though no version in it does"
+        yield from map_differences("package", old["packages"], new["packages"])
+        yield from map_differences("locked package", *(_locked(about) for about in (old, new)))
         names = ("kernel", "profile")
         yield from map_differences("the", {n: old[n] for n in names}, {n: new[n] for n in names})
     if then.get("seen") and now.get("seen"):
@@ -94,6 +92,11 @@ def differences(
         yield from map_differences("model", _models(then["seen"]), _models(now["seen"]))
 
 # %% ../../nbs/api/steps/23_why.ipynb #88b93a19
+def _locked(about: Mapping[str, Any]) -> dict[str, str]:
+    "The versions in the lock of a run; earlier records have a digest instead"
+    return about["lock"] if isinstance(about["lock"], dict) else {}
+
+
 def _comparable(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     "The parameters of two runs; as text, which is what MLflow has, unless both have a record"
     both = "lock" in old and "lock" in new
@@ -177,6 +180,9 @@ def _against(mlflow: "MlflowClient", run: "Run", base: "Run") -> Iterator[str]:
     if "code cells" in {*lacking, *missing}:
         then, now = ({**one, "about": {**one["about"], "cells": []}} for one in (then, now))
     found = list(differences(then, now))
+    hidden = [name for name, text in now["about"].get("env", {}).items() if text == "secret"]
+    if not found and hidden and then.get("key") != now.get("key"):
+        found = [f"a secret that is not kept differs: {' or '.join(hidden)}"]
     yield from found or ["nothing differs"]
     if base.data.tags.get("mlpkg.git_dirty") == "true":
         yield "the earlier run came from code that was not committed: it is never reused"
