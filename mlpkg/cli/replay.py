@@ -102,13 +102,13 @@ def replay_command(
 
     Example: [bold]mlpkg replay 3f2a91c0 'train \\[random_forest]'[/bold]
     """
-    from mlpkg.steps.replay import replay
+    from mlpkg.steps.replay import replay_run
     from mlpkg.steps.tracking import client
 
     settings, console = current_settings(), Console()
     chosen = steps_to_replay(client(settings), run, step)
     with tempfile.TemporaryDirectory(prefix="mlpkg-replay-", ignore_cleanup_errors=True) as folder:
-        result = replay(settings, chosen, Path(folder).resolve(), lambda one: print_step(console, one))
+        result = replay_run(settings, chosen, Path(folder).resolve(), lambda one: print_step(console, one))
     print_causes(console, result)
     agreed = sum(one.agrees for one in result.steps)
     console.print(

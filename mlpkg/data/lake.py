@@ -37,7 +37,7 @@ from mlpkg.data.commits import (
     same_rows,
     touches,
     until_committed,
-)
+)  # fmt: skip
 from .ledger import Ledger
 from .pins import move_pin, pin, pinned, pins
 from .spill import reopened
@@ -96,7 +96,7 @@ def _open(self: Lake, name: str, version: int | None = None) -> DeltaTable:
     "The table as it is, or was at a version; LakeError if there is none"
     table = self._find(name)
     if table is None:
-        there = ", ".join(self._tables()) or "none yet"
+        there = ", ".join(self.tables(quietly=True)) or "none yet"
         raise LakeError(f"no table {name!r} in {self.root} (there are: {there}). Run the step that writes it first")
     if version is None or version == (last := table.version()):
         return table
@@ -110,8 +110,13 @@ def _open(self: Lake, name: str, version: int | None = None) -> DeltaTable:
 
 # %% ../../nbs/api/data/14_lake.ipynb #22bd96f5
 @patch
-def _tables(self: Lake) -> list[str]:  # Sorted; empty if the lake does not exist yet
+def tables(
+    self: Lake,
+    quietly: bool = False,  # Without a note that somebody asked
+) -> list[str]:  # Sorted; empty if the lake does not exist yet
     "Names of all tables"
+    if not quietly:
+        sys.audit("mlpkg.asked", "the lake which tables there are")
     from deltalake.fs import DeltaStorageHandler
     from pyarrow.fs import FileSelector, FileType, PyFileSystem
 
@@ -127,13 +132,6 @@ def _tables(self: Lake) -> list[str]:  # Sorted; empty if the lake does not exis
             yield from chain.from_iterable(below(f.path) for f in folders if not f.base_name.startswith("_"))
 
     return sorted(below(""))
-
-
-@patch
-def tables(self: Lake) -> list[str]:  # Sorted; empty if the lake does not exist yet
-    "Names of all tables"
-    sys.audit("mlpkg.asked", "the lake which tables there are")
-    return self._tables()
 
 # %% ../../nbs/api/data/14_lake.ipynb #e22e0216
 @patch(as_prop=True)
@@ -276,7 +274,7 @@ def _layout(self: Lake, name: str, table: DeltaTable | None, partition_by: list[
         if partition_by and partition_by != columns:
             raise LakeError(f"table {name!r} is partitioned by {columns}, not {partition_by}: leave partition_by out")
         return columns
-    if clash := [t for t in self._tables() if t.startswith(f"{name}/") or name.startswith(f"{t}/")]:
+    if clash := [t for t in self.tables(quietly=True) if t.startswith(f"{name}/") or name.startswith(f"{t}/")]:
         raise LakeError(f"table {name!r} cannot exist beside {clash[0]!r}: tables cannot be inside each other")
     return partition_by
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Difference', 'StepReplay', 'own_ids', 'compare_values', 'compare_runs', 'compare_table', 'compare_tables', 'Source',
-           'replay_step', 'Replay', 'compare_libraries', 'replay']
+           'replay_step', 'Replay', 'compare_libraries', 'replay_run']
 
 # %% ../../nbs/api/steps/26_replay.ipynb #ca341c54
 import json
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.arrow import LakeError
 from ..data.lake import Lake
-from ..data.snapshots import Content, content
+from ..data.snapshots import Content, table_content
 from ..errors import MlpkgError
 from ..settings import Settings, load_settings
 from .cache import original
@@ -188,13 +188,13 @@ def compare_tables(
         result.compared += 1
         versions = record.written.get(name)
         try:
-            then = content(lake, name, versions[-1]) if versions else None
+            then = table_content(lake, name, versions[-1]) if versions else None
         except LakeError as error:
             result.tables[name] = f"cannot be compared: {error}"
             gone = f"version {versions[-1]} does not exist any more" if versions else ""
             result.differences.append(Difference("table", name, gone, ""))
             continue
-        now = content(past, name, written[name][-1]) if name in written else None
+        now = table_content(past, name, written[name][-1]) if name in written else None
         compare_table(name, then, now, result)
 
 # %% ../../nbs/api/steps/26_replay.ipynb #8f7e7fe6
@@ -358,7 +358,7 @@ def compare_libraries(
     )
 
 # %% ../../nbs/api/steps/26_replay.ipynb #4e3f02dd
-def replay(
+def replay_run(
     settings: Settings,  # Of the project
     runs: "Sequence[Run]",  # Of steps of one run, in their order
     folder: Path,  # Temporary

@@ -83,7 +83,7 @@ def differences(
     if "lock" in old and "lock" in new:
         yield from map_differences("environment variable", old["env"], new["env"], secret=True)
         yield from map_differences("package", old["packages"], new["packages"])
-        yield from map_differences("locked package", *(_locked(about) for about in (old, new)))
+        yield from map_differences("locked package", _locked(old), _locked(new))
         names = ("kernel", "profile")
         yield from map_differences("the", {n: old[n] for n in names}, {n: new[n] for n in names})
     if then.get("seen") and now.get("seen"):
