@@ -94,8 +94,7 @@ def _find(self: Lake, name: str, version: int | None = None) -> DeltaTable | Non
 @patch
 def _open(self: Lake, name: str, version: int | None = None) -> DeltaTable:
     "The table as it is, or was at a version; LakeError if there is none"
-    table = self._find(name)
-    if table is None:
+    if (table := self._find(name)) is None:
         there = ", ".join(self.tables(quietly=True)) or "none yet"
         raise LakeError(f"no table {name!r} in {self.root} (there are: {there}). Run the step that writes it first")
     if version is None or version == (last := table.version()):
@@ -110,11 +109,8 @@ def _open(self: Lake, name: str, version: int | None = None) -> DeltaTable:
 
 # %% ../../nbs/api/data/14_lake.ipynb #22bd96f5
 @patch
-def tables(
-    self: Lake,
-    quietly: bool = False,  # Without a note that somebody asked
-) -> list[str]:  # Sorted; empty if the lake does not exist yet
-    "Names of all tables"
+def tables(self: Lake, quietly: bool = False) -> list[str]:  # Sorted; empty if the lake does not exist yet
+    "Names of all tables; unless it is done quietly, the cache of steps hears of it"
     if not quietly:
         sys.audit("mlpkg.asked", "the lake which tables there are")
     from deltalake.fs import DeltaStorageHandler
@@ -349,9 +345,7 @@ def write(
 
 # %% ../../nbs/api/data/14_lake.ipynb #df6d5f5e
 @patch
-def versions(
-    self: Lake, name: str
-) -> pd.DataFrame:  # version, time (UTC), operation, rows (written), run_id; the newest first
+def versions(self: Lake, name: str) -> pd.DataFrame:  # version, time (UTC), operation, rows, run_id; the newest first
     "What was done to a table, and by which MLflow run"
     table = self._open(name)
     self._note("look", name, table, table.version(), None, "newest")
