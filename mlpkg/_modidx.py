@@ -2284,6 +2284,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlpkg.steps.seen._Later.__init__': ('api/steps/seen.html#_later.__init__', 'mlpkg/steps/seen.py'),
                                   'mlpkg.steps.seen._Later.find_spec': ('api/steps/seen.html#_later.find_spec', 'mlpkg/steps/seen.py'),
                                   'mlpkg.steps.seen._event_path': ('api/steps/seen.html#_event_path', 'mlpkg/steps/seen.py'),
+                                  'mlpkg.steps.seen._folder': ('api/steps/seen.html#_folder', 'mlpkg/steps/seen.py'),
                                   'mlpkg.steps.seen._hear_file': ('api/steps/seen.html#_hear_file', 'mlpkg/steps/seen.py'),
                                   'mlpkg.steps.seen._hear_folder': ('api/steps/seen.html#_hear_folder', 'mlpkg/steps/seen.py'),
                                   'mlpkg.steps.seen._listen': ('api/steps/seen.html#_listen', 'mlpkg/steps/seen.py'),

@@ -246,7 +246,8 @@ def test_a_file_that_was_read_counts(store):
     code = f"import scrapbook as sb\nsb.glue('list', open('{store.root}/list.txt').read())"
     step = store.notebook("30_list", "n: int = 1", code)
     assert run(store, step)[0] == {"list": "a"}
-    assert hit(run(store, step))
+    second = run(store, step)
+    assert hit(second), {n: v for n, v in second[1].data.tags.items() if "cache" in n}
     (store.root / "list.txt").write_text("b")
     found = run(store, step)
     assert found[0] == {"list": "b"} and "file list.txt differs" in said(store, found)
@@ -259,7 +260,8 @@ def test_a_step_that_is_not_declared_is_neither_reused_nor_reuses(store):
     assert not hit(run(store)), "nobody watched what the first one wrote"
     again = store.mlflow.get_run(plain().run_id)
     assert "mlpkg.cached_from" not in again.data.tags
-    assert any("nothing differs" in line for line in explain(store.mlflow, again))
+    told = explain(store.mlflow, again)
+    assert any("nothing differs" in line for line in told), told
 
 
 def test_two_dag_runs_at_the_same_time_do_not_disturb_each_other(store):
@@ -290,11 +292,13 @@ sb.glue("version", serving.version if serving else 0)"""
 def test_the_version_that_an_alias_stands_for_counts(store):
     step = store.notebook("30_model", "n: int = 1", MODEL)
     assert run(store, step)[0] == {"version": 0}
-    assert hit(run(store, step))
+    second = run(store, step)
+    assert hit(second), {n: v for n, v in second[1].data.tags.items() if "cache" in n}
     client = store.mlflow
     client.create_registered_model("parcels")
     made = client.create_model_version("parcels", "file:///parcels", run_id=None)
-    assert hit(run(store, step)), "a version that is not the champion changes nothing"
+    other = run(store, step)
+    assert hit(other), (other[1].data.tags.get("mlpkg.cache.miss"), "a version that is not the champion changes nothing")
     client.set_registered_model_alias("parcels", "champion", made.version)
     found = run(store, step)
     assert found[0] == {"version": 1}
@@ -351,7 +355,8 @@ def test_a_module_that_was_not_found_counts(store):
     code = "import scrapbook as sb\ntry:\n    from local_overrides import rate\nexcept ImportError:\n    rate = 1\n"
     step = store.notebook("30_rate", "n: int = 1", f"{code}sb.glue('rate', rate)")
     assert run(store, step)[0] == {"rate": 1}
-    assert hit(run(store, step))
+    second = run(store, step)
+    assert hit(second), {n: v for n, v in second[1].data.tags.items() if "cache" in n}
     (store.root / "notebooks" / "local_overrides.py").write_text("rate = 7")
     found = run(store, step)
     assert not hit(found) and found[0] == {"rate": 7}
@@ -362,7 +367,8 @@ def test_a_temporary_file_that_somebody_else_wrote_counts(store, tmp_path):
     code = f"import scrapbook as sb\nsb.glue('rate', open('{tmp_path}/rates.txt').read())"
     step = store.notebook("30_rate", "n: int = 1", code)
     run(store, step)
-    assert hit(run(store, step))
+    second = run(store, step)
+    assert hit(second), {n: v for n, v in second[1].data.tags.items() if "cache" in n}
     (tmp_path / "rates.txt").write_text("7")
     assert run(store, step)[0] == {"rate": "7"}
 

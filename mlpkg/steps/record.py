@@ -146,7 +146,7 @@ def stores(
     uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking.uri
     found = [settings.lake.root, settings.lake.spill, settings.tracking.artifacts or "", settings.steps.outbox]
     if uri.startswith("sqlite:///"):
-        found += [f"{uri.removeprefix('sqlite:///')}{end}" for end in ("", "-journal", "-wal", "-shm")]
+        found += [f"{uri.removeprefix('sqlite:///')}{end}" for end in ("", "-journal", "-wal", "-shm", ".lock")]
     found += [str(settings.file.parent / name) for name in ("mlruns", "mlartifacts")]
     return sorted({os.path.realpath(path.removeprefix("file://")) for path in found if path and "s3:" not in path})
 

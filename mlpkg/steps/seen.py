@@ -87,8 +87,15 @@ def look(
 # %% ../../nbs/api/steps/13_seen.ipynb #029ce5f8
 _write_flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _targets = {"os.rename": 1, "os.link": 1, "os.symlink": 1, "os.truncate": 0, "os.remove": 0, "os.rmdir": 0}
+_folders = {"os.rename": 3, "os.link": 3, "os.symlink": 2, "os.remove": 1, "os.rmdir": 1}  # Which argument is `dir_fd`
 _processes = ("subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec")
 _spawns = ("multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver")
+
+
+def _folder(event: str, args: tuple) -> str:
+    "The folder that a relative path of an event is about; empty for the working folder"
+    number = args[_folders[event]] if event in _folders else -1
+    return os.readlink(f"/proc/self/fd/{number}") if number >= 0 else ""
 
 
 def _event_path(event: str, args: tuple) -> tuple[Any, bool, bool]:
@@ -149,7 +156,7 @@ def hear(
         else:
             path, read, written = _event_path(event, args)
             if isinstance(path, (str, bytes, os.PathLike)):
-                path = os.path.abspath(os.fsdecode(path))
+                path = os.path.abspath(os.path.join(_folder(event, args), os.fsdecode(path)))
                 made = not os.path.exists(path) or (event == "open" and bool((args[2] or 0) & os.O_TRUNC))
                 if event in _targets:  # what is moved is the step's own if it was before
                     made = os.path.abspath(os.fsdecode(args[0])) in watch.own

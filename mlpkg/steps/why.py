@@ -88,7 +88,9 @@ def differences(
         yield from map_differences("the", {n: old[n] for n in names}, {n: new[n] for n in names})
     if then.get("seen") and now.get("seen"):
         yield from map_differences("module", then["seen"]["modules"], now["seen"]["modules"], secret=True)
-        yield from map_differences("file", then["seen"]["reads"], now["seen"]["reads"], secret=True)
+        files = [{name: d for name, d in one["seen"]["reads"].items() if d != "absent"} for one in (then, now)]
+        if all(files):  # Files of a step that may not be cached are not watched
+            yield from map_differences("file", files[0], files[1], secret=True)
         yield from map_differences("model", _models(then["seen"]), _models(now["seen"]))
 
 # %% ../../nbs/api/steps/23_why.ipynb #88b93a19
