@@ -298,7 +298,7 @@ def test_the_version_that_an_alias_stands_for_counts(store):
     client.create_registered_model("parcels")
     made = client.create_model_version("parcels", "file:///parcels", run_id=None)
     other = run(store, step)
-    assert hit(other), (other[1].data.tags.get("mlpkg.cache.miss"), "a version that is not the champion changes nothing")
+    assert hit(other), "a version that is not the champion changes nothing"
     client.set_registered_model_alias("parcels", "champion", made.version)
     found = run(store, step)
     assert found[0] == {"version": 1}
