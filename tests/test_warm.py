@@ -392,7 +392,7 @@ def test_a_step_logs_why_its_kernel_started_cold(sockets, caplog):
     from mlpkg.steps.kernels import StepKernel, socket_folder
 
     async def start_and_end() -> None:
-        kernel = StepKernel("python3", socket_folder(), KernelSettings(preload=["csv"], idle=1))
+        kernel = StepKernel("python3", socket_folder(), KernelSettings(preload=["colorsys"], idle=1))
         await kernel.start_kernel()
         await wait_for_it(kernel)
         kernel.close()
