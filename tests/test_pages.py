@@ -310,6 +310,7 @@ def test_every_page_of_this_project_can_be_measured():
 
 
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("[!._]*.ipynb"))
+ENDS = ("store.close()", "logging.disable(logging.NOTSET)")  # what makes a page log again
 NOISE = r"\x1b\[|site-packages|/tmp/|/home/|/root/|[a-z]Warning: "
 
 
@@ -327,3 +328,12 @@ def test_a_page_closes_the_store_that_it_opens():
     opened = [path for path in NOTEBOOKS if re.search(r"^store = (temporary_store|TemporaryStore)\(", code[path], re.M)]
     assert len(opened) > 10
     assert [path.name for path in opened if "\nstore.close()" not in code[path]] == []
+
+
+def test_a_page_that_silences_logging_gives_it_back():
+    "For the same reason: a later page that shows what is logged would see nothing; closing a store restores it too"
+    code = {path: "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells) for path in NOTEBOOKS}
+    silent = [path for path in NOTEBOOKS if "logging.disable(logging.WARNING)" in code[path]]
+    assert len(silent) > 5
+    last = {path: max(code[path].rfind(f"\n{end}") for end in ENDS) for path in silent}
+    assert [path.name for path in silent if last[path] < code[path].rfind("logging.disable(logging.WARNING)")] == []

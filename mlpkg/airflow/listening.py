@@ -39,12 +39,14 @@ def listening(
 ) -> Iterator[None]:
     "Listen to steps while the block runs"
     handler, logger = StepListener(listen), logging.getLogger("mlpkg.steps")
+    before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(before)
 
 # %% ../../nbs/api/airflow/15_listening.ipynb #5c0c7e7d
 def _listeners() -> list[StepListener]:
