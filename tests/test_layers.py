@@ -3,9 +3,11 @@
 The rules are in pyproject.toml, under `[tool.importlinter]`.
 """
 
+import ast
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,16 @@ def test_no_module_has_more_than_400_lines():
     modules = [path for path in (ROOT / "mlpkg").rglob("*.py") if path.name != "_modidx.py"]
     lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules}
     assert {name: count for name, count in lines.items() if count > 400} == {}
+
+
+def test_a_public_name_means_one_thing():
+    "So the documentation can link every bare name, and an import says what is meant"
+    meanings = defaultdict(list)
+    for path in sorted((ROOT / "mlpkg").rglob("[!_]*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            method = any("patch" in ast.unparse(one) for one in getattr(node, "decorator_list", []))
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and not method:
+                meanings[node.name].append(path.relative_to(ROOT).as_posix())
+    del meanings["main"]  # what `python -m` starts
+    assert len(meanings) > 500
+    assert {name: where for name, where in meanings.items() if len(where) > 1} == {}
