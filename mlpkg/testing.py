@@ -189,7 +189,7 @@ parcel_categorical = ["carrier", "depot"]
 
 # %% ../nbs/api/90_testing.ipynb #cbc90f65
 def parcels(
-    rows: int = 1000,
+    rows: int = 1000,  # How many
     seed: int = 0,  # The same seed makes the same table
     months: Sequence[str] = ("2026-01", "2026-02"),  # Rows are spread evenly over them, in this order
     carriers: Mapping[str, float] = carriers,  # Carrier -> share of the parcels

@@ -46,7 +46,7 @@ def _numbers(
 
 # %% ../../nbs/api/airflow/15_jobs.ipynb #470e5c3d
 def available_memory(
-    proc: Path = Path("/proc"),
+    proc: Path = Path("/proc"),  # Where Linux tells about processes
     cgroup: Path = Path("/sys/fs/cgroup"),  # Of version 2, as this process sees it
 ) -> float:  # Gigabytes; infinite where the system does not say
     "The memory that steps can still take"
@@ -72,7 +72,7 @@ def choose_jobs(
     need: float,  # Gigabytes that a step takes, from `steps.memory`
     cores: int,  # From `usable_cores`
     memory: float,  # From `available_memory`
-    platform: str = sys.platform,
+    platform: str = sys.platform,  # As in `sys.platform`
 ) -> Jobs:
     "Decide how many steps run side by side"
     if platform != "linux":

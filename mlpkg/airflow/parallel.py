@@ -236,7 +236,7 @@ def _signals_passed_on(
 # %% ../../nbs/api/airflow/15_parallel.ipynb #40d73c0b
 def create_run(
     dag,  # Airflow DAG
-    conf: Mapping[str, Any],
+    conf: Mapping[str, Any],  # Parameters of the run
     session,  # Of Airflow's database
 ) -> Any:  # Airflow's DagRun, running
     "Begin a DAG run, as `dag.test` does"

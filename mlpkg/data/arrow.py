@@ -124,7 +124,7 @@ Filters = list[tuple[str, str, Any]] | list[list[tuple[str, str, Any]]]
 
 
 def filter_columns(
-    filters: Filters | None,
+    filters: Filters | None,  # None: all rows
 ) -> list[str]:  # A column is listed as often as it occurs
     "The columns that filters look at"
     return [part[0] for item in filters or [] for part in (item if isinstance(item, list) else [item])]
@@ -133,7 +133,7 @@ def filter_columns(
 def read_files(
     data: ds.FileSystemDataset,  # Of Parquet files
     columns: list[str] | None,  # All unless given
-    filters: Filters | None,
+    filters: Filters | None,  # All rows unless given
 ) -> pa.RecordBatchReader:  # LakeError if a filter cannot be applied
     "Stream a dataset in a fixed order, one row group at a time and none ahead, so memory stays flat"
     try:

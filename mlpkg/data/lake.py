@@ -192,7 +192,7 @@ def _schema(table: DeltaTable) -> pa.Schema:
 @patch
 def schema(
     self: Lake,
-    name: str,
+    name: str,  # Like "clean/flights"
     version: Version = None,  # See `read`
 ) -> pa.Schema:  # In the plain types of `mlpkg.data.arrow`
     "Columns and types"

@@ -318,8 +318,8 @@ def remove_tables(
 # %% ../../nbs/api/data/22_retention.ipynb #0d3a262d
 def guarded(
     what: str,  # As in `Removal`
-    where: str,
-    job: Callable[..., Removal],
+    where: str,  # Table, folder or experiment, for the message
+    job: Callable[..., Removal],  # What removes, or says what it would
     *arguments: Any,  # For the job
 ) -> Removal:  # One that failed, with the reason, where the job raised
     "Do a job, and say so if it cannot be done"

@@ -182,7 +182,7 @@ def add_schedule(
 
 # %% ../../nbs/api/examples/12_flights.ipynb #82843274
 def add_weather(
-    flights: pd.DataFrame,
+    flights: pd.DataFrame,  # One row each
     weather: pd.DataFrame,  # Raw weather; of two reports for an hour the first counts
 ) -> pd.DataFrame:  # With `weather_columns`, NaN if there is no report
     "The weather at the airport of departure in the scheduled hour"
@@ -192,7 +192,7 @@ def add_weather(
 
 # %% ../../nbs/api/examples/12_flights.ipynb #18d50791
 def add_planes(
-    flights: pd.DataFrame,
+    flights: pd.DataFrame,  # One row each
     planes: pd.DataFrame,  # Raw register; of two entries for a tail number the first counts
 ) -> pd.DataFrame:  # With plane_age (years), seats, engines; NaN if the plane is unknown
     "The plane that is planned for the flight"

@@ -86,7 +86,7 @@ def _as_text(
 
 # %% ../../nbs/api/models/23_holdout.ipynb #ae24aac3
 def block_names(
-    rows: pd.DataFrame,
+    rows: pd.DataFrame,  # With the columns of the blocks
     columns: Sequence[str],  # At least one
 ) -> pd.Series:  # Text
     "The block of each row"
@@ -153,7 +153,7 @@ def fits(self: FairRows, columns: Iterable[str]) -> bool:
 # %% ../../nbs/api/models/23_holdout.ipynb #db2dac5b
 def too_few(
     blocks: pd.Series,  # Block of each row
-    left_out: int,
+    left_out: int,  # Rows that one of the models has learned from
     rules: PromotionSettings,  # min_blocks, min_rows
 ) -> str:  # "" if there are enough
     "Say that there is too little to judge by"
@@ -194,7 +194,7 @@ def fair_rows(
 def block_marks(
     blocks: Iterable[str],  # Of the rows that judge
     question: str = "",  # What they are asked, such as the table and the label; empty: mark the blocks alone
-    most: int = 256,
+    most: int = 256,  # Marks kept
 ) -> list[str]:  # Sorted
     "What to remember of the blocks of a holdout"
     texts = (f"{question} {block}" if question else block for block in set(blocks))

@@ -219,7 +219,7 @@ class Estimate:
 # %% ../../nbs/api/models/16_intervals.ipynb #15c1db5d
 def z_score(
     now: Estimate,  # From rows that `before` was not computed from
-    before: Estimate,
+    before: Estimate,  # The earlier estimate of the same figure
 ) -> float:  # NaN if an error is unknown, or both are 0
     "The difference of two independent estimates, in standard errors"
     error = float(np.hypot(now.error, before.error))
@@ -267,7 +267,7 @@ def judge(
 @patch
 def draw(
     self: Scores,
-    rng: np.random.Generator,
+    rng: np.random.Generator,  # Seeded by the caller, for the same digits twice
 ) -> np.ndarray:  # Shape (n,): how often the block of each row was drawn
     "Draw as many blocks as there are, with replacement"
     count = self.block.max() + 1
@@ -277,7 +277,7 @@ def draw(
 def bootstrap_units(
     models: Sequence[Scores],  # One for each model; blocks are what is drawn
     paired: bool,  # Do all models have the same rows in the same order?
-    draws: int = 500,
+    draws: int = 500,  # How many resamples
     seed: int = 0,  # Same seed, same draws
 ) -> np.ndarray:  # Shape (draws, models, 2): ROC AUC and Brier score; NaN for a model without rows
     "Figures of every model in every draw"

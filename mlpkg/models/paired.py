@@ -146,7 +146,7 @@ def critical_value(
 def detectable(
     self: Measurement,  # On the linear scale
     level: float,  # As for `critical_value`
-    margin: float,
+    margin: float,  # Smallest gain that counts, in units of the metric
     power: float = 0.8,  # Chance to be found
 ) -> float:  # NaN if the error is unknown, or has less than one degree of freedom
     "The true value that is found with some chance"
@@ -160,7 +160,7 @@ def detectable(
 
 # %% ../../nbs/api/models/19_paired.ipynb #182c4cfb
 def jackknife(
-    figure: Weighted,
+    figure: Weighted,  # Metric of weighted rows
     groups: np.ndarray,  # From `block_groups`; at least one row
     scale: Literal["linear", "logit"] = "linear",  # logit for a figure from 0 to 1
 ) -> Measurement:  # Error unknown with fewer than two groups, or where the figure is not always defined

@@ -159,8 +159,8 @@ def submit(
     model_uri: str,  # As `mlpkg.models.storage.log_model` returned it; empty: register nothing
     name: str,  # Registered model
     tables: Mapping[str, int] | None = None,  # As for `register`, like the next two
-    metrics: Mapping[str, float] | None = None,
-    tags: Mapping[str, str] | None = None,
+    metrics: Mapping[str, float] | None = None,  # Name -> value; logged with the version
+    tags: Mapping[str, str] | None = None,  # Name -> text
 ) -> Version:  # RegistryError if there is no model to look at
     "Register a model as challenger, or look at the one that is there"
     if model_uri:

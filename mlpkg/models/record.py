@@ -149,7 +149,7 @@ def repeats(
     self: Ruling,
     run: str,  # From `current_dag_run`
     model: str,
-    version: int,
+    version: int,  # Of the model
     source: str = "",  # Logged model that the version was made from
 ) -> bool:  # False outside of a DAG run
     "Does a step that judges this version now run again?"

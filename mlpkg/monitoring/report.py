@@ -237,7 +237,7 @@ def monitor(
     max_violation_rate: float = 0.05,  # Share of rows that may break the contract
     window: str = "the window",  # What it is called, such as "2013-12"; names are sorted to find earlier windows
     model: str = "",  # Name of the model
-    model_version: int = 0,
+    model_version: int = 0,  # Whose predictions they are
     seed: int = 0,  # Decides which rows are drawn; same seed, same report
 ) -> Report:
     "Judge a window"

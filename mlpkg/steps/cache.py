@@ -93,7 +93,7 @@ def _written_now(tables: Tables, name: str, write: Mapping[str, Any]) -> str:
 # %% ../../nbs/api/steps/21_cache.ipynb #1ff9110b
 def changed_tables(
     tables: Tables,  # `now` is filled in
-    record: Mapping[str, Any],
+    record: Mapping[str, Any],  # Of the earlier run
 ) -> Iterator[str]:  # A sentence for each
     "Tables that are not what they were"
     for use in record["tables"]["reads"]:
@@ -134,7 +134,7 @@ def changed_models(
 def lost_artifacts(
     mlflow: "MlflowClient",  # Of the store that has the run
     run: "Run",
-    record: Mapping[str, Any],
+    record: Mapping[str, Any],  # Of the earlier run
 ) -> Iterator[str]:  # A sentence for each
     "Artifacts of a run that are gone"
     there = set(list_files(run))

@@ -68,7 +68,7 @@ class KernelError(MlpkgError, RuntimeError):
 
     def __init__(
         self,
-        message: str,
+        message: str,  # Why it did not start
         words: str = "",  # What its process wrote; secrets in it are replaced
     ):
         self.words = redact(words)

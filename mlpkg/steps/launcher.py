@@ -108,9 +108,9 @@ def own_code() -> list[str]:
 
 # %% ../../nbs/api/steps/15_launcher.ipynb #f61510e1
 def template_address(
-    interpreter: str,
+    interpreter: str,  # Path of a `python`
     preload: Sequence[str],  # Modules, in the order in which they are imported
-    env: Mapping[str, str] = os.environ,
+    env: Mapping[str, str] = os.environ,  # Of the kernel
 ) -> str:  # Path of a socket, which need not exist
     "Where the template for a kernel listens"
     libraries = [installed_beside(interpreter), import_env(env), [*preload], os.path.abspath(__file__), surroundings()]
@@ -122,12 +122,12 @@ def template_address(
 
 # %% ../../nbs/api/steps/15_launcher.ipynb #66114bac
 def start_template(
-    interpreter: str,
+    interpreter: str,  # Path of a `python`
     address: str,  # From `template_address`
-    preload: Sequence[str],
+    preload: Sequence[str],  # Modules
     idle: float,  # Seconds without a kernel after which it ends
     most: int,  # Kernels that it may have at the same time
-    env: Mapping[str, str] = os.environ,
+    env: Mapping[str, str] = os.environ,  # Of the kernel
 ) -> None:
     "Start a template in the background"
     arguments = [interpreter, "-m", "mlpkg.steps.template", address, str(idle), str(most), *preload]
@@ -233,10 +233,10 @@ def kernel_arguments(
 
 # %% ../../nbs/api/steps/15_launcher.ipynb #19953923
 def ask_for_kernel(
-    command: Sequence[str],
-    preload: Sequence[str],
-    idle: float,
-    most: int,
+    command: Sequence[str],  # What would start the kernel cold
+    preload: Sequence[str],  # Modules
+    idle: float,  # Seconds without a kernel after which the template ends
+    most: int,  # Kernels at once
 ) -> tuple[socket.socket, int]:  # The connection, and the kernel's supervisor; ColdStart if there is none
     "Ask for a kernel; where no template is running, start one for the next time"
     if sys.platform != "linux":

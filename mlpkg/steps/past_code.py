@@ -40,7 +40,7 @@ def _git(*args: str, cwd: Path, **env: str) -> str:  # CodeError with what git s
 
 # %% ../../nbs/api/steps/23_past_code.ipynb #0d5506aa
 def check_out(
-    commit: str,
+    commit: str,  # Full hash
     project: Path,  # Folder in a git repository
     into: Path,  # Folder for the files; need not exist
 ) -> Path:  # The project's folder in it; CodeError where the repository does not have the commit

@@ -234,7 +234,7 @@ _of_old = ("LAKE__ROOT", "TRACKING__URI", "TRACKING__ARTIFACTS", "SERVING__FOLDE
 
 # %% ../../nbs/api/steps/24_past_state.ipynb #b2489300
 def scratch_env(
-    folder: Path,
+    folder: Path,  # Of the replay, with its lake and its MLflow store
     uri: str,  # Of the MLflow store in it
     code: PastCode,
     settings: Settings,  # Those of today

@@ -67,7 +67,7 @@ _system = ("/etc/", "/usr/", "/lib/", "/lib64/", "/var/lib/")
 
 def below(
     path: str,  # Absolute
-    folders: Iterable[str],
+    folders: Iterable[str],  # Absolute paths
 ) -> bool:
     "Is a path one of these folders, or inside of one?"
     return any(path == folder or path.startswith(folder + os.sep) for folder in folders if folder)

@@ -103,8 +103,8 @@ def _plain(value: Any, ids: Mapping[str, str]) -> str:
 # %% ../../nbs/api/steps/26_replay.ipynb #8fce90a0
 def compare_values(
     what: str,  # scrap, metric or parameter
-    recorded: Mapping[str, Any],
-    now: Mapping[str, Any],
+    recorded: Mapping[str, Any],  # Name -> value, of the run
+    now: Mapping[str, Any],  # The same, of the replay
     ids: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),  # From `own_ids`, recorded and now
 ) -> list[Difference]:
     "Values of which one is not like the other; a value that is not there is None"
@@ -159,7 +159,7 @@ def _told(content: Content | None) -> str:
 def compare_table(
     name: str,
     then: Content | None,  # None where it was not written
-    now: Content | None,
+    now: Content | None,  # None: the replay did not write it
     result: StepReplay,  # Gets what is found
 ) -> None:
     "Compare a table that a step wrote then, or now"

@@ -156,7 +156,7 @@ def own(
 
 # %% ../../nbs/api/steps/15_template.ipynb #34c35dc9
 def fork_kernel(
-    request: dict[str, Any],
+    request: dict[str, Any],  # From `send_request`
     mask: set[int],  # Signals to be blocked in the kernel
 ) -> int:  # Its process; in the kernel itself, `Kernel` is raised
     "Start a kernel"
@@ -167,7 +167,7 @@ def fork_kernel(
 # %% ../../nbs/api/steps/15_template.ipynb #b120d8bc
 def serve_kernel(
     line: socket.socket,
-    request: dict[str, Any],
+    request: dict[str, Any],  # From `send_request`
     streams: Sequence[int],  # Standard input, output and error of the kernel
 ) -> None:  # Raises `Kernel` in the kernel
     "Be the supervisor of a new kernel until it has ended"

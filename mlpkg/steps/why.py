@@ -46,8 +46,8 @@ def _short(value: Any) -> str:
 # %% ../../nbs/api/steps/23_why.ipynb #3e6aa547
 def map_differences(
     noun: str,  # What the names are, like "parameter"
-    then: Mapping[str, Any],
-    now: Mapping[str, Any],
+    then: Mapping[str, Any],  # Of the earlier run
+    now: Mapping[str, Any],  # Of this run
     secret: bool = False,  # Leave the values out?
 ) -> Iterator[str]:  # A line for each
     "Names whose values differ"
