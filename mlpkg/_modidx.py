@@ -2291,6 +2291,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlpkg.steps.seen._folder': ('api/steps/seen.html#_folder', 'mlpkg/steps/seen.py'),
                                   'mlpkg.steps.seen._hear_file': ('api/steps/seen.html#_hear_file', 'mlpkg/steps/seen.py'),
                                   'mlpkg.steps.seen._hear_folder': ('api/steps/seen.html#_hear_folder', 'mlpkg/steps/seen.py'),
+                                  'mlpkg.steps.seen._hear_spawns': ('api/steps/seen.html#_hear_spawns', 'mlpkg/steps/seen.py'),
                                   'mlpkg.steps.seen._listen': ('api/steps/seen.html#_listen', 'mlpkg/steps/seen.py'),
                                   'mlpkg.steps.seen._take': ('api/steps/seen.html#_take', 'mlpkg/steps/seen.py'),
                                   'mlpkg.steps.seen._told': ('api/steps/seen.html#_told', 'mlpkg/steps/seen.py'),

@@ -340,13 +340,18 @@ def test_what_cannot_be_asked_again_makes_a_step_run(store):
         f"{client}mlflow.MlflowClient().get_model_version('parcels', 1)": "it asked MLflow by get_model_version",
         "import subprocess\nsubprocess.run(['true'])": "it started another process (true)",
         "import os\nos.fork() or os._exit(0)\nos.wait()": "it started another process (os.fork)",
+        f"{client}try:\n    mlflow.get_run('0' * 32)\nexcept Exception:\n    pass": "it asked MLflow by get_run",
+        "import joblib\njoblib.Parallel(2)(joblib.delayed(abs)(i) for i in [1])": "it started another process (",
+        "import joblib\n" * 2 + "joblib.Parallel(2)(joblib.delayed(abs)(i) for i in [1])": "another process (",
+        "from mlpkg.data.sources import read_frame\ntry:\n    read_frame('http://127.0.0.1:9/a.csv')\n"
+        "except Exception:\n    pass": "it asked what is at http://127.0.0.1:9/a.csv",
     }
     step = store.notebook("40_ask", "n: int = 1", "n")
     for code, what in asks.items():
         step = store.notebook("40_ask", "n: int = 1", code)
         assert what in run(store, step)[1].data.tags.get("mlpkg.cache.refused", "it would be reused"), code
     found = run(store, step)
-    assert not hit(found) and "it started another process" in said(store, found)
+    assert not hit(found) and what in said(store, found)
     assert "mlpkg.cache.refused" not in run(store, step, elsewhere=True)[1].data.tags
     assert hit(run(store, step, elsewhere=True))
 
@@ -371,6 +376,56 @@ def test_a_temporary_file_that_somebody_else_wrote_counts(store, tmp_path):
     assert hit(second), {n: v for n, v in second[1].data.tags.items() if "cache" in n}
     (tmp_path / "rates.txt").write_text("7")
     assert run(store, step)[0] == {"rate": "7"}
+
+
+@pytest.mark.parametrize("reader", ["pandas.read_csv", "sources.read_frame", "platforms.read"])
+def test_a_file_outside_the_project_counts_whoever_opens_it(store, tmp_path, reader):
+    "A module of one's own may have a name that begins like that of a library"
+    module = store.root / "notebooks" / "platforms.py"
+    module.write_text("def read(path): return {'rate': [open(path).readlines()[1]]}")
+    (tmp_path / "rates.csv").write_text("rate\n1\n")
+    code = f"""import pandas, platforms
+import scrapbook as sb
+from mlpkg.data import sources
+sb.glue("rate", int({reader}("{tmp_path}/rates.csv")["rate"][0]))"""
+    step = store.notebook("30_rate", "n: int = 1", code)
+    run(store, step)
+    assert hit(run(store, step))
+    (tmp_path / "rates.csv").write_text("rate\n7\n")
+    assert run(store, step)[0] == {"rate": 7}
+
+
+def test_what_was_asked_for_in_vain_counts(store):
+    "A table, a column and an alias that are not there; the step goes on without them"
+    code = """import mlflow
+import scrapbook as sb
+from mlpkg.data.lake import open_lake
+from mlpkg.errors import MlpkgError
+from mlpkg.steps.tracking import connect
+connect()
+lake, found = open_lake(), []
+for name, columns in (("raw/trucks", None), ("raw/parcels", ["weight"])):
+    try:
+        found.append(len(lake.read(name, columns=columns)))
+    except MlpkgError:
+        found.append(0)
+try:
+    found.append(int(mlflow.MlflowClient().get_model_version_by_alias("parcels", "champion").version))
+except mlflow.MlflowException:
+    found.append(0)
+sb.glue("found", found)"""
+    step = store.notebook("30_vain", "n: int = 1", code)
+    assert run(store, step)[0] == {"found": [0, 0, 0]}
+    assert hit(run(store, step))
+    store.lake.write("raw/trucks", pd.DataFrame({"truck": range(3)}))
+    assert run(store, step)[0] == {"found": [3, 0, 0]}
+    store.lake.write("raw/parcels", pd.DataFrame({"parcel": [1], "weight": [2]}), "overwrite", change_schema=True)
+    assert run(store, step)[0] == {"found": [3, 1, 0]}
+    assert hit(run(store, step))
+    store.mlflow.create_registered_model("parcels")
+    version = store.mlflow.create_model_version("parcels", "file:///parcels", run_id=None).version
+    store.mlflow.set_registered_model_alias("parcels", "champion", version)
+    assert run(store, step)[0] == {"found": [3, 1, 1]}
 
 
 def test_a_file_that_is_copied_over_with_its_time_was_changed(store):

@@ -95,6 +95,7 @@ def _find(self: Lake, name: str, version: int | None = None) -> DeltaTable | Non
 def _open(self: Lake, name: str, version: int | None = None) -> DeltaTable:
     "The table as it is, or was at a version; LakeError if there is none"
     if (table := self._find(name)) is None:
+        self._note("exists", name, None, -1)
         there = ", ".join(self.tables(quietly=True)) or "none yet"
         raise LakeError(f"no table {name!r} in {self.root} (there are: {there}). Run the step that writes it first")
     if version is None or version == (last := table.version()):
@@ -217,7 +218,7 @@ def _scan(
     self: Lake, name: str, columns: list[str] | None, filters: Filters | None, version: Version
 ) -> tuple[DeltaTable, pa.RecordBatchReader]:
     "The table at the version, and a stream of what is asked for; LakeError if a column is unknown"
-    table = self._open(name, self._at(name, version))
+    table = self._look(name, version)
     data = table.to_pyarrow_dataset()
     for column in chain(columns or [], filter_columns(filters)):
         if column not in data.schema.names:
@@ -373,8 +374,7 @@ def lineage(
     version: Version = None,  # See `read`
 ) -> str | None:  # MLflow run id, None if it was written outside a run
     "The run that wrote a version"
-    wanted = self._look(name, version).version()
-    entries = self._open(name).history()
+    wanted, entries = self._look(name, version).version(), self._open(name).history()
     return next((entry.get("mlflow_run_id") for entry in entries if entry["version"] == wanted), None)
 
 # %% ../../nbs/api/data/14_lake.ipynb #90857db1

@@ -8,6 +8,8 @@ __all__ = ['SourceError', 'Source', 'table_source', 'file_kind', 'public_name', 
 
 # %% ../../nbs/api/data/16_sources.ipynb #cc4705dc
 import http.client
+import os
+import sys
 import time
 import urllib.request
 import zipfile
@@ -210,6 +212,10 @@ def opener(
     folder: str | Path | None = None,  # Where a copy of a file on the web is kept; the temporary folder unless given
 ) -> Callable[[], pa.NativeFile]:  # Opens it from the start, as often as it is called
     "A way to open a file, wherever it is"
+    if "://" in source:
+        sys.audit("mlpkg.asked", f"what is at {public_name(source)}")
+    else:
+        sys.audit("mlpkg.read", os.path.abspath(source))
     if _web_address(source):
         copy = _download(source, folder)
         return lambda: pa.PythonFile(FileView(copy), mode="r")

@@ -115,8 +115,9 @@ def is_input(
 
 # %% ../../nbs/api/steps/12_places.ipynb #4c258f02
 _trusted = (
-    "mlpkg.steps.", "mlpkg.data.", "mlpkg.models.", "mlpkg.settings", "mlflow.", "importlib.", "matplotlib.",
-    "scrapbook.", "platform", "ctypes.util", "joblib.externals.loky.backend.context",
+    "mlpkg.steps.", "mlpkg.data.", "mlpkg.models.", "mlpkg.settings.", "mlflow.", "importlib._bootstrap.",
+    "importlib._bootstrap_external.", "importlib.metadata.", "matplotlib.font_manager.", "scrapbook.", "platform.",
+    "ctypes.util.", "joblib.externals.loky.backend.context.", "multiprocessing.resource_tracker.",
 )  # fmt: skip
 _here = ("mlpkg.steps.seen", "mlpkg.steps.places")
 _check = ("mlpkg.steps.tracking", "client")  # asks whether the store answers

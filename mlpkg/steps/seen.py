@@ -88,8 +88,8 @@ def look(
 _write_flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _targets = {"os.rename": 1, "os.link": 1, "os.symlink": 1, "os.truncate": 0, "os.remove": 0, "os.rmdir": 0}
 _folders = {"os.rename": 3, "os.link": 3, "os.symlink": 2, "os.remove": 1, "os.rmdir": 1}  # Which argument is `dir_fd`
-_processes = ("subprocess.Popen", "os.system", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec")
-_spawns = ("multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver")
+_named = ("subprocess.Popen", "mlpkg.spawn")  # Events that tell the program
+_processes = (*_named, "os.system", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec")
 
 
 def _folder(event: str, args: tuple) -> str:
@@ -147,9 +147,12 @@ def hear(
     with contextlib.suppress(Exception):
         if event == "mlpkg.asked":
             watch.asked.add(args[0])
-        elif event in _processes or (event == "import" and args[0] in _spawns):
+        elif event == "mlpkg.read":
+            if is_input(args[0], watch.root):
+                watch.opened.add(args[0])
+        elif event in _processes:
             if by_user():
-                watch.started.add(f"{args[0] if event == 'subprocess.Popen' else event}")
+                watch.started.add(f"{args[0] if event in _named else event}")
         elif event in ("os.mkdir", "os.listdir", "os.scandir"):
             if not isinstance(args[0], int):
                 _hear_folder(watch, event, os.path.abspath(os.fsdecode(args[0] or ".")))
@@ -216,15 +219,16 @@ def following() -> Iterator[None]:
 def _told(method: str, args: tuple, kwargs: dict[str, Any], found: Any) -> None:
     "Note what MLflow's registry was asked and has answered"
     if method == "create_model_version":
-        for watch in _active:
+        for watch in _active if found else []:
             watch.made.append([found.name, int(found.version)])
     elif _following:
         return
     elif method == "get_model_version_by_alias":
         name, alias = [*args, *kwargs.values()][:2]
-        note_model(name, alias, int(found.version))
+        note_model(name, alias, int(found.version) if found else 0)
     elif asked := question():
-        if asked.startswith("load_") and method in _fixed:  # what a version or a logged model is never changes
+        # What a version or a logged model is never changes.
+        if asked.startswith("load_") and method in _fixed and found is not None:
             if method == "get_model_version":
                 note_model(found.name, int(found.version), int(found.version))
             return
@@ -253,9 +257,12 @@ def listen_to_mlflow(
 
     def wrapped(name: str, method: Callable) -> Callable:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            found = method(self, *args, **kwargs)
-            with contextlib.suppress(Exception):
-                _told(name, args, kwargs, found)
+            found = None  # as it stays where the answer is an error, which counts as well
+            try:
+                found = method(self, *args, **kwargs)
+            finally:
+                with contextlib.suppress(Exception):
+                    _told(name, args, kwargs, found)
             return found
 
         return call
@@ -301,6 +308,19 @@ def _listen() -> None:
         else:
             sys.meta_path.insert(0, _Later(name))
 
+# %% ../../nbs/api/steps/13_seen.ipynb #3d0a1b57
+def _hear_spawns(watch: Watch) -> None:
+    "Take in the processes that multiprocessing and joblib start"
+    import _posixsubprocess
+
+    start = _posixsubprocess.fork_exec
+
+    def fork_exec(*args: Any) -> Any:
+        hear(watch, "mlpkg.spawn", (os.fsdecode(args[0][0]),))
+        return start(*args)
+
+    _posixsubprocess.fork_exec = fork_exec
+
 # %% ../../nbs/api/steps/13_seen.ipynb #94cab702
 def begin(
     shell: Any,  # IPython's
@@ -325,3 +345,4 @@ def begin(
         _listen()
         sys.meta_path.append(_Absent(watch))
         sys.addaudithook(lambda event, args: hear(watch, event, args))
+        _hear_spawns(watch)
