@@ -1954,6 +1954,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'mlpkg/steps/launcher.py'),
                                       'mlpkg.steps.launcher.kernel_arguments': ( 'api/steps/launcher.html#kernel_arguments',
                                                                                  'mlpkg/steps/launcher.py'),
+                                      'mlpkg.steps.launcher.limits_of_resources': ( 'api/steps/launcher.html#limits_of_resources',
+                                                                                    'mlpkg/steps/launcher.py'),
                                       'mlpkg.steps.launcher.main': ('api/steps/launcher.html#main', 'mlpkg/steps/launcher.py'),
                                       'mlpkg.steps.launcher.own_code': ('api/steps/launcher.html#own_code', 'mlpkg/steps/launcher.py'),
                                       'mlpkg.steps.launcher.own_limits': ('api/steps/launcher.html#own_limits', 'mlpkg/steps/launcher.py'),

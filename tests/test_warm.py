@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -134,6 +135,41 @@ def test_it_is_like_a_cold_one(template, tmp_path, monkeypatch):
     with kernel(cwd=str(tmp_path)) as (_, ask):
         cold = ask(SAME)
     assert warm == cold and "ONLY_HERE" in warm
+
+
+LIMITS = "import os, resource; print(os.sched_getaffinity(0), resource.getrlimit(resource.RLIMIT_NOFILE))"
+
+
+def test_it_lives_under_the_limits_of_whoever_asks(template, monkeypatch):
+    cores, limit = os.sched_getaffinity(0), resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit[0] - 7, limit[1]))
+        assert launcher.template_address(sys.executable, RULES.preload) == template
+        with kernel() as (_, ask):
+            warm = ask(LIMITS)
+            assert ask("import sys; print('pandas' in sys.modules)") == "True\n"
+    finally:
+        os.sched_setaffinity(0, cores)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert warm == f"{ {min(cores)} } {(limit[0] - 7, limit[1])}\n"
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        "os.nice(3)",
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (512, 1024))",
+        "open('/proc/self/oom_score_adj', 'w').write('7')",
+    ],
+)
+def test_limits_that_cannot_be_taken_back_need_another_template(template, limit):
+    code = f"""import os, resource, sys
+from mlpkg.steps import launcher
+{limit}
+print(launcher.template_address(sys.executable, {RULES.preload}))"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert Path(said).parent == Path(template).parent and said != template
 
 
 def test_random_numbers_differ_from_kernel_to_kernel(template):

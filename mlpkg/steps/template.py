@@ -83,17 +83,15 @@ def drop_own_modules() -> None:
 # %% ../../nbs/api/steps/15_template.ipynb #70fd3b8a
 def take_limits(
     limits: dict[str, Any],  # From `own_limits` of the launcher
-) -> None:  # What this process may not have, it does without
+) -> None:  # OSError where they cannot be taken; the kernel then ends before it has begun
     "Live under the limits of whoever asked"
     import resource
 
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, limits.get("nice", 0))
-    with contextlib.suppress(OSError, AttributeError):
-        os.sched_setaffinity(0, limits.get("cores") or os.sched_getaffinity(0))
-    for name, (soft, hard) in limits.get("resources", {}).items():
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(getattr(resource, name), (soft, hard))
+    if cores := limits.get("cores"):
+        os.sched_setaffinity(0, cores)
+    for name, soft in limits.get("resources", {}).items():
+        kind = getattr(resource, name)
+        resource.setrlimit(kind, (soft, resource.getrlimit(kind)[1]))
 
 # %% ../../nbs/api/steps/15_template.ipynb #2e592714
 def become_kernel(
