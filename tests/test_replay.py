@@ -204,6 +204,50 @@ def test_artifacts_in_a_bucket_are_not_touched(parcels):
         store.commit()
     output = replayed(parcels, parent[:8], code=1)
     assert f"count not replayed: MLflow keeps artifacts at s3://bucket/{parent}, which is not a local folder" in output
+    other = run(parcels, parcels.count)
+    assert "1 of 1 steps agree to the digit" in replayed(parcels, other[:8]), "that bucket is not its business"
+
+
+LOOK = """import mlflow
+import scrapbook as sb
+from mlpkg.steps.tracking import connect
+connect()
+store = mlflow.MlflowClient()
+sb.glue("own", len(mlflow.artifacts.load_text(f"{store.get_run(whole).info.artifact_uri}/own.txt")))
+sb.glue("other", len(mlflow.artifacts.load_text(f"{store.get_run(other).info.artifact_uri}/own.txt")))"""
+
+
+def test_artifacts_of_other_dag_runs_are_not_copied(parcels):
+    other, whole = (
+        open_pipeline_run(parcels.mlflow, parcels.settings, "parcels", f"manual__{name}") for name in ("a", "b")
+    )
+    for one in (other, whole):
+        parcels.mlflow.log_text(one, "text", "own.txt")
+    step = parcels.notebook("70_look", "whole: str = ''\nother: str = ''", LOOK)
+    commit(parcels, "look")
+    run_step(step, {"whole": whole, "other": other}, parent_run_id=whole, settings=parcels.settings)
+    end_run(parcels.mlflow, whole, "FINISHED")
+    output = replayed(parcels, whole[:8], code=1)
+    assert f"not-copied/{other}" in output and f"not-copied/{whole}" not in output
+
+
+def test_a_logged_model_that_was_deleted(parcels):
+    "It is no obstacle: the step is executed, and what is compared is told"
+    code = """import mlflow
+import scrapbook as sb
+from mlpkg.steps.tracking import connect
+connect()
+mlflow.start_run(run_id=__import__("os").environ["MLFLOW_RUN_ID"])
+made = mlflow.initialize_logged_model(name="forest")
+mlflow.finalize_logged_model(made.model_id, "READY")
+mlflow.log_outputs([mlflow.entities.LoggedModelOutput(made.model_id, 0)])
+sb.glue("one", 1)"""
+    step = parcels.notebook("80_model", "a: int = 1", code)
+    commit(parcels, "model")
+    parent = run(parcels, step)
+    (made,) = step_runs(parcels.mlflow, parent)[0].outputs.model_outputs
+    parcels.mlflow.delete_logged_model(made.model_id)
+    assert "1 of 1 steps agree to the digit" in replayed(parcels, parent[:8])
 
 
 LOGS = """import scrapbook as sb

@@ -138,23 +138,33 @@ def artifact_folder(
     )
 
 # %% ../../nbs/api/steps/24_past_state.ipynb #71d0a5ce
-_located = (
-    ("runs", "artifact_uri", "start_time"),
-    ("logged_models", "artifact_location", "creation_timestamp_ms"),
-    ("model_versions", "storage_location", "creation_time"),
-    ("model_versions", "source", "creation_time"),
-)  # Table, column with an address of artifacts, column with a time
+_meant = """
+WITH near AS (
+    SELECT :run AS run UNION SELECT value FROM tags WHERE key = 'mlflow.parentRunId' AND run_uuid = :run
+), family AS (
+    SELECT run FROM near UNION
+    SELECT run_uuid FROM tags WHERE key = 'mlflow.parentRunId' AND value IN (SELECT run FROM near)
+), meant AS (
+    SELECT run FROM family UNION
+    SELECT value FROM tags WHERE key = 'mlpkg.cached_from' AND run_uuid IN (SELECT run FROM family) UNION
+    SELECT run_id FROM model_versions WHERE creation_time < :when
+)
+SELECT artifact_uri FROM runs WHERE start_time < :when AND run_uuid IN (SELECT run FROM meant) UNION
+SELECT artifact_location FROM logged_models WHERE creation_timestamp_ms < :when AND (
+    source_run_id IN (SELECT run FROM meant) OR 'models:/' || model_id IN (SELECT source FROM model_versions)
+) UNION
+SELECT storage_location FROM model_versions WHERE creation_time < :when UNION
+SELECT source FROM model_versions WHERE creation_time < :when
+"""
 
 
 def artifact_addresses(
     store: sqlite3.Connection,  # To MLflow's database
-    when: int,  # Milliseconds since the epoch
+    run: "Run",  # Of a step
 ) -> set[str]:
-    "Where the artifacts are of what an MLflow store had at a time"
-    found = set()
-    for table, column, time in _located:
-        found |= {uri for (uri,) in store.execute(f"SELECT {column} FROM {table} WHERE {time} < ?", [when])}  # noqa: S608
-    return {uri for uri in found if uri and not uri.startswith(("models:/", "runs:/"))}
+    "Where the artifacts are that a step may have asked for when it began"
+    found = store.execute(_meant, {"run": run.info.run_id, "when": run.info.start_time})
+    return {uri for (uri,) in found if uri and not uri.startswith(("models:/", "runs:/"))}
 
 # %% ../../nbs/api/steps/24_past_state.ipynb #2b7f6e13
 def _copy_file(source: str, target: str) -> str:
@@ -170,6 +180,13 @@ def copy_artifacts(
 ) -> dict[str, str]:  # Address -> folder of its copy
     "Copy artifacts below a folder in which they keep their whole path"
     places = {uri: artifact_folder(uri) for uri in addresses}
+    files = {file for place in places.values() for file in place.rglob("*") if file.is_file()}
+    size, room = sum(file.stat().st_size for file in files), shutil.disk_usage(folder.parent).free
+    if size > room:
+        raise ReplayError(
+            f"the artifacts of then take {size / 1e9:.1f} GB, and {folder.parent} has room for {room / 1e9:.1f} GB: "
+            "let TMPDIR name a larger disk"
+        )
     copies = {uri: folder / place.relative_to(place.anchor) for uri, place in places.items()}
     try:
         for uri, place in places.items():
@@ -204,23 +221,23 @@ INSERT OR IGNORE INTO registered_model_aliases (workspace, name, alias, version)
 # %% ../../nbs/api/steps/24_past_state.ipynb #d05c8b36
 def copy_store(
     database: Path,  # MLflow's SQLite file
-    when: int,  # Milliseconds since the epoch
+    run: "Run",  # Of a step
     folder: Path,  # For the copy, and for artifacts
 ) -> str:  # Its address; ReplayError where artifacts are not on this disk, or cannot be copied
-    "Copy an MLflow store as it was at a time"
+    "Copy an MLflow store as it was when a step began"
     target, artifacts = folder / "mlflow.db", folder / "artifacts"
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as source:
         with contextlib.closing(sqlite3.connect(target)) as copy:
             source.backup(copy)
-            copies = copy_artifacts(artifact_addresses(copy, when), artifacts)
+            copies = copy_artifacts(artifact_addresses(copy, run), artifacts)
 
-            def copy_of(uri: str | None, later: str) -> str | None:
+            def copy_of(uri: str | None, of: str) -> str | None:
                 keep = not uri or uri.startswith(("models:/", "runs:/"))
-                return uri if keep else copies.get(str(uri), f"{artifacts}/later/{later}")
+                return uri if keep else copies.get(str(uri), f"{artifacts}/not-copied/{of}")
 
             copy.create_function("copy_of", 2, copy_of)
             for statement in filter(str.strip, _as_it_was.split(";")):
-                copy.execute(statement, {"when": when, "artifacts": str(artifacts)})
+                copy.execute(statement, {"when": run.info.start_time, "artifacts": str(artifacts)})
             copy.commit()
     return f"sqlite:///{target}"
 

@@ -7,6 +7,7 @@ __all__ = ['Difference', 'StepReplay', 'own_ids', 'compare_values', 'compare_run
            'replay_step', 'Replay', 'compare_libraries', 'replay_run']
 
 # %% ../../nbs/api/steps/26_replay.ipynb #ca341c54
+import contextlib
 import json
 import os
 import platform
@@ -87,8 +88,12 @@ def own_ids(
     run: "Run",  # Of a step
 ) -> dict[str, str]:  # Id -> what it is
     "The ids that an execution of a step has been given by MLflow"
-    logged = [one.model_id for one in (run.outputs.model_outputs if run.outputs else ())]
-    models = {one: f"<model {mlflow.get_logged_model(one).name}>" for one in logged}
+    from mlflow.exceptions import MlflowException
+
+    models = {}
+    for one in run.outputs.model_outputs if run.outputs else ():
+        with contextlib.suppress(MlflowException):  # a model that has been deleted differs from any other
+            models[one.model_id] = f"<model {mlflow.get_logged_model(one.model_id).name}>"
     parent = run.data.tags.get("mlflow.parentRunId")
     return {run.info.run_id: "<run>", **({parent: "<whole run>"} if parent else {}), **models}
 
@@ -224,7 +229,7 @@ def _again(
     before = tracking_uri(source.settings)
     file = before.startswith("sqlite:///")
     if file:
-        uri = copy_store(Path(before.removeprefix("sqlite:///")), record.run.info.start_time, folder)
+        uri = copy_store(Path(before.removeprefix("sqlite:///")), record.run, folder)
     else:
         uri, parent = f"sqlite:///{folder}/mlflow.db", ""
         result.notes.append("the MLflow store is not a SQLite file, so it is not copied: the step sees no model")
