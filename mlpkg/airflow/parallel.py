@@ -195,6 +195,10 @@ def take_leave(
     if not process:
         return
     supervisor.kill(os.killpg, process)
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while self.hear(pipe):
+            pass
     child = self.children.pop(pipe)
     self.selector.unregister(pipe)
     os.close(pipe)
@@ -206,13 +210,15 @@ def wait(self: Tasks) -> None:
     "Hand over announcements until a task has ended, or nothing has been said for a second"
     if not self.children:
         time.sleep(1)  # a task waits for something else, such as its next look at a sensor
-    before = len(self.children)
-    while len(self.children) == before and (said := self.selector.select(1)):
-        for key, _ in said:
+        return
+    before, said = len(self.children), True
+    while said and len(self.children) == before:
+        said = bool(ready := self.selector.select(1))
+        for key, _ in ready:
             if not self.hear(key.fd):
                 self.take_leave(key.fd)
-    for pipe in list(self.children):
-        self.take_leave(pipe, os.WNOHANG)
+        for pipe in list(self.children):  # what a task has left behind may hold its pipe open
+            self.take_leave(pipe, os.WNOHANG)
 
 # %% ../../nbs/api/airflow/15_parallel.ipynb #81755988
 @contextlib.contextmanager
