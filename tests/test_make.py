@@ -114,3 +114,19 @@ def test_uv_itself_comes_from_the_lock_with_its_hashes(install):
     assert lines.startswith("uv==") and "--hash=sha256:" in lines and "uvicorn" not in lines
     with pytest.raises(SystemExit, match="has no nothing: make lock"):
         install.locked("nothing", "uv==1\n")
+
+
+@pytest.mark.parametrize("uv", ["/nowhere/uv", "false"])
+def test_where_uv_does_not_work_pip_installs_everything(install, tmp_path, monkeypatch, uv):
+    "The lock and the project; stand-ins write down what they are asked, for the reason above"
+    calls, pip = tmp_path / "calls", tmp_path / "pip"
+    pip.write_text(f'#!/bin/bash\necho "$@" >> {calls}\n')
+    pip.chmod(0o755)
+    for name, stand_in in {"sys.prefix": str(tmp_path), "sys.executable": str(pip), "PIP": [pip], "UV": [uv]}.items():
+        monkeypatch.setattr(f"install.{name}", stand_in)
+    (tmp_path / "mlpkg").write_text("#!/bin/bash\n")
+    (tmp_path / "mlpkg").chmod(0o755)
+    install.main()
+    _, _, lock, project = calls.read_text().splitlines()
+    assert lock.startswith("install --quiet --require-hashes --requirement") and lock.endswith("requirements.lock")
+    assert project.startswith("install --quiet --no-deps --no-build-isolation --editable")

@@ -45,6 +45,15 @@ def locked(name: str, lock: str) -> str:
     return lines[0]
 
 
+def succeeds(command: list, env: dict[str, str]) -> bool:
+    "Run a command; what keeps it from starting is printed"
+    try:
+        return subprocess.run(command, env=env).returncode == 0
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return False
+
+
 def main() -> None:
     "Install"
     own = Path(sys.prefix) / "uv.lock"
@@ -54,11 +63,12 @@ def main() -> None:
     env = {**uv_settings(told), **os.environ}
     # As in pip's case, modules are compiled now: otherwise each of the first processes would do it
     offline = ["--no-index"] if re.search(r"\.no-index='(1|true|yes|on)'", told, re.IGNORECASE) else []
-    done = subprocess.run([*UV, *offline, "--compile-bytecode", "--require-hashes", "--requirement", LOCK], env=env)
-    if done.returncode:
+    install, lock = UV, ["--require-hashes", "--requirement", LOCK]
+    if not succeeds([*UV, *offline, "--compile-bytecode", *lock], env):
         print("uv could not install, for the reason above. pip does it now, which takes some minutes.", flush=True)
-        subprocess.run([*PIP, "install", "--quiet", "--require-hashes", "--requirement", LOCK], check=True)
-    subprocess.run([*UV, "--no-deps", "--no-build-isolation", "--editable", ROOT], check=True, env=env)
+        install = [*PIP, "install", "--quiet"]
+        subprocess.run([*install, *lock], check=True)
+    subprocess.run([*install, "--no-deps", "--no-build-isolation", "--editable", ROOT], check=True, env=env)
     subprocess.run([Path(sys.executable).parent / "mlpkg", "kernels", "install"], check=True)
 
 
