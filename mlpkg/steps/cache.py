@@ -272,11 +272,15 @@ def standing_in(
     runs: "Iterable[Run]",  # Of DAGs and of steps
     old: Collection[str],  # Ids of runs of DAGs, or of steps that stand alone
 ) -> set[str]:  # Ids of runs of DAGs, or of steps that stand alone
-    "The runs that stand in for steps of runs that are not old"
+    "The runs that stand in for steps of runs that stay: those that are not old, and those that stand in themselves"
     runs = list(runs)
     whole = {run.info.run_id: run.data.tags.get("mlflow.parentRunId", run.info.run_id) for run in runs}
     found = {run.info.run_id: run.data.tags.get("mlpkg.cached_from", "") for run in runs}
-    return {whole[earlier] for run_id, earlier in found.items() if earlier in whole and whole[run_id] not in old}
+    pairs = {(whole[run_id], whole[earlier]) for run_id, earlier in found.items() if earlier in whole}
+    needed: set[str] = set()
+    while more := {earlier for later, earlier in pairs if later not in old or later in needed} - needed:
+        needed |= more
+    return needed
 
 # %% ../../nbs/api/steps/21_cache.ipynb #356f98f6
 def original(
