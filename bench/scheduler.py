@@ -1,4 +1,4 @@
-"""A real Airflow for a benchmark: scheduler, DAG processor and API server, on SQLite unless told otherwise."""
+"""A real Airflow for a benchmark: scheduler, DAG processor, API server, and Celery's workers if there is a broker."""
 
 import contextlib
 import os
@@ -6,14 +6,43 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
-from measure import CommandError, started
+from measure import CommandError, measure, started
 
 COMPONENTS = ("scheduler", "dag-processor", "api-server")
+
+
+@dataclass(frozen=True)
+class Celery:
+    "What Celery needs"
+
+    broker: str  # redis://host:port/number
+    database: str  # postgresql://user:password@host:port/name; Airflow keeps its tables there
+    workers: int = 2
+
+    def variables(self) -> dict[str, str]:
+        "What the components have to know"
+        return {
+            "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self.database.replace("postgresql://", "postgresql+psycopg2://"),
+            "AIRFLOW__CELERY__BROKER_URL": self.broker,
+            "AIRFLOW__CELERY__RESULT_BACKEND": f"db+{self.database}",
+            "AIRFLOW__CELERY__WORKER_CONCURRENCY": "2",
+            "AIRFLOW__CELERY__WORKER_PREFETCH_MULTIPLIER": "1",
+        }
+
+    def commands(self, project: Path) -> list[str]:
+        "What starts the workers"
+        options = "--skip-serve-logs --without-mingle --without-gossip"
+        return [
+            f"celery worker {options} --celery-hostname bench{number}@%h --pid {project}/worker{number}.pid"
+            for number in range(self.workers)
+        ]
 
 
 def free_port() -> int:
@@ -92,15 +121,17 @@ class Airflow:
 
 
 @contextlib.contextmanager
-def running(project: Path, env: dict[str, str], dags: set[str], more: tuple[str, ...] = ()) -> Iterator[Airflow]:
+def running(project: Path, env: dict[str, str], dags: set[str], celery: Celery | None = None) -> Iterator[Airflow]:
     "Airflow with these DAGs; none of its processes is left when the block ends"
     port, log = free_port(), project / "airflow.log"
-    env = {**airflow_variables(port), **env}
+    env = {**airflow_variables(port), **(celery.variables() if celery else {}), **env}
+    airflow = [sys.executable, "-m", "airflow"]
+    if celery:
+        measure([*airflow, "db", "migrate"], project, env, log)
     with contextlib.ExitStack() as stack:
-        for name in (*COMPONENTS, *more):
-            command = [sys.executable, "-m", "airflow", *name.split()]
-            stack.enter_context(started(command, project, env, log))
-        airflow = Airflow(port, log)
-        airflow.wait(airflow.login, 180, "the start of the API server")
-        airflow.wait(lambda: airflow.knows(dags), 180, "reading the DAGs")
-        yield airflow
+        for name in (*COMPONENTS, *(celery.commands(project) if celery else ())):
+            stack.enter_context(started([*airflow, *name.split()], project, env, log))
+        api = Airflow(port, log)
+        api.wait(api.login, 180, "the start of the API server")
+        api.wait(lambda: api.knows(dags), 180, "reading the DAGs")
+        yield api

@@ -4,7 +4,6 @@ Chains of notebooks, trivial ones and ones that import what most notebooks do, i
 scheduler; `cold` is how Airflow, papermill and Jupyter do it, `warm` is how this project sets them up.
 """
 
-import json
 import os
 import statistics
 import sys
@@ -29,7 +28,7 @@ from measure import (
     run,
     scratch,
 )  # fmt: skip
-from scheduler import running
+from scheduler import Celery, running
 
 USUAL = """\
 import matplotlib.pyplot as plt
@@ -68,6 +67,10 @@ IN_PROCESS = [
 SCHEDULED = [("empty tasks", "empty"), ("stock operator", "stock"), ("mlpkg", "ours")]
 
 
+GROWING = [IN_PROCESS[0], IN_PROCESS[3], IN_PROCESS[7]]  # Script, empty tasks, and ours as it is set up
+CACHED = 10  # Steps
+
+
 def dag_name(kind: str, notebook: str, count: int) -> str:
     "The DAG of bench/dags/steps.py"
     return f"{kind}_{'nothing' if kind == 'empty' else notebook}_{count}"
@@ -103,18 +106,17 @@ def command(way: Way, notebook: str, count: int) -> list[str]:
 Figures = dict[tuple[str, str, int], list[float]]  # Way, notebook and number of steps -> seconds of each run
 
 
-def in_process(base: Path, env: dict[str, str], counts: list[int], repeat: int, tell) -> Figures:
+def in_process(base: Path, env: dict[str, str], count: int, repeat: int, tell) -> Figures:
     "Each way in turn, as often as asked for; before that once with nothing measured, which starts the template"
     found: Figures = {}
-    measure(command(IN_PROCESS[-1], "usual", counts[0]), base, env | WARM, base / "output.log")
+    measure(command(IN_PROCESS[-1], "usual", count), base, env | WARM, base / "output.log")
     wait_for_template(base)
     for turn in range(repeat):
         for notebook in NOTEBOOKS:
-            for count in counts:
-                for way in IN_PROCESS:
-                    tell(f"run {turn + 1} of {repeat}: {count} {notebook} steps, {way.name}")
-                    taken = measure(command(way, notebook, count), base, env | way.env, base / "output.log")
-                    found.setdefault((way.name, notebook, count), []).append(taken.seconds)
+            for way in IN_PROCESS:
+                tell(f"run {turn + 1} of {repeat}: {count} {notebook} steps, {way.name}")
+                taken = measure(command(way, notebook, count), base, env | way.env, base / "output.log")
+                found.setdefault((way.name, notebook, count), []).append(taken.seconds)
     return found
 
 
@@ -127,22 +129,47 @@ def wait_for_template(base: Path, seconds: float = 120) -> None:
         time.sleep(0.2)
 
 
-def scheduled(base: Path, env: dict[str, str], counts: list[int], repeat: int, tell) -> Figures:
+def growth(base: Path, env: dict[str, str], counts: list[int], tell) -> Figures:
+    "Chains of other lengths, once each"
+    found: Figures = {}
+    for count in counts:
+        for way in GROWING:
+            tell(f"{count} trivial steps, {way.name}")
+            taken = measure(command(way, "trivial", count), base, env | way.env, base / "output.log")
+            found[way.name, "trivial", count] = [taken.seconds]
+    return found
+
+
+def cached(base: Path, env: dict[str, str], repeat: int, tell) -> dict[str, list[float]]:
+    "A DAG of which nothing has changed, beside one whose tasks are empty; seconds of each run"
+    found: dict[str, list[float]] = {"empty": [], "cached": []}
+    chain = {kind: command(Way("", kind, WARM), "usual", CACHED) for kind in found}
+    tell(f"{CACHED} steps for the first time")
+    measure(chain["cached"], base, env | WARM, base / "output.log")
+    for turn in range(repeat):
+        for kind in found:
+            tell(f"run {turn + 1} of {repeat}: {CACHED} unchanged steps, {kind}")
+            found[kind].append(measure(chain[kind], base, env | WARM, base / "output.log").seconds)
+    return found
+
+
+def scheduled(
+    base: Path, env: dict[str, str], count: int, repeat: int, celery: Celery | None, tell
+) -> Figures:  # fmt: skip
     "The same under a scheduler, once started cold and once warm"
     found: Figures = {}
-    dags = {dag_name(kind, notebook, count) for _, kind in SCHEDULED for notebook in NOTEBOOKS for count in counts}
+    dags = {dag_name(kind, notebook, count) for _, kind in SCHEDULED for notebook in NOTEBOOKS}
     for words, more in (("cold", COLD), ("warm", WARM)):
         tell(f"starting Airflow, {words}")
-        with running(base, env | more, dags) as airflow:
+        with running(base, env | more, dags, celery) as airflow:
             for kind in ("empty", "stock", "ours"):
-                airflow.run(dag_name(kind, "usual", counts[0]))
+                airflow.run(dag_name(kind, "usual", count))
             for turn in range(repeat):
                 for notebook in NOTEBOOKS:
-                    for count in counts:
-                        for name, kind in SCHEDULED:
-                            tell(f"run {turn + 1} of {repeat}: {count} {notebook} steps, {name}, {words}")
-                            taken = airflow.run(dag_name(kind, notebook, count))
-                            found.setdefault((f"{name}, {words}", notebook, count), []).append(taken)
+                    for name, kind in SCHEDULED:
+                        tell(f"run {turn + 1} of {repeat}: {count} {notebook} steps, {name}, {words}")
+                        taken = airflow.run(dag_name(kind, notebook, count))
+                        found.setdefault((f"{name}, {words}", notebook, count), []).append(taken)
     return found
 
 
@@ -186,51 +213,86 @@ def end_templates(env: dict[str, str]) -> None:
     stop_command(all_=True)
 
 
-def table(found: Figures, notebook: str, counts: list[int], reference: dict[int, float], title: str):
-    "Seconds of each chain, and what a step takes more than the reference"
-    shown = figures_table(title, *(f"{count} steps" for count in counts), "s/step more", names=title)
+def table(found: Figures, notebook: str, count: int, reference: str, title: str):
+    "Median seconds of each chain, how they scatter, and what a step takes more than one of the reference"
+    shown = figures_table(title, "s", "from", "to", "s/step more", names=title)
+    middle = statistics.median(found[reference, notebook, count])
     for name in dict.fromkeys(way for way, _, _ in found):
-        middle = {count: statistics.median(found[name, notebook, count]) for count in counts}
-        most = counts[-1]
-        more = (middle[most] - reference[most]) / most
-        shown.add_row(name, *(f"{middle[count]:.1f}" for count in counts), f"{more:.2f}")
+        taken = found[name, notebook, count]
+        more = (statistics.median(taken) - middle) / count
+        shown.add_row(
+            name, *(f"{one:.1f}" for one in (statistics.median(taken), min(taken), max(taken))), f"{more:.2f}"
+        )
+    return shown
+
+
+def growth_table(found: Figures, counts: list[int]):
+    "Seconds of chains of different lengths, and what a further step takes"
+    title = "trivial steps, one process"
+    shown = figures_table(title, *map(str, counts), "s for a further step", names=title)
+    for name in dict.fromkeys(way for way, _, _ in found):
+        taken = [statistics.median(found[name, "trivial", count]) for count in counts]
+        slope = (taken[-1] - taken[0]) / (counts[-1] - counts[0])
+        shown.add_row(name, *(f"{one:.1f}" for one in taken), f"{slope:.2f}")
     return shown
 
 
 def main(
-    steps: Annotated[list[int], typer.Option(help="Lengths of the chains; repeat for each")] = [4],  # noqa: B006
+    steps: Annotated[int, typer.Option(help="Length of the chains")] = 4,
     repeat: Annotated[int, typer.Option(help="Runs of each, interleaved; medians are shown", min=1)] = 5,
+    grow: Annotated[list[int], typer.Option(help="Other lengths, once each; repeat for each")] = [10, 100],  # noqa: B006
+    broker: Annotated[str, typer.Option(help="For Celery: redis://host:port/number", envvar="VALKEY_URL")] = "",
+    database: Annotated[str, typer.Option(help="For Celery: postgresql://...", envvar="DATABASE_URL")] = "",
 ):
     """Run chains of notebooks in all ways side by side; compare what a step costs.
 
-    Everything happens in a temporary folder, with an Airflow and stores of its own.
+    Everything happens in a temporary folder, with an Airflow and stores of its own. Celery takes part where a broker
+    and a database are named.
     """
-    console, load, counts = new_console(), [os.getloadavg()], sorted(steps)
+    console, load = new_console(), [os.getloadavg()]
+    celery = Celery(broker, database) if broker and database else None
+    executors = {"LocalExecutor": None} | ({"Celery, 2 workers": celery} if celery else {})
     with scratch() as folder, console.status("Preparing stores") as status:
-        env = make_project(folder / "base", counts)
+        base = folder / "base"
+        env = make_project(base, sorted({steps, CACHED, *grow}))
         try:
-            local = in_process(folder / "base", env, counts, repeat, status.update)
+            local = in_process(base, env, steps, repeat, status.update)
+            longer = growth(base, env, grow, status.update)
+            unchanged = cached(base, env, repeat, status.update)
             load.append(os.getloadavg())
-            airflow = scheduled(folder / "base", env, counts, repeat, status.update)
+            airflow = {name: scheduled(base, env, steps, repeat, one, status.update) for name, one in executors.items()}
             load.append(os.getloadavg())
             status.update("Measuring the memory of eight kernels")
-            memory = {"cold": eight_kernels(folder / "base", env | COLD)}
-            memory["warm"] = eight_kernels(folder / "base", env | WARM)
+            memory = {words: eight_kernels(base, env | more) for words, more in (("cold", COLD), ("warm", WARM))}
         finally:
             end_templates(env)
     for notebook in NOTEBOOKS:
-        plain = {count: statistics.median(local["plain script", notebook, count]) for count in counts}
-        empty = {count: statistics.median(airflow["empty tasks, warm", notebook, count]) for count in counts}
-        console.print(table(local, notebook, counts, plain, f"{notebook} notebooks, one process"), "\n")
-        console.print(table(airflow, notebook, counts, empty, f"{notebook} notebooks, scheduler"), "\n")
-    console.print("s/step more: than the plain script in one process, than empty tasks (warm) under the scheduler")
+        title = f"{steps} {notebook} notebooks"
+        console.print(table(local, notebook, steps, "plain script", f"{title}, one process"), "\n")
+        for name, found in airflow.items():
+            console.print(table(found, notebook, steps, "empty tasks, warm", f"{title}, {name}"), "\n")
+    console.print("s/step more: than the plain script in one process, than empty tasks (warm) under a scheduler")
+    if not celery:
+        console.print("Celery is left out: name --broker and --database")
+    shortest = {(way.name, "trivial", steps): local[way.name, "trivial", steps] for way in GROWING}
+    console.print(growth_table(shortest | longer, sorted({steps, *grow})), "\n")
+    more = statistics.median(unchanged["cached"]) - statistics.median(unchanged["empty"])
+    console.print(f"{CACHED} unchanged steps take {more:.1f} s more than {CACHED} empty tasks")
     console.print(
         f"eight kernels at once: {memory['cold']:,.0f} MB cold, {memory['warm']:,.0f} MB warm, template included"
     )
-    print_load(console, load, "at the start, after one process, after the scheduler")
-    figures = {" | ".join(map(str, key)): value for key, value in (local | airflow).items()}
-    record = {"steps": counts, "repeat": repeat, "machine": machine(*PACKAGES), "seconds": figures, "memory_mb": memory}
-    finish(console, "steps", json.loads(json.dumps(record)), [])
+    print_load(console, load, "at the start, after one process, after the schedulers")
+    record = {
+        "steps": steps, "repeat": repeat, "machine": machine(*PACKAGES), "load_average": load,
+        "seconds": {"one process": named(local | longer), **{name: named(found) for name, found in airflow.items()}},
+        "unchanged": unchanged, "memory_mb": memory,
+    }  # fmt: skip
+    finish(console, "steps", record, [])
+
+
+def named(found: Figures) -> dict[str, list[float]]:
+    "Figures as JSON has them"
+    return {" | ".join(map(str, key)): values for key, values in found.items()}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """
 ### Chains of empty tasks, of stock operators and of recorded steps
 
-Each DAG is a chain of `BENCH_STEPS` tasks that do the same: nothing, or one of the notebooks beside the DAGs.
+Each DAG is a chain of `BENCH_STEPS` tasks that do the same: nothing, or one of the notebooks beside the DAGs. Those of
+a DAG named `cached` are not executed again as long as nothing has changed.
 """
 
 import os
@@ -33,9 +34,9 @@ def stock(name: str, place: int) -> PapermillOperator:
     return PapermillOperator(task_id=f"task_{place}", input_nb=str(NOTEBOOKS / f"{name}.ipynb"), output_nb=output)
 
 
-def ours(name: str, place: int) -> NotebookOperator:
+def ours(name: str, place: int, cache: bool = False) -> NotebookOperator:
     "A notebook, recorded in MLflow"
-    return NotebookOperator(task_id=f"task_{place}", input_nb=str(NOTEBOOKS / f"{name}.ipynb"))
+    return NotebookOperator(task_id=f"task_{place}", input_nb=str(NOTEBOOKS / f"{name}.ipynb"), cache=cache)
 
 
 for count in COUNTS:
@@ -47,3 +48,6 @@ for count in COUNTS:
         with DAG(f"ours_{name}_{count}", schedule=None, **dag_defaults()):
             with recorded_run():
                 chain(*(ours(name, place) for place in range(count)))
+    with DAG(f"cached_usual_{count}", schedule=None, **dag_defaults()):
+        with recorded_run():
+            chain(*(ours("usual", place, cache=True) for place in range(count)))
