@@ -352,7 +352,7 @@ def test_what_a_step_has_sent_while_it_ran_is_removed_at_its_end(project, monkey
     wait_for(lambda: listed(run.info.run_id, "live"))
     assert latest_notebook(project.mlflow, run.info.run_id, "long") == "live/long.ipynb"
     step.join()
-    assert [file.path for file in listed(run.info.run_id)] == ["notebook"]
+    assert {file.path for file in listed(run.info.run_id)} == {"cache", "notebook"}
     assert latest_notebook(project.mlflow, run.info.run_id, "long") == "notebook/long.ipynb"
 
 

@@ -32,8 +32,8 @@ from mlpkg.steps.warm import install_kernelspec
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="templates fork, which is safe on Linux only")
 PRELOAD = ["ipykernel.kernelapp", "numpy", "pandas", "matplotlib.pyplot", "no_such_module"]
-RULES = KernelSettings(preload=PRELOAD, idle=60, most=3)
-OPTIONS = [",".join(RULES.preload), str(RULES.idle), str(RULES.most)]
+RULES = KernelSettings(preload=PRELOAD, idle=600, most=3)
+OPTIONS = [str(os.getpid()), ",".join(RULES.preload), str(RULES.idle), str(RULES.most)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,7 +43,7 @@ def sockets():
         patch.setenv("XDG_RUNTIME_DIR", folder)
         patch.setattr(KernelProvisionerFactory.instance(), "default_provisioner_name", "mlpkg-warm")
         patch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "mlpkg-warm")
-        for name, value in (("WARM", "yes"), ("PRELOAD", ", ".join(PRELOAD)), ("IDLE", "60"), ("MOST", "3")):
+        for name, value in (("WARM", "yes"), ("PRELOAD", ", ".join(PRELOAD)), ("IDLE", "600"), ("MOST", "3")):
             patch.setenv(f"MLPKG_KERNELS__{name}", value)
         yield Path(folder)
         for facts in templates():
@@ -247,6 +247,28 @@ time.sleep(100)
     process.kill()
     process.communicate()
     wait_for(lambda: ended(pid), 10, "the end of the kernel")
+
+
+@pytest.mark.parametrize("seconds", [0, 0.02, 0.05, 0.1, 0.2])
+def test_nothing_outlives_who_is_killed_while_a_kernel_starts(template, tmp_path, seconds):
+    script = tmp_path / "ask.py"
+    script.write_text(f"""
+import os, signal, threading, time
+from jupyter_client.manager import KernelManager
+from mlpkg.steps.warm import WarmProvisioner
+launch = WarmProvisioner.launch_kernel
+async def launch_kernel(self, cmd, **options):
+    await launch(self, cmd, **options)
+    open({str(tmp_path / "pid")!r}, "w").write(str(self.process.pid))
+    time.sleep({seconds})
+    os.kill(os.getpid(), signal.SIGKILL)
+WarmProvisioner.launch_kernel = launch_kernel
+KernelManager(kernel_name="python3").start_kernel()
+""")
+    assert subprocess.run([sys.executable, str(script)], stdout=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    launched = int((tmp_path / "pid").read_text())
+    wait_for(lambda: ended(launched), 5, "the end of the launcher")
+    wait_for(lambda: not kernels(template), 10, "the end of the kernel")
 
 
 def test_the_next_kernel_starts_cold_where_there_are_enough(template):

@@ -287,6 +287,7 @@ def watch_kernel(
 
 # %% ../../nbs/api/steps/15_launcher.ipynb #958726d0
 def main(
+    asker: str,  # Process that asks for the kernel
     preload: str,  # Modules, separated by commas
     idle: str,  # Seconds
     most: str,  # Kernels
@@ -296,7 +297,8 @@ def main(
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))
     from supervisor import end_like  # type: ignore[import-not-found]  # beside this file, which runs without packages
 
-    parent = os.getppid()
+    if os.getppid() != (parent := int(asker)):  # it has ended before this process could ask who it was
+        os._exit(1)
     try:
         line, supervisor = ask_for_kernel(command, preload.split(","), float(idle), int(most))
     except Exception as reason:  # Whatever it is, a plain kernel can be had

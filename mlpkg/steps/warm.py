@@ -45,7 +45,7 @@ def warm_command(
     "The command that starts a kernel from a template"
     if not rules.warm or launcher.__file__ in command:
         return list(command)
-    options = [",".join(expand(rules.preload)), str(rules.idle), str(rules.most)]
+    options = [str(os.getpid()), ",".join(expand(rules.preload)), str(rules.idle), str(rules.most)]
     return [sys.executable, "-I", "-S", launcher.__file__, *options, *command]
 
 # %% ../../nbs/api/steps/15_warm.ipynb #2c95096c
