@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from measure import BENCH, CommandError, finish, machine, measure, new_console, 
 from rich.table import Table
 
 ROOT = BENCH.parent
+HISTORY = BENCH / "history.json"  # What the page on speed shows
 
 
 @dataclass(frozen=True)
@@ -122,13 +124,22 @@ def newcomer(runs: int, suite: bool, tell) -> Iterator[Target]:
             yield Target("`make test`", "13 min", measure(["make", "test"], clone, env, log).seconds / 60, 8, "min")
 
 
+def remember(record: dict[str, Any]) -> None:
+    "Add a record to the history; figures with three digits are enough"
+    history = json.loads(HISTORY.read_text(encoding="utf-8")) if HISTORY.exists() else []
+    short = json.loads(json.dumps([*history, record]), parse_float=lambda text: float(f"{float(text):.4g}"))
+    HISTORY.write_text(json.dumps(short, indent=1) + "\n", encoding="utf-8")
+
+
 def main(
     repeat: Annotated[int, typer.Option(help="Runs of each way to run a step, and of `make run`", min=1)] = 5,
     suite: Annotated[bool, typer.Option(help="Also run the whole test suite?")] = True,
+    keep: Annotated[bool, typer.Option(help="Add what was found to bench/history.json?")] = False,
 ):
     """Run every benchmark that has a target; the exit code is 1 if one is missed."""
     console, load, begun = new_console(), [os.getloadavg()], time.perf_counter()
-    found = list(of_steps(benchmark("steps", "--repeat", str(repeat))))
+    steps = benchmark("steps", "--repeat", str(repeat))
+    found = list(of_steps(steps))
     load.append(os.getloadavg())
     with console.status("") as status:
         found += newcomer(repeat, suite, status.update)
@@ -141,8 +152,9 @@ def main(
     console.print("\n", table)
     print_load(console, load, "at the start, after the steps, after the fresh clone, at the end")
     minutes = (time.perf_counter() - begun) / 60
-    rows = [{"name": one.name, "found": one.found, "bound": one.bound, "reached": one.reached} for one in found]
-    record = {"targets": rows, "minutes": minutes, "machine": machine(), "load_average": load}
+    record = {"targets": [asdict(one) for one in found], "minutes": minutes, "machine": machine(), "load_average": load}
+    if keep:
+        remember({"date": time.strftime("%Y-%m-%d"), "version": version("mlpkg"), **record, "steps": steps})
     finish(console, "targets", record, [f"missed: {one.name}" for one in found if not one.reached])
 
 
