@@ -25,6 +25,7 @@ import pytest
 
 from mlpkg.airflow.notify import Message, send
 from mlpkg.redaction import redact
+from mlpkg.secrets import secret_values
 from mlpkg.settings import NotifySettings
 from mlpkg.steps.execution import StepError
 from mlpkg.steps.run import run_step
@@ -39,8 +40,19 @@ SECRETS = {
     "AZURE_STORAGE_ACCOUNT_KEY": "q3+Zk/0vHk8dV1mW+Pz6/Rb2c==",
     "MLPKG_NOTIFY__WEBHOOK": "https://chat.example.org/services/T024BE7LD/xoGrKq7A9bWm",
     "ORDERS": "postgresql://ann:Warehouse%2177@db.example.org/orders",
+    "AIRFLOW_CONN_AWS": "aws:///?aws_access_key_id=AKIA7PLANTED&aws_secret_access_key=wJalrX%2FutnFEMI+K7MDENG",
+    "AIRFLOW_CONN_API": json.dumps({"conn_type": "http", "extra": json.dumps({"client_secret": "inner-secret-77"})}),
+    "AIRFLOW_CONN_NESTED": "http://?__extra__=%7B%22nested%22%3A+%7B%22api_key%22%3A+%22deep-Secret-78%22%7D%7D",
+    "REPORTS_DSN": "postgresql://db.example.org/reports?user=ann&password=Query-79&connect_timeout=10",
+    "STOCK_DSN": "host=db.example.org user=ann password='with spaces, it\\'s 80' dbname=stock",
+    "GIT_REMOTE": "https://ghp_aB3dE5gH7jK9mN1pQ3sT@git.example.org/team/models.git",
+    "UPLOADS": "https://store.example.org/box?sv=2024-11-04&sig=pL4nt%2Bed9Zk3%3D&se=2030-01-01",
 }
-VALUES = [*SECRETS.values(), "Warehouse%2177", "Warehouse!77"]
+INNER = [
+    "Warehouse%2177", "Warehouse!77", "AKIA7PLANTED", "wJalrX/utnFEMI+K7MDENG", "inner-secret-77", "deep-Secret-78", "Query-79",
+    "with spaces, it's 80", "ghp_aB3dE5gH7jK9mN1pQ3sT", "pL4nt+ed9Zk3=", "pL4nt%2Bed9Zk3%3D",
+]  # fmt: skip
+VALUES = [*SECRETS.values(), *INNER]
 
 
 def spellings(secret: str) -> dict[str, str]:
@@ -95,7 +107,7 @@ def planted(project, monkeypatch):
 LOOK = f"""
 import base64, html, json, os, sys, urllib.parse
 secrets = [os.environ[name] for name in {list(SECRETS)}]
-secrets += ["Warehouse%2177", "Warehouse!77"]
+secrets += {INNER}
 """
 
 PRINT = """
@@ -371,6 +383,32 @@ def test_what_is_short_or_usual_is_left_alone():
     text = " ".join([*env.values(), "truely", "postgresql", "short", "-----BEGIN PRIVATE KEY-----"])
     text = text.replace(env["KEYS_PRIVATE_KEY"], "")
     assert redact(text, env) == text
+
+
+def test_what_is_not_secret_in_a_connection_is_left_alone():
+    env = {
+        "ORDERS": "postgresql://orders_reader@warehouse.example.org/orders?sslmode=verify-full",
+        "ORDERS_DSN": "postgresql://orders_reader@warehouse.example.org/orders?application_name=nightly-report",
+        "AIRFLOW_CONN_AWS": "aws:///?region_name=eu-central-1&endpoint_url=https%3A%2F%2Fs3.example.org",
+        "AIRFLOW_CONN_API": json.dumps({"conn_type": "http", "extra": json.dumps({"timeout_word": "patience"})}),
+        "AIRFLOW_CONN_GIT": "https://maintainer@git.example.org",
+        "PAGE": "https://docs.example.org/search?q=signatures&page_token_type=opaque-text",
+        "NOTES": "password=not-in-a-URL-here",
+    }  # fmt: skip
+    text = (
+        "orders_reader warehouse.example.org verify-full nightly-report eu-central-1 https://s3.example.org "
+        "patience maintainer signatures opaque-text"
+    )
+    assert redact(text, env) == text
+
+
+@pytest.mark.parametrize(
+    "value", ["a" * 120_000, "a=" * 60_000, "[" * 120_000, "'=" * 60_000, "://?a=" * 20_000, "%7B" * 40_000]
+)
+def test_no_variable_makes_it_slow_to_find_secrets(value):
+    start = time.process_time()
+    secret_values({"ODD_SECRET": value, "ODD": value})
+    assert time.process_time() - start < 5
 
 
 def test_a_large_notebook_is_redacted_in_a_moment():
