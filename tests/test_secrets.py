@@ -15,8 +15,10 @@ import socketserver
 import sqlite3
 import ssl
 import subprocess
+import sys
 import threading
 import time
+import traceback
 import urllib.parse
 from pathlib import Path
 
@@ -24,6 +26,7 @@ import nbformat
 import pytest
 
 from mlpkg.airflow.notify import Message, send
+from mlpkg.errors import MlpkgError
 from mlpkg.redaction import redact
 from mlpkg.secrets import secret_values
 from mlpkg.settings import NotifySettings
@@ -49,7 +52,8 @@ SECRETS = {
     "UPLOADS": "https://store.example.org/box?sv=2024-11-04&sig=pL4nt%2Bed9Zk3%3D&se=2030-01-01",
 }
 INNER = [
-    "Warehouse%2177", "Warehouse!77", "AKIA7PLANTED", "wJalrX/utnFEMI+K7MDENG", "inner-secret-77", "deep-Secret-78", "Query-79",
+    "Warehouse%2177", "Warehouse!77", "AKIA7PLANTED", "wJalrX/utnFEMI+K7MDENG", "inner-secret-77", "deep-Secret-78",
+    "Query-79",
     "with spaces, it's 80", "ghp_aB3dE5gH7jK9mN1pQ3sT", "pL4nt+ed9Zk3=", "pL4nt%2Bed9Zk3%3D",
 ]  # fmt: skip
 VALUES = [*SECRETS.values(), *INNER]
@@ -269,6 +273,25 @@ with DAG("planted", schedule=None, **dag_defaults(), params={"given": "x"}, doc_
     % SECRETS["DB_PASSWORD"]
 )
 
+OPENED = '''
+"""A task that is not a step, and fails with an error that quotes a secret."""
+
+import os
+
+from airflow.sdk import DAG, task
+
+from mlpkg.airflow.dags import dag_defaults
+
+
+@task(retries=0)
+def fail():
+    raise ValueError("it does not work with " + os.environ["PARTNER_PASSWORD"])
+
+
+with DAG("opened", schedule=None, **dag_defaults(), doc_md=__doc__):
+    fail()
+'''
+
 FROM_AIRFLOW = {"variable": "token-of-A-partner", "connection": 'partner\'s "pass" wörd'}
 
 
@@ -336,6 +359,59 @@ def test_a_dag_run_leaves_no_secret_in_any_channel(planted, hook, fails):
     }
     assert {name: texts for name, texts in found.items() if texts} == {}
     assert not [name for name, text in channels.items() if not text]
+
+
+UNREACHABLE = "http://ann:Warehouse77x@127.0.0.1:9"
+
+
+def full_traceback(error: BaseException) -> str:
+    "What Python shows of an error that nobody has handled"
+    return "".join(traceback.format_exception(error))
+
+
+def test_a_task_that_fails_shows_no_secret_in_airflows_log(project):
+    (project.root / "dags" / "opened.py").write_text(OPENED)
+    project.notebook("10_plant", "rows: int = 3")
+    project.mlpkg("run", "opened", code=1, PARTNER_PASSWORD=SECRETS["DB_PASSWORD"])
+    logs = {file.name: file.read_text(errors="replace") for file in (project.root / "var/airflow").rglob("*.log")}
+    assert any("it does not work with ***" in text for text in logs.values()), "the task has failed as it should"
+    check(logs)
+
+
+def test_the_plugin_tells_airflow_in_the_process_of_a_task(project):
+    show = (
+        "from airflow.sdk.execution_time.task_runner import TaskRunnerMarker\n"
+        "from airflow.sdk.listener import get_listener_manager\n"
+        "from airflow.sdk._shared.secrets_masker import redact\n"
+        "get_listener_manager().hook.on_starting(component=TaskRunnerMarker())\n"
+        "print(redact('no answer from http://ann:Warehouse77x@127.0.0.1:9'))"
+    )
+    env = project.env | {"MLFLOW_TRACKING_URI": UNREACHABLE}
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, env=env, timeout=120)
+    assert "http://ann:***@127.0.0.1:9" in done.stdout, done.stderr
+
+
+def test_a_store_that_is_away_is_reported_without_its_password(project, monkeypatch):
+    from mlpkg.steps.tracking import TrackingError, client
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", UNREACHABLE)
+    with pytest.raises(TrackingError) as caught:
+        client(project.settings)
+    assert "Warehouse77x" not in full_traceback(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "https://chat.example.org/services/T0 xoGrKq7A9bWm",
+        "http://127.0.0.1:xoGrKq7A9bWm/",
+        "http://127.0.0.1:9/xoGrKq7A9bWm",
+    ],
+)
+def test_a_webhook_that_does_not_work_is_not_quoted(place):
+    with pytest.raises(MlpkgError) as caught:
+        send(Message("a", "b"), NotifySettings(channel="webhook", webhook=place))
+    assert "xoGrKq7A9bWm" not in full_traceback(caught.value) and "notify.webhook" in str(caught.value)
 
 
 def test_a_message_shows_no_secret(monkeypatch, hook, caplog):
