@@ -78,6 +78,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlpkg.airflow.local.prepare_database': ( 'api/airflow/local.html#prepare_database',
                                                                                'mlpkg/airflow/local.py'),
                                      'mlpkg.airflow.local.read_params': ('api/airflow/local.html#read_params', 'mlpkg/airflow/local.py'),
+                                     'mlpkg.airflow.local.redact_log': ('api/airflow/local.html#redact_log', 'mlpkg/airflow/local.py'),
                                      'mlpkg.airflow.local.run_dag': ('api/airflow/local.html#run_dag', 'mlpkg/airflow/local.py'),
                                      'mlpkg.airflow.local.triggered': ('api/airflow/local.html#triggered', 'mlpkg/airflow/local.py'),
                                      'mlpkg.airflow.local.use_airflow': ('api/airflow/local.html#use_airflow', 'mlpkg/airflow/local.py')},
