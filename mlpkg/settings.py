@@ -29,7 +29,7 @@ from pydantic import (
 )
 
 from .errors import MlpkgError
-from .secrets import hide, url_passwords
+from .secrets import hide, url_secrets
 
 # %% ../nbs/api/00_settings.ipynb #180f5e5c
 class Group(BaseModel):
@@ -43,7 +43,7 @@ class Group(BaseModel):
             if isinstance(value, SecretStr):
                 hide(value.get_secret_value())
             elif isinstance(value, str):
-                hide(*url_passwords(value))
+                hide(*url_secrets(value))
 
 
 class SettingsError(MlpkgError, ValueError):

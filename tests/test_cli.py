@@ -119,3 +119,9 @@ def test_status_and_history_say_that_the_champion_of_the_record_is_gone():
         for command in ("history", "status"):
             said = CliRunner().invoke(app, [command, *["--model", "parcels"][: 2 * (command == "history")]]).output
             assert "version 1 became champion at" in said and "no version serves until the next decision" in said
+
+
+def test_status_shows_all_models(project):
+    for number in range(105):  # MLflow gives a hundred at a time
+        project.mlflow.create_registered_model(f"model {number}")
+    assert project.look("status").count("no alias") == 105

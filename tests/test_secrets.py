@@ -15,8 +15,10 @@ import socketserver
 import sqlite3
 import ssl
 import subprocess
+import sys
 import threading
 import time
+import traceback
 import urllib.parse
 from pathlib import Path
 
@@ -24,7 +26,9 @@ import nbformat
 import pytest
 
 from mlpkg.airflow.notify import Message, send
+from mlpkg.errors import MlpkgError
 from mlpkg.redaction import redact
+from mlpkg.secrets import secret_values
 from mlpkg.settings import NotifySettings
 from mlpkg.steps.execution import StepError
 from mlpkg.steps.run import run_step
@@ -39,8 +43,20 @@ SECRETS = {
     "AZURE_STORAGE_ACCOUNT_KEY": "q3+Zk/0vHk8dV1mW+Pz6/Rb2c==",
     "MLPKG_NOTIFY__WEBHOOK": "https://chat.example.org/services/T024BE7LD/xoGrKq7A9bWm",
     "ORDERS": "postgresql://ann:Warehouse%2177@db.example.org/orders",
+    "AIRFLOW_CONN_AWS": "aws:///?aws_access_key_id=AKIA7PLANTED&aws_secret_access_key=wJalrX%2FutnFEMI+K7MDENG",
+    "AIRFLOW_CONN_API": json.dumps({"conn_type": "http", "extra": json.dumps({"client_secret": "inner-secret-77"})}),
+    "AIRFLOW_CONN_NESTED": "http://?__extra__=%7B%22nested%22%3A+%7B%22api_key%22%3A+%22deep-Secret-78%22%7D%7D",
+    "REPORTS_DSN": "postgresql://db.example.org/reports?user=ann&password=Query-79&connect_timeout=10",
+    "STOCK_DSN": "host=db.example.org user=ann password='with spaces, it\\'s 80' dbname=stock",
+    "GIT_REMOTE": "https://ghp_aB3dE5gH7jK9mN1pQ3sT@git.example.org/team/models.git",
+    "UPLOADS": "https://store.example.org/box?sv=2024-11-04&sig=pL4nt%2Bed9Zk3%3D&se=2030-01-01",
 }
-VALUES = [*SECRETS.values(), "Warehouse%2177", "Warehouse!77"]
+INNER = [
+    "Warehouse%2177", "Warehouse!77", "AKIA7PLANTED", "wJalrX/utnFEMI+K7MDENG", "inner-secret-77", "deep-Secret-78",
+    "Query-79",
+    "with spaces, it's 80", "ghp_aB3dE5gH7jK9mN1pQ3sT", "pL4nt+ed9Zk3=", "pL4nt%2Bed9Zk3%3D",
+]  # fmt: skip
+VALUES = [*SECRETS.values(), *INNER]
 
 
 def spellings(secret: str) -> dict[str, str]:
@@ -95,7 +111,7 @@ def planted(project, monkeypatch):
 LOOK = f"""
 import base64, html, json, os, sys, urllib.parse
 secrets = [os.environ[name] for name in {list(SECRETS)}]
-secrets += ["Warehouse%2177", "Warehouse!77"]
+secrets += {INNER}
 """
 
 PRINT = """
@@ -257,6 +273,25 @@ with DAG("planted", schedule=None, **dag_defaults(), params={"given": "x"}, doc_
     % SECRETS["DB_PASSWORD"]
 )
 
+OPENED = '''
+"""A task that is not a step, and fails with an error that quotes a secret."""
+
+import os
+
+from airflow.sdk import DAG, task
+
+from mlpkg.airflow.dags import dag_defaults
+
+
+@task(retries=0)
+def fail():
+    raise ValueError("it does not work with " + os.environ["PARTNER_PASSWORD"])
+
+
+with DAG("opened", schedule=None, **dag_defaults(), doc_md=__doc__):
+    fail()
+'''
+
 FROM_AIRFLOW = {"variable": "token-of-A-partner", "connection": 'partner\'s "pass" wörd'}
 
 
@@ -326,6 +361,59 @@ def test_a_dag_run_leaves_no_secret_in_any_channel(planted, hook, fails):
     assert not [name for name, text in channels.items() if not text]
 
 
+UNREACHABLE = "http://ann:Warehouse77x@127.0.0.1:9"
+
+
+def full_traceback(error: BaseException) -> str:
+    "What Python shows of an error that nobody has handled"
+    return "".join(traceback.format_exception(error))
+
+
+def test_a_task_that_fails_shows_no_secret_in_airflows_log(project):
+    (project.root / "dags" / "opened.py").write_text(OPENED)
+    project.notebook("10_plant", "rows: int = 3")
+    project.mlpkg("run", "opened", code=1, PARTNER_PASSWORD=SECRETS["DB_PASSWORD"])
+    logs = {file.name: file.read_text(errors="replace") for file in (project.root / "var/airflow").rglob("*.log")}
+    assert any("it does not work with ***" in text for text in logs.values()), "the task has failed as it should"
+    check(logs)
+
+
+def test_the_plugin_tells_airflow_in_the_process_of_a_task(project):
+    show = (
+        "from airflow.sdk.execution_time.task_runner import TaskRunnerMarker\n"
+        "from airflow.sdk.listener import get_listener_manager\n"
+        "from airflow.sdk._shared.secrets_masker import redact\n"
+        "get_listener_manager().hook.on_starting(component=TaskRunnerMarker())\n"
+        "print(redact('no answer from http://ann:Warehouse77x@127.0.0.1:9'))"
+    )
+    env = project.env | {"MLFLOW_TRACKING_URI": UNREACHABLE}
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, env=env, timeout=120)
+    assert "http://ann:***@127.0.0.1:9" in done.stdout, done.stderr
+
+
+def test_a_store_that_is_away_is_reported_without_its_password(project, monkeypatch):
+    from mlpkg.steps.tracking import TrackingError, client
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", UNREACHABLE)
+    with pytest.raises(TrackingError) as caught:
+        client(project.settings)
+    assert "Warehouse77x" not in full_traceback(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "https://chat.example.org/services/T0 xoGrKq7A9bWm",
+        "http://127.0.0.1:xoGrKq7A9bWm/",
+        "http://127.0.0.1:9/xoGrKq7A9bWm",
+    ],
+)
+def test_a_webhook_that_does_not_work_is_not_quoted(place):
+    with pytest.raises(MlpkgError) as caught:
+        send(Message("a", "b"), NotifySettings(channel="webhook", webhook=place))
+    assert "xoGrKq7A9bWm" not in full_traceback(caught.value) and "notify.webhook" in str(caught.value)
+
+
 def test_a_message_shows_no_secret(monkeypatch, hook, caplog):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
@@ -371,6 +459,32 @@ def test_what_is_short_or_usual_is_left_alone():
     text = " ".join([*env.values(), "truely", "postgresql", "short", "-----BEGIN PRIVATE KEY-----"])
     text = text.replace(env["KEYS_PRIVATE_KEY"], "")
     assert redact(text, env) == text
+
+
+def test_what_is_not_secret_in_a_connection_is_left_alone():
+    env = {
+        "ORDERS": "postgresql://orders_reader@warehouse.example.org/orders?sslmode=verify-full",
+        "ORDERS_DSN": "postgresql://orders_reader@warehouse.example.org/orders?application_name=nightly-report",
+        "AIRFLOW_CONN_AWS": "aws:///?region_name=eu-central-1&endpoint_url=https%3A%2F%2Fs3.example.org",
+        "AIRFLOW_CONN_API": json.dumps({"conn_type": "http", "extra": json.dumps({"timeout_word": "patience"})}),
+        "AIRFLOW_CONN_GIT": "https://maintainer@git.example.org",
+        "PAGE": "https://docs.example.org/search?q=signatures&page_token_type=opaque-text",
+        "NOTES": "password=not-in-a-URL-here",
+    }  # fmt: skip
+    text = (
+        "orders_reader warehouse.example.org verify-full nightly-report eu-central-1 https://s3.example.org "
+        "patience maintainer signatures opaque-text"
+    )
+    assert redact(text, env) == text
+
+
+@pytest.mark.parametrize(
+    "value", ["a" * 120_000, "a=" * 60_000, "[" * 120_000, "'=" * 60_000, "://?a=" * 20_000, "%7B" * 40_000]
+)
+def test_no_variable_makes_it_slow_to_find_secrets(value):
+    start = time.process_time()
+    secret_values({"ODD_SECRET": value, "ODD": value})
+    assert time.process_time() - start < 5
 
 
 def test_a_large_notebook_is_redacted_in_a_moment():

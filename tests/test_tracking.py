@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from mlpkg.serving.loader import ModelLoader
 from mlpkg.steps.run import run_step
-from mlpkg.steps.tracking import TrackingError, client
+from mlpkg.steps.tracking import TrackingError, client, log_params, start_step
 
 PASSWORD = "the-password-of-ann"  # noqa: S105
 LOGIN = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
@@ -155,3 +155,15 @@ def test_an_address_where_something_else_answers(settings, tmp_path):
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+def test_no_name_is_too_long_or_not_allowed(project):
+    mlflow = client(project.settings)
+    labels = [f"train [{'x' * 300}{number}]" for number in range(2)]
+    names = [mlflow.get_run(start_step(mlflow, project.settings, "train", name=name)).info.run_name for name in labels]
+    assert max(map(len, names)) <= 250, "PostgreSQL stores no more"
+    assert len(set(names)) == 2 and all(name.startswith("train [xxx") for name in names)
+    run_id = start_step(mlflow, project.settings, "train")
+    log_params(mlflow, run_id, {"max%": 90, "max?": 80, "max_": 70, "y" * 300: 60})
+    logged = mlflow.get_run(run_id).data.params
+    assert logged["max_"] == "70" and sorted(logged.values()) == ["60", "70", "80", "90"]

@@ -19,6 +19,7 @@ from airflow.listeners import hookimpl
 from airflow.plugins_manager import AirflowPlugin
 
 from ..redaction import get_log
+from ..secrets import tell_airflow
 from ..settings import SettingsError, load_settings
 from ..steps.launcher import own_code
 from ..steps.template import import_one
@@ -111,13 +112,19 @@ def prepare_to_fork() -> None:
 
 # %% ../../nbs/api/airflow/19_preload.ipynb #5f70ad1e
 class Listener:
-    "Hears of the start of Airflow's components"
+    "Hears of the start of Airflow's components and of tasks"
 
     @hookimpl
     def on_starting(self, component: Any) -> None:
-        "Preload in the scheduler"
+        "Tell Airflow what is secret; preload in the scheduler"
+        tell_airflow()
         if getattr(component, "job_type", "") == "SchedulerJob":
             prepare_to_fork()
+
+    @hookimpl
+    def on_task_instance_running(self, previous_state: Any, task_instance: Any) -> None:
+        "Tell Airflow what is secret, also where a task runs without a component, as under `mlpkg run`"
+        tell_airflow()
 
 # %% ../../nbs/api/airflow/19_preload.ipynb #041b0453
 class SchedulerPlugin(AirflowPlugin):

@@ -334,7 +334,7 @@ def latest_runs(
 def status_command():
     """Show the latest run of each DAG, aliases of models, holds and missing champions, and what is in the outbox."""
     from mlpkg.steps.recovery import outbox_state
-    from mlpkg.steps.tracking import client
+    from mlpkg.steps.tracking import all_pages, client
 
     settings, console = current_settings(), Console()
     mlflow = client(settings)
@@ -343,7 +343,7 @@ def status_command():
         info = found.info
         table.add_row(dag_id, info.run_id[:8], local_time(info.start_time), coloured_state(info.status))
     console.print(table if table.row_count else "No runs yet: mlpkg run DAG")
-    for model in mlflow.search_registered_models():
+    for model in all_pages(mlflow.search_registered_models):
         aliases = ", ".join(f"{alias} version {version}" for alias, version in sorted(model.aliases.items()))
         notes = {"held": model.tags.get("hold"), "missing champion": model.tags.get("champion.missing")}
         more = "".join(f"; {what}: {escape(note)}" for what, note in notes.items() if note)

@@ -127,7 +127,7 @@ def reading(
     except _errors as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         empty = reason in ("Empty CSV file", "No columns to parse from file")  # pyarrow's words, and pandas'
-        raise SourceError(f"source {name!r} cannot be read: {'it is empty' if empty else reason}") from error
+        raise SourceError(f"source {name!r} cannot be read: {'it is empty' if empty else reason}") from None
 
 # %% ../../nbs/api/data/16_sources.ipynb #3425323c
 def locate(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..redaction import get_log, redact_values
-from ..secrets import is_secret_name, url_passwords
+from ..secrets import is_secret_name, url_secrets
 from ..settings import Settings
 from . import provenance
 from .places import relative
@@ -95,7 +95,7 @@ def without_secrets(
     values: Mapping[str, str] = os.environ,  # Of the variables
 ) -> dict[str, str]:  # "secret" in place of a digest
     "What may be kept of the environment variables"
-    hidden = {name for name in env if is_secret_name(name) or url_passwords(values.get(name, ""))}
+    hidden = {name for name in env if is_secret_name(name) or url_secrets(values.get(name, ""))}
     return {name: "secret" if name in hidden else text for name, text in env.items()}
 
 # %% ../../nbs/api/steps/17_record.ipynb #5d0c9a11

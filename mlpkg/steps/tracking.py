@@ -22,6 +22,7 @@ from filelock import FileLock
 from ..errors import MlpkgError
 from ..redaction import get_log, redact, redact_values, redactor, strip_colours
 from ..settings import Settings, load_settings
+from .metrics import metric_names, short_name
 from .owners import owner_tags
 from .provenance import provenance
 
@@ -112,11 +113,11 @@ def _probe(
     from mlflow.exceptions import MlflowException
 
     try:
-        problem, cause = _refusal(_ask(uri)), None
+        problem = _refusal(_ask(uri))
     except (MlflowException, OSError) as error:
-        problem, cause = _no_answer(error), error
-    if problem:
-        raise TrackingError(f"MLflow at {uri} {problem}.") from cause
+        problem = _no_answer(error)
+    if problem:  # not from the error, which is quoted already and may show the password in the URL
+        raise TrackingError(f"MLflow at {uri} {problem}.")
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #8e09fdb2
 def client(
@@ -163,7 +164,7 @@ def experiment_id(
     except MlflowException as error:
         if found := client.get_experiment_by_name(name):  # another process was faster
             return found.experiment_id
-        raise TrackingError(f"experiment '{name}' cannot be created: {error}") from error
+        raise TrackingError(f"experiment '{name}' cannot be created: {error}") from None
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #c9df8992
 def use_store(
@@ -208,13 +209,13 @@ def storable(
 def log_params(
     client: "MlflowClient",  # Of the store that has the run
     run_id: str,  # MLflow run
-    params: Mapping[str, Any],  # Any values; logged as text
+    params: Mapping[str, Any],  # By names of any form; any values, logged as text
 ) -> None:
     "Log parameters"
     from mlflow.entities import Param
 
-    clean = redactor()
-    texts = {name: storable(clean(str(value)))[:6000] for name, value in params.items()}
+    clean, names = redactor(), metric_names(params)
+    texts = {names[name]: storable(clean(str(value)))[:6000] for name, value in params.items()}
     client.log_batch(run_id, params=[Param(name, text) for name, text in texts.items()])
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #7ca5940c
@@ -242,8 +243,7 @@ def find_run(
     dag_run_id: str,  # Airflow's run id
 ) -> "Run | None":  # None where none was opened
     "The pipeline run of a DAG run"
-    experiment = client.get_experiment_by_name(dag_id)
-    if experiment is None:
+    if (experiment := client.get_experiment_by_name(dag_id)) is None:
         return None
     tags = f"tags.`mlpkg.kind` = 'pipeline' and tags.`mlpkg.dag_run_id` = '{dag_run_id}'"
     found = client.search_runs([experiment.experiment_id], tags, max_results=1)
@@ -264,10 +264,10 @@ def open_pipeline_run(
             client.delete_tag(found.info.run_id, "mlpkg.owner")
         return found.info.run_id
     tags = {"mlpkg.kind": "pipeline", "mlpkg.dag_id": dag_id, "mlpkg.dag_run_id": dag_run_id}
-    experiment = experiment_id(client, dag_id, settings)
-    run = client.create_run(experiment, tags=tags | provenance(settings), run_name=dag_run_id)
-    log_params(client, run.info.run_id, params or {})
-    return run.info.run_id
+    tags |= provenance(settings)
+    run_id = client.create_run(experiment_id(client, dag_id, settings), tags=tags, run_name=dag_run_id).info.run_id
+    log_params(client, run_id, params or {})
+    return run_id
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #1aed3b52
 def start_step(
@@ -288,7 +288,7 @@ def start_step(
         own["mlflow.parentRunId"] = parent_run_id
     else:
         experiment = experiment_id(client, "steps", settings)
-    shown = storable(redact(name or step))
+    shown = short_name(storable(redact(name or step)))
     return client.create_run(experiment, tags=provenance(settings) | own, run_name=shown).info.run_id
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #56d1442b
