@@ -331,7 +331,9 @@ def test_a_dag_run_leaves_no_secret_in_any_channel(planted, hook, fails):
     plant_in_airflow(planted)
     place = f"http://127.0.0.1:{hook.server_port}/services/T024BE7LD/xoGrKq7A9bWm"
     settings = {"MLPKG_NOTIFY__CHANNEL": "webhook", "MLPKG_NOTIFY__WEBHOOK": place}
+    settings |= {name: value for name, value in SECRETS.items() if name.startswith("AIRFLOW")}
     output = planted.mlpkg("run", "planted", code=int(fails), **settings)
+    assert "KeyError" not in output and ("nothing for" in output) == fails
 
     (run,) = planted.pipeline_runs("planted")
     (step,) = planted.steps(run).values()
