@@ -325,3 +325,25 @@ def test_the_step_judges_the_champion(monitored):
     scraps = run_step(notebook, {"months": "2013-04"}, settings=project.settings).scraps  # scores them itself
     assert scraps["alarm"] is True
     pd.testing.assert_frame_equal(read_history(lake, "monitoring/flights", "month"), first, check_exact=True)
+
+
+def test_an_alarm_that_was_answered_is_not_raised_again_by_the_same_findings(monitored):
+    from mlpkg.monitoring.retraining import last_alarm, last_training
+    from mlpkg.steps.run import run_step
+    from mlpkg.steps.tracking import end_run, open_pipeline_run
+
+    project, lake, _ = monitored
+
+    def judge() -> tuple[bool, str]:
+        notebook = ROOT / "nbs/pipelines/flights/34_monitor.ipynb"
+        alarm = run_step(notebook, {"months": "2013-04"}, settings=project.settings).scraps["alarm"]
+        return alarm, last_alarm(lake, "monitoring/flights", last_training(project.mlflow, "flights_train"), "month")
+
+    assert judge()[0] is True
+    assert judge()[0] is True, "nobody has answered yet"
+    end_run(project.mlflow, open_pipeline_run(project.mlflow, project.settings, "flights_train", "answer"), "FINISHED")
+    assert judge() == (False, ""), "the same month, the same flights, the same champion"
+    april = lake.read("clean/flights", filters=[("month", "=", "2013-04")])
+    lake.write("clean/flights", april[1:], mode="replace", partition={"month": "2013-04"})
+    alarm, words = judge()
+    assert alarm is True and words.startswith("2013-04: "), "corrected flights are judged anew"

@@ -271,12 +271,13 @@ def test_a_feature_that_is_removed_or_renamed_does_not_stop_training(flights):
     assert "champion (version 1) takes visib" in found["problem"] and "mlpkg promote VERSION" in found["problem"]
 
 
-def test_rows_that_a_model_has_learned_from_do_not_judge_it(flights):
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_rows_that_a_model_has_learned_from_do_not_judge_it(flights, part):
     from mlpkg.steps.tracking import connect
 
     connect(flights.settings)
     parts = lake(flights).read("split/flights", version=0)
-    late = parts["part"].where(parts["part"] != "holdout", "train")  # somebody has trained on all days
+    late = parts["part"].where(parts["part"] != "holdout", part)  # somebody has trained on all days
     version = lake(flights).write("split/flights", parts.assign(part=late), mode="overwrite", change_schema=True)
     lake(flights).write("split/flights", parts, mode="overwrite")
     found = evaluated(flights, ["distance", "sched_hour"], version)["comparison"]
@@ -301,3 +302,15 @@ def test_where_nothing_is_compared_the_metrics_are_of_rows_that_the_model_has_no
 
     lake(flights).write("split/flights", parts.assign(part="train"), mode="overwrite")
     assert evaluated(flights, ["distance", "sched_hour"], version + 1)["metrics"] == {}
+
+
+def test_an_alarm_about_the_champion_is_counted_as_a_use_of_the_days_that_judge(flights):
+    parts = lake(flights).read("split/flights", version=0)
+    version = lake(flights).write("split/flights", parts, mode="overwrite", change_schema=True)
+    before = evaluated(flights, ["distance", "sched_hour"], version)["comparison"]
+    row = {"month": ["2013-02"], "model_version": [1], "check": ["performance"], "alarm": [True]}
+    row["words"] = ["the champion does badly"]
+    lake(flights).write("monitoring/flights", pd.DataFrame(row), mode="replace", partition={"month": "2013-02"})
+    after = evaluated(flights, ["distance", "sched_hour"], version)["comparison"]
+    assert (before["problem"], before["alarms"], after["alarms"]) == ("", 0, 1)
+    assert after["uses"] == before["uses"] + 1
