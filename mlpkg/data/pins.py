@@ -30,7 +30,7 @@ def version_mark(
     commit: dict[str, Any] = next((line["commitInfo"] for line in lines if "commitInfo" in line), {})
     return f"{table.metadata().id} {commit.get('write_id') or commit.get('timestamp', '')}"
 
-
+# %% ../../nbs/api/data/17_pins.ipynb #2bee0da2
 def check_version(
     lake: Any,  # `mlpkg.data.lake.Lake`
     name: str,  # Of a table
@@ -51,7 +51,7 @@ class Pins(Ledger):
 
     tables: Any = None  # `mlpkg.data.lake.Lake` with these tables; None: their marks are neither kept nor checked
 
-
+# %% ../../nbs/api/data/17_pins.ipynb #8e99484a
 def pins(
     lake: Any,  # `mlpkg.data.lake.Lake` with the ledger
     run: str,  # MLflow id of the pipeline run
@@ -66,13 +66,13 @@ def _pinned(lines: list[dict[str, Any]], table: str) -> dict[str, Any]:
     none = {"table": table, "version": -1}
     return max((line for line in lines if line["table"] == table), key=lambda line: line["version"], default=none)
 
-
+# %% ../../nbs/api/data/17_pins.ipynb #20a2452e
 def _line(run: Pins, table: str, version: int) -> dict[str, Any]:
     "A line that pins a table"
     mark = "" if run.tables is None else version_mark(run.tables, table, version)
     return {"table": table, "version": version, "mark": mark}
 
-
+# %% ../../nbs/api/data/17_pins.ipynb #8b07ae7f
 def pinned(
     run: Pins,  # From `pins`
     table: str,  # Name in the lake
@@ -92,7 +92,7 @@ def pin_gone(
         "removed it, or the table was made anew or restored from a backup. Start a new DAG run"
     )
 
-
+# %% ../../nbs/api/data/17_pins.ipynb #529c2e57
 def pin(
     run: Pins,  # From `pins`
     table: str,  # Name in the lake
