@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from mlpkg.data.inputs import inputs_from
 from mlpkg.data.lake import open_lake
+from mlpkg.data.pins import version_mark
 from mlpkg.examples.flights import categorical, features_contract, flights_holdout, numeric
 from mlpkg.models.comparison import Comparison, compare, plot_comparison
 from mlpkg.models.evaluation import compare_models, evaluate, objective, plot_evaluations, plot_slices
@@ -62,7 +63,8 @@ def train_step(candidate: str, budget: int, seed: int) -> dict[str, Any]:
     example = train[[*numeric, *categorical]]
     inputs = inputs_from(features_contract(), train, list(example))
     tables = {"split/flights": version}
-    about = {"candidate": candidate, "seed": seed, f"valid_{metric}": result.value, "tables": tables}
+    marks = {"split/flights": version_mark(lake, "split/flights", version)}
+    about = {"candidate": candidate, "seed": seed, f"valid_{metric}": result.value, "tables": tables, "marks": marks}
     uri = log_model(result.pipeline, example, name=candidate, metadata=about, inputs=inputs)
     return {"candidate": candidate, "model_uri": uri, f"valid_{metric}": result.value, "tables": tables}
 
@@ -76,10 +78,10 @@ def evaluate_step(candidates: list[dict[str, Any]], seed: int) -> dict[str, Any]
     serving = opponent(MODEL, uri)
     number = serving.version if serving else 0
     models = {one["candidate"]: load_logged(one["uri"]) for one in logged}
-    tables = {one["candidate"]: one["tables"] for one in logged}
+    origins = {one["candidate"]: (one["tables"], one.get("marks", {})) for one in logged}
     if serving:
-        models["champion"], tables["champion"] = load_model(MODEL, number), serving.tables
-    learners = [Learner(who, list(one.columns), tables[who]) for who, one in models.items()]
+        models["champion"], origins["champion"] = load_model(MODEL, number), (serving.tables, serving.marks)
+    learners = [Learner(who, list(one.columns), *origins[who]) for who, one in models.items()]
     fair = fair_rows(lake, flights_holdout, learners, rules)
     print(fair.rows.groupby("month")["late"].agg(flights="size", late="mean").round(3))
     scores = {who: probability(one.pipeline, fair.rows) for who, one in models.items() if fair.fits(one.columns)}
@@ -99,7 +101,7 @@ def evaluate_step(candidates: list[dict[str, Any]], seed: int) -> dict[str, Any]
     print(evaluations[name].slices.query("column == 'origin'").round(3))
     metrics = {key: evaluations[name].metrics[key] for key in SHOWN}
     mlflow.log_metrics(metrics, model_id=uri.removeprefix("models:/"))
-    return {"candidate": name, "model_uri": uri, "tables": tables[name], "metrics": metrics, "found": found}
+    return {"candidate": name, "model_uri": uri, "tables": best["tables"], "metrics": metrics, "found": found}
 
 
 def register_step(winner: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """
 ### Flights: is there a reason to train again?
 
-Checks whether the code (step notebooks or library) has changed since the champion was trained, and whether an alarm of
-the monitor has not yet led to a successful training. Either reason updates the asset `flights/retrain`, which starts
-`flights_train`.
+Checks whether the code (step notebooks or library) has changed since the last training that finished, whether its model
+became champion or not, and whether an alarm of the monitor has not yet led to a successful training. Either reason
+updates the asset `flights/retrain`, which starts `flights_train`.
 
 Steps: **watch** -> **retrain**, both skipped where there is no reason: then nothing is recorded either. Runs as
 `airflow.watch_schedule` in settings.ini says.

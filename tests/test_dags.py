@@ -79,6 +79,10 @@ def test_a_mapped_step_without_a_task_before_it_waits_for_its_run(dags):
     assert mapped.get_task("close_run").upstream_task_ids == {"open_run", "total"}
 
 
+def test_a_candidate_that_cannot_be_trained_does_not_stop_the_others(dags):
+    assert dags["flights_train"].get_task("evaluate").trigger_rule == "all_done_min_one_success"
+
+
 def test_every_asset_that_a_dag_waits_for_is_updated_by_another(dags):
     from airflow.sdk import Asset
 

@@ -6,6 +6,7 @@ of threads takes another process to see.
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -325,3 +326,44 @@ def test_the_step_judges_the_champion(monitored):
     scraps = run_step(notebook, {"months": "2013-04"}, settings=project.settings).scraps  # scores them itself
     assert scraps["alarm"] is True
     pd.testing.assert_frame_equal(read_history(lake, "monitoring/flights", "month"), first, check_exact=True)
+
+
+def test_an_alarm_that_was_answered_is_not_raised_again_by_the_same_findings(monitored):
+    from mlpkg.monitoring.retraining import last_alarm, last_training
+    from mlpkg.steps.run import run_step
+    from mlpkg.steps.tracking import end_run, open_pipeline_run
+
+    project, lake, _ = monitored
+
+    def judge() -> tuple[bool, str]:
+        notebook = ROOT / "nbs/pipelines/flights/34_monitor.ipynb"
+        alarm = run_step(notebook, {"months": "2013-04"}, settings=project.settings).scraps["alarm"]
+        return alarm, last_alarm(lake, "monitoring/flights", last_training(project.mlflow, "flights_train"), "month")
+
+    assert judge()[0] is True
+    assert judge()[0] is True, "nobody has answered yet"
+    end_run(project.mlflow, open_pipeline_run(project.mlflow, project.settings, "flights_train", "answer"), "FINISHED")
+    assert judge() == (False, ""), "the same month, the same flights, the same champion"
+    april = lake.read("clean/flights", filters=[("month", "=", "2013-04")])
+    lake.write("clean/flights", april[1:], mode="replace", partition={"month": "2013-04"})
+    alarm, words = judge()
+    assert alarm is True and words.startswith("2013-04: "), "corrected flights are judged anew"
+
+
+def test_the_step_does_not_judge_by_another_table_that_has_the_number_of_the_champions(monitored):
+    from mlpkg.data.pins import version_mark
+    from mlpkg.steps.execution import StepError
+    from mlpkg.steps.run import run_step
+
+    project, lake, _ = monitored
+    table = "split/flights"
+    project.mlflow.set_model_version_tag(
+        "flights", "1", f"mark.{table}", version_mark(lake, table, lake.version(table))
+    )
+    parts = lake.read(table)
+    shutil.rmtree(f"{lake.root}/{table}")
+    for _ in range(2):
+        lake.write(table, parts, mode="overwrite")
+    notebook = ROOT / "nbs/pipelines/flights/34_monitor.ipynb"
+    with pytest.raises(StepError, match="made anew or restored from a backup since"):
+        run_step(notebook, {"months": "2013-04"}, settings=project.settings)

@@ -1,5 +1,6 @@
 """The example pipelines as a user runs them, on one small month, and what MLflow and the lake hold afterwards."""
 
+import pandas as pd
 import pytest
 from conftest import example_project
 
@@ -58,6 +59,8 @@ def test_the_model_is_registered_and_its_metrics_are_plausible(flights):
     newest, oldest = flights.pipeline_runs("flights_train")
     first, second = (flights.steps(run)["register"] for run in (oldest, newest))
     model = flights.mlflow.get_registered_model("flights")
+    tags = flights.mlflow.get_model_version("flights", "1").tags
+    assert len(tags["mark.split/flights"].split()) == 2, "the table and its commit"
     assert model.aliases["champion"] == 1, "the same data and seed do not make a better model"
     assert first.data.metrics["version"] == 1 and second.data.metrics["version"] == 2
     assert 0.55 < first.data.metrics["metrics.roc_auc"] < 0.75, "far more than that means a leak"
@@ -114,8 +117,6 @@ def test_a_broken_step_keeps_the_champion_and_says_where(flights):
 
 
 def test_an_alarm_stays_open_until_a_training_succeeds(flights, monkeypatch):
-    import pandas as pd
-
     from mlpkg.steps.run import run_step
 
     assert flights.pipeline_runs("flights_train")[0].info.status == "FAILED", "the last training failed"
@@ -253,7 +254,7 @@ def evaluated(project, features: list[str], version: int) -> dict:
         uri = log_model(pipeline, parts[features].head(50))
     glued = {"candidate": "small", "model_uri": uri, "valid_roc_auc": 0.6, "tables": {"split/flights": version}}
     notebook = project.root / "nbs/pipelines/flights/22_evaluate.ipynb"
-    return run_step(notebook, {"candidates": [glued]}, settings=project.settings).scraps["comparison"]
+    return run_step(notebook, {"candidates": [glued]}, settings=project.settings).scraps
 
 
 def test_a_feature_that_is_removed_or_renamed_does_not_stop_training(flights):
@@ -263,20 +264,53 @@ def test_a_feature_that_is_removed_or_renamed_does_not_stop_training(flights):
     parts = lake(flights).read("split/flights")
     write = {"name": "split/flights", "mode": "overwrite", "change_schema": True}
     removed = lake(flights).write(data=parts.drop(columns="visib"), **write)
-    found = evaluated(flights, ["distance", "sched_hour"], removed)
+    found = evaluated(flights, ["distance", "sched_hour"], removed)["comparison"]
     assert found["problem"] == "" and found["champion"] == 1, "both are scored on a version that has the column"
     renamed = lake(flights).write(data=parts.rename(columns={"visib": "sight"}), **write)
-    found = evaluated(flights, ["distance", "sight"], renamed)
+    found = evaluated(flights, ["distance", "sight"], renamed)["comparison"]
     assert "champion (version 1) takes visib" in found["problem"] and "mlpkg promote VERSION" in found["problem"]
 
 
-def test_rows_that_a_model_has_learned_from_do_not_judge_it(flights):
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_rows_that_a_model_has_learned_from_do_not_judge_it(flights, part):
     from mlpkg.steps.tracking import connect
 
     connect(flights.settings)
     parts = lake(flights).read("split/flights", version=0)
-    late = parts["part"].where(parts["part"] != "holdout", "train")  # somebody has trained on all days
+    late = parts["part"].where(parts["part"] != "holdout", part)  # somebody has trained on all days
     version = lake(flights).write("split/flights", parts.assign(part=late), mode="overwrite", change_schema=True)
     lake(flights).write("split/flights", parts, mode="overwrite")
-    found = evaluated(flights, ["distance", "sched_hour"], version)
+    found = evaluated(flights, ["distance", "sched_hour"], version)["comparison"]
     assert "too little to judge by: 0 rows" in found["problem"] and "has learned from them" in found["problem"]
+
+
+def test_where_nothing_is_compared_the_metrics_are_of_rows_that_the_model_has_not_learned_from(flights):
+    "A feature is dropped and a month comes in: the champion can only be scored on the month learned from since"
+    from mlpkg.models.evaluation import evaluate
+    from mlpkg.models.registry import load_logged
+    from mlpkg.steps.tracking import connect
+
+    connect(flights.settings)
+    before = lake(flights).read("split/flights", version=0)
+    later = before[before["part"] == "holdout"].assign(month="2013-09", late=lambda rows: 1 - rows["late"])
+    parts = pd.concat([before.assign(part="train"), later.assign(part="holdout")]).drop(columns="visib")
+    version = lake(flights).write("split/flights", parts, mode="overwrite", change_schema=True)
+    scraps = evaluated(flights, ["distance", "sched_hour"], version)
+    assert "has learned from them" in scraps["comparison"]["problem"]
+    probabilities = load_logged(scraps["model_uri"]).pipeline.predict_proba(later)[:, 1]
+    assert scraps["metrics"]["roc_auc"] == pytest.approx(evaluate(later["late"], probabilities).metrics["roc_auc"])
+
+    lake(flights).write("split/flights", parts.assign(part="train"), mode="overwrite")
+    assert evaluated(flights, ["distance", "sched_hour"], version + 1)["metrics"] == {}
+
+
+def test_an_alarm_about_the_champion_is_counted_as_a_use_of_the_days_that_judge(flights):
+    parts = lake(flights).read("split/flights", version=0)
+    version = lake(flights).write("split/flights", parts, mode="overwrite", change_schema=True)
+    before = evaluated(flights, ["distance", "sched_hour"], version)["comparison"]
+    row = {"month": ["2013-02"], "model_version": [1], "check": ["performance"], "alarm": [True]}
+    row["words"] = ["the champion does badly"]
+    lake(flights).write("monitoring/flights", pd.DataFrame(row), mode="replace", partition={"month": "2013-02"})
+    after = evaluated(flights, ["distance", "sched_hour"], version)["comparison"]
+    assert (before["problem"], before["alarms"], after["alarms"]) == ("", 0, 1)
+    assert after["uses"] == before["uses"] + 1

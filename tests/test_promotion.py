@@ -24,7 +24,7 @@ import pytest
 
 from mlpkg.data.lake import Lake, open_lake
 from mlpkg.data.ledger import Ledger
-from mlpkg.models import record
+from mlpkg.models import oversight, record
 from mlpkg.models.comparison import Comparison, ComparisonError, as_comparison, compare, decide
 from mlpkg.models.holdout import FairRows, block_marks
 from mlpkg.models.oversight import history, hold, hold_of, missing_champion, promote_by_hand, release, rollback
@@ -533,6 +533,59 @@ def test_a_hold_and_manual_approval_keep_the_champion(contest):
     release(name, "the audit is over")
     assert promote(name, two, win(one), PromotionSettings(approval="manual")).event == "waiting"
     assert promote(name, three, win(one), rules).event == "promoted"
+
+
+def test_a_rollback_that_is_refused_leaves_no_hold(contest, monkeypatch):
+    name, (one, two, three) = contest
+    promote(name, one, win(), rules)
+    promote(name, two, win(one), rules)
+    loadable = oversight._loadable
+
+    def meanwhile(*args):
+        promote(name, three, win(two), rules)
+        return loadable(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(oversight, "_loadable", meanwhile)
+        with pytest.raises(RegistryError, match="version 3 of model .* is champion by now, not 2. Look again"):
+            rollback(name, "too many complaints", held=True)
+    assert hold_of(name) is None
+    lines = len(decisions().read()[0])
+    assert rollback(name, "too many complaints", held=True).version == two
+    assert len(decisions().read()[0]) == lines + 1, "moved and held in one line"
+    assert hold_of(name).why == "from version 3: too many complaints"
+    assert (
+        mlflow.MlflowClient()
+        .get_registered_model(name)
+        .tags["hold"]
+        .startswith("from version 3: too many complaints (")
+    )
+    assert promote(name, three, win(two), rules).event == "waiting"
+    release(name, "the complaints were about something else")
+    assert promote_by_hand(name, one, "the old one again", held=True).version == one and hold_of(name)
+
+
+def test_a_champion_that_became_challenger_once_more_is_mended_by_the_next_reader(contest):
+    "Its register step and a twin that was taken for dead were one look apart"
+    name, (one, *_) = contest
+    promote(name, one, win(), rules)
+    mlflow.MlflowClient().set_registered_model_alias(name, "challenger", str(one))
+    assert champion(name).aliases == ("champion",) and aliases(name) == {"champion": one}
+
+
+def test_an_older_version_that_is_registered_again_does_not_take_the_alias_from_a_newer_one(contest, uris):
+    name, (one, _, three) = contest
+    assert register(uris[0], name) == one and aliases(name) == {"challenger": three}
+
+
+def test_an_alarm_about_the_champion_is_a_use_also_where_others_have_decided_since(contest):
+    name, (one, two, three) = contest
+    promote(name, one, win(), rules)
+    promote(name, two, replace(loss(one), marks=["a day"], block_marks=["a day"]), rules)
+    found = replace(
+        loss(one), marks=["a day"], block_marks=["a day"], uses=2, alarms=1
+    )  # Evaluated before two was judged
+    assert promote(name, three, found, rules).details["uses"] == 3
 
 
 def test_a_user_id_without_a_name_can_promote(contest, monkeypatch):

@@ -5,9 +5,11 @@ Code that runs would leave a trace, so a missing trace shows that it did not run
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -16,8 +18,11 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from mlpkg.data.lake import Lake
+from mlpkg.data.pins import version_mark
 from mlpkg.models.candidates import candidates
 from mlpkg.models.comparison import Comparison, decide
+from mlpkg.models.holdout import HoldoutRule, Learner, fair_rows
 from mlpkg.models.oversight import history
 from mlpkg.models.paired import Measurement
 from mlpkg.models.registry import RegistryError, champion, get_version, load_model, register, versions
@@ -49,6 +54,48 @@ def parcels() -> pd.DataFrame:
 def logged(parcels: pd.DataFrame, name: str = "logistic_regression") -> str:
     "Log a small model and return its URI"
     return log_model(fit(name, parcels, "late", NUMERIC, CATEGORICAL), parcels[NUMERIC + CATEGORICAL])
+
+
+def parts(*months: str) -> pd.DataFrame:
+    "Ten days of each month; the last month is held out"
+    days = [f"{month}-{day}" for month in months for day in range(10, 20)]
+    table = pd.DataFrame({"day": [day for day in days for _ in range(30)], "distance": 1.0, "late": 0})
+    return table.assign(part=["holdout" if day.startswith(months[-1]) else "train" for day in table["day"]])
+
+
+@pytest.mark.parametrize("way", ["made anew", "restored"])
+def test_a_model_is_not_judged_by_rows_that_have_the_number_of_those_it_has_learned_from(parcels, tmp_path, way):
+    rule = HoldoutRule("split/p", [("part", "=", "holdout")], [("part", "=", "train")], ("day",))
+    lake, rules = Lake(tmp_path / "lake"), PromotionSettings(min_rows=200, min_blocks=5)
+
+    def write(*months: str) -> int:
+        return lake.write("split/p", parts(*months), mode="overwrite")
+
+    write("01")
+    shutil.copytree(f"{lake.root}/split/p", tmp_path / "backup")
+    version = write("01", "02", "03")
+    tables = {"split/p": version}
+    about = {"tables": tables, "marks": {"split/p": version_mark(lake, "split/p", version)}}
+    pipeline = fit("logistic_regression", parcels, "late", NUMERIC, CATEGORICAL)
+    uri = log_model(pipeline, parcels[NUMERIC + CATEGORICAL], metadata=about)
+    name = f"model_{way[:4]}"
+    champion = get_version(name, register(uri, name, tables))
+
+    def judge(version) -> str:
+        return fair_rows(lake, rule, [Learner("champion", ["distance"], version.tables, version.marks)], rules).problem
+
+    assert judge(champion) == ""
+    shutil.rmtree(f"{lake.root}/split/p")
+    if way == "restored":
+        shutil.copytree(tmp_path / "backup", f"{lake.root}/split/p")
+    else:
+        write("01")
+    assert "was made from version 1 of split/p: table 'split/p' has no version 1" in judge(champion)
+    assert write("01", "02") == version, "February, which the champion has learned from, is held out"
+    assert "made anew or restored from a backup since. Decide by hand" in judge(champion)
+    older = replace(champion, tags={})
+    found = fair_rows(lake, rule, [Learner("champion", ["distance"], older.tables, older.marks)], rules)
+    assert (found.problem, len(found.rows)) == ("", 300) and "its number is trusted: champion" in found.note
 
 
 def stored(uri: str) -> Path:

@@ -38,8 +38,7 @@ from mlpkg.data.commits import (
     touches,
     until_committed,
 )  # fmt: skip
-from .ledger import Ledger
-from .pins import move_pin, pin, pinned, pins
+from .pins import Pins, move_pin, pin, pin_gone, pinned, pins
 from .spill import reopened
 from ..settings import Settings, load_settings
 
@@ -132,9 +131,9 @@ def tables(self: Lake, quietly: bool = False) -> list[str]:  # Sorted; empty if 
 
 # %% ../../nbs/api/data/14_lake.ipynb #e22e0216
 @patch(as_prop=True)
-def _pins(self: Lake) -> Ledger:
+def _pins(self: Lake) -> Pins:
     "The versions that the DAG run works on"
-    return pins(Lake(f"{self.root}/_runs", self.options, run=""), self.run)
+    return pins(Lake(f"{self.root}/_runs", self.options, run=""), self.run, self)
 
 
 @patch
@@ -223,8 +222,8 @@ def _scan(
     for column in chain(columns or [], filter_columns(filters)):
         if column not in data.schema.names:
             raise LakeError(f"table {name!r} has no column {column!r} (it has: {', '.join(data.schema.names)})")
-    if isinstance(version, int) and incomplete(data):
-        raise removed(name, version)
+    if (isinstance(version, int) or (self.run and version is None)) and incomplete(data):
+        raise (pin_gone if version is None else removed)(name, table.version())
     if not isinstance(version, int) or version >= self._usual(name):
         self.sources[name] = [table.metadata().id, same_rows(data.filesystem, table.version())]
     return table, read_files(data, columns, filters)

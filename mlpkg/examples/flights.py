@@ -17,6 +17,7 @@ import pandas as pd
 from ..data.inputs import inputs_from, prepare
 from ..data.lake import Lake, open_lake
 from ..data.months import month_pattern
+from ..data.pins import version_mark
 from .flights_data import FlightsError, months, read_planes, read_source, read_weather, write_raw
 from ..models.holdout import HoldoutRule
 from ..models.registry import Loaded
@@ -344,7 +345,8 @@ def seed_version(
     train, valid, holdout = (parts[parts["part"] == part] for part in ("train", "validation", "holdout"))
     found = search(candidate, train, valid, "late", numeric, categorical, budget=0, **objective(metric))
     tables = {"split/flights": lake.version("split/flights")}
-    about = {"candidate": candidate, "seed": 0, f"valid_{metric}": found.value, "tables": tables}
+    marks = {"split/flights": version_mark(lake, "split/flights")}
+    about = {"candidate": candidate, "seed": 0, f"valid_{metric}": found.value, "tables": tables, "marks": marks}
     inputs = inputs_from(features_contract(), train, flight_features)
     with mlflow.start_run(run_name=f"train [{candidate}]"):
         uri = log_model(found.pipeline, train[flight_features], name=candidate, metadata=about, inputs=inputs)

@@ -30,16 +30,19 @@ def _by_hand(
     version: int,
     why: str,
     before: int | None = None,  # Champion that the person had in mind; None: whichever it is
+    held: bool = False,  # Hold it, too? Then it may be champion already
 ) -> Version:  # The champion now; RegistryError if it was before, or if another one serves than was meant
     "Make a version champion because somebody says so"
 
     def rule(champions: Champions) -> Ruling:
         now = champions.champion
-        if now == version:
-            raise RegistryError(f"version {version} of model {name!r} is champion already")
         if before is not None and now != before:
             raise RegistryError(f"version {now} of model {name!r} is champion by now, not {before}. Look again")
-        return Ruling(name, event, version, version, now, why, by=whoami())
+        if now != version:
+            return Ruling(name, event, version, version, now, why, by=whoami(), details={"hold": True} if held else {})
+        if not held:
+            raise RegistryError(f"version {version} of model {name!r} is champion already")
+        return Ruling(name, "held", 0, now, now, why, by=whoami())
 
     settle(existing_model(name), rule)
     return get_version(name, version)
@@ -59,12 +62,7 @@ def promote_by_hand(
     held: bool = False,  # Hold it, or hold it as it is if it is champion already?
 ) -> Version:  # The champion now; RegistryError if it was before, UntrustedModelError if it cannot be loaded
     "Make a version champion, whatever its metrics"
-    number = _loadable(name, which)
-    if held:
-        hold(name, why)
-        if read_champions(existing_model(name)).champion == number:
-            return get_version(name, number)
-    return _by_hand(name, "by hand", number, why)
+    return _by_hand(name, "by hand", _loadable(name, which), why, held=held)
 
 # %% ../../nbs/api/models/26_oversight.ipynb #2fe9a7fa
 def _earlier(name: str, champions: Champions) -> list[int]:  # In the order in which they served
@@ -87,9 +85,7 @@ def rollback(
     if not (earlier := _earlier(name, champions)):
         raise RegistryError(f"version {old} of model {name!r} has no predecessor. Promote another one by number")
     number = _loadable(name, earlier[-1])
-    if held:
-        hold(name, why)
-    return _by_hand(name, "rolled back", number, f"from version {old}: {why}", champions.champion)
+    return _by_hand(name, "rolled back", number, f"from version {old}: {why}", champions.champion, held)
 
 # %% ../../nbs/api/models/26_oversight.ipynb #7ae10e09
 def hold(

@@ -67,6 +67,11 @@ class Ruling:
     registered: int = 0  # When the model was registered, as MLflow says it; 0 in lines from before that was kept
     sources: dict[int, str] = field(default_factory=dict)  # Version named here -> logged model it was made from
 
+    @property
+    def holds(self) -> bool:  # A version may become champion and be held in one decision
+        "Does it keep the rules from changing the champion?"
+        return self.event == "held" or bool(self.details.get("hold"))
+
 # %% ../../nbs/api/models/21_record.ipynb #cfac97b6
 _columns = {name: "string" for name in ("at", "model", "event", "why", "run", "by", "details", "sources")}
 _columns |= {name: "int64" for name in ("version", "champion", "before", "registered")}
@@ -110,8 +115,8 @@ class Champions:
     @property
     def hold(self) -> Ruling | None:
         "The hold that is in force"
-        last = next((e for e in reversed(self.rulings) if e.event in ("held", "released")), None)
-        return last if last and last.event == "held" else None
+        last = next((e for e in reversed(self.rulings) if e.holds or e.event == "released"), None)
+        return last if last and last.holds else None
 
 # %% ../../nbs/api/models/21_record.ipynb #4511b247
 @patch(as_prop=True)
@@ -314,18 +319,15 @@ def _apply(
     ruling: Ruling,
 ) -> None:  # A version that is not in MLflow any more is left out, and so is another one of its number
     "Write the tags of one decision"
-    if ruling.event == "held":
-        client.set_registered_model_tag(ruling.model, "hold", f"{ruling.why} ({ruling.by})")
-    elif ruling.event == "released":
-        client.set_registered_model_tag(ruling.model, "hold", "")
-    else:
-        for version, tags in _tags(ruling).items():
-            entry = registered_version(client, ruling.model, version)
-            if entry is None or ruling.sources.get(version, entry.source) != entry.source:
-                continue
-            for tag, value in tags.items():
-                with _unless_deleted():
-                    client.set_model_version_tag(ruling.model, str(version), tag, value[:5000])
+    if ruling.holds or ruling.event == "released":
+        client.set_registered_model_tag(ruling.model, "hold", f"{ruling.why} ({ruling.by})" if ruling.holds else "")
+    for version, tags in _tags(ruling).items() if ruling.version else ():
+        entry = registered_version(client, ruling.model, version)
+        if entry is None or ruling.sources.get(version, entry.source) != entry.source:
+            continue
+        for tag, value in tags.items():
+            with _unless_deleted():
+                client.set_model_version_tag(ruling.model, str(version), tag, value[:5000])
 
 # %% ../../nbs/api/models/21_record.ipynb #2bb39bb8
 def _point(
@@ -348,7 +350,8 @@ def _is_up_to_date(
     "Does MLflow say what the record says?"
     serving, done = int(model.aliases.get("champion", 0)), int(model.tags.get("decisions", 0))
     missing = model.tags.get("champion.missing", "")
-    return (serving, done, missing) == (champions.champion, len(champions.rulings), champions.missing)
+    twice = serving and serving == int(model.aliases.get("challenger", 0))
+    return not twice and (serving, done, missing) == (champions.champion, len(champions.rulings), champions.missing)
 
 # %% ../../nbs/api/models/21_record.ipynb #588c6278
 def _catch_up(

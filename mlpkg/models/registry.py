@@ -60,6 +60,11 @@ class Version:
         "Address of this version"
         return f"models:/{self.name}/{self.version}"
 
+    @property
+    def marks(self) -> dict[str, str]:  # Table -> mark; empty for models from before it was kept
+        "What tells the versions in `tables` from others of their number"
+        return _prefixed(self.tags, "mark.")
+
 # %% ../../nbs/api/models/22_registry.ipynb #a901458e
 def _prefixed(
     tags: Mapping[str, str],
@@ -158,14 +163,19 @@ def _tags(
     tables: Mapping[str, int] | None,
     metrics: Mapping[str, float] | None,
     tags: Mapping[str, str] | None,
+    logged: Mapping[str, Any] | None = None,  # Metadata of the logged model
 ) -> dict[str, str]:  # As MLflow keeps them
     "What is written beside a version"
     from mlflow import MlflowClient
+
+    known, marks = (logged or {}).get("tables", {}), (logged or {}).get("marks", {})
+    same = [table for table, version in (tables or {}).items() if table in marks and known.get(table) == version]
 
     commit = MlflowClient().get_run(run_id).data.tags.get("mlflow.source.git.commit") if run_id else None
     return {
         **(tags or {}),
         **{f"table.{table}": str(version) for table, version in (tables or {}).items()},
+        **{f"mark.{table}": str(marks[table]) for table in same},
         **{f"metric.{metric}": str(float(value)) for metric, value in (metrics or {}).items()},
         "git_commit": commit or "unknown",
     }
@@ -232,7 +242,7 @@ def register(
     if registered_model(client, name) is None:
         _create(name)
     if (entry := _registered(name, source)) is None:
-        written = _tags(info.run_id, tables, metrics, tags)
+        written = _tags(info.run_id, tables, metrics, tags, info.metadata)
         entry = client.create_model_version(name, source, info.run_id, written, model_id=info.model_id)
     _challenge(name, int(entry.version))
     return int(entry.version)
