@@ -217,12 +217,13 @@ def held_run(
     with contextlib.ExitStack() as held:
 
         def hold(event: dict) -> None:
+            from mlflow.entities import RunTag
+
             if event["event"] == "pipeline":
                 entry = held.enter_context(locked_entry(settings, event["name"], event["run_id"]))
                 run.entries.append(entry)
                 mlflow = client(settings)
-                for name, value in owner_tags().items():
-                    mlflow.set_tag(entry.run_id, name, value)
+                mlflow.log_batch(entry.run_id, tags=[RunTag(name, value) for name, value in owner_tags().items()])
                 held.enter_context(reporting(mlflow, settings, entry.run_id, entry.notebook))
 
         try:
