@@ -27,7 +27,7 @@ from .forgetting import remove_old_answers
 from .loader import last_good_copy
 from ..settings import Settings, load_settings
 from ..steps.cache import standing_in
-from ..steps.tracking import all_pages, connect, step_runs
+from ..steps.tracking import all_pages, connect, missing, step_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,12 +38,8 @@ def registered_versions() -> list[Version]:  # Of all models
     "All versions in the registry"
     from mlflow import MlflowClient
 
-    found, names = MlflowClient().search_registered_models(), []
-    while True:
-        names += [model.name for model in found]
-        if not found.token:
-            return [version for name in names for version in versions(name)]
-        found = MlflowClient().search_registered_models(page_token=found.token)
+    models = list(all_pages(lambda page_token: MlflowClient().search_registered_models(page_token=page_token)))
+    return [version for model in models for version in versions(model.name)]
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #ce76bc4d
 def runs_behind_models(
@@ -61,12 +57,10 @@ def runs_behind_models(
 
 def _unless_gone(get: Callable[[str], Any], what: str) -> Any:  # None if somebody has deleted it for good
     "Get something from MLflow; whatever else goes wrong is an error"
-    from mlflow.exceptions import MlflowException
-
     try:
         return get(what)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+    except Exception as error:
+        if not missing(error):
             raise
         return None
 
@@ -84,31 +78,18 @@ def versions_in_use(client: "MlflowClient") -> dict[str, set[int]]:  # Table -> 
     return dict(found)
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #72c99b38
-def _runs(client: "MlflowClient", condition: str) -> "list[Run]":  # Oldest first
-    "Runs of DAGs and steps in all experiments"
-    ids, found = [one.experiment_id for one in client.search_experiments()], list[Any]()
-    for kind in ("pipeline", "step"):
-        token = None
-        while True:
-            words = f"tags.`mlpkg.kind` = '{kind}' and {condition}"
-            page = client.search_runs(ids, words, order_by=["attributes.start_time ASC"], page_token=token)
-            found += page
-            if not (token := page.token):
-                break
-    return sorted(found, key=lambda run: run.info.start_time)
+def _find(client: "MlflowClient", condition: str, ids: Collection[str] = ()) -> "list[Run]":  # Oldest first
+    "Runs of experiments; of all unless given"
+    ids = list(ids) or [one.experiment_id for one in all_pages(client.search_experiments)]
+    return list(all_pages(client.search_runs, ids, condition, order_by=["attributes.start_time ASC"]))
 
 
 def running_runs(client: "MlflowClient") -> "list[Run]":  # Oldest first
-    "Runs that go on, and those in which a step goes on"
-    running = _runs(client, "attributes.status = 'RUNNING'")
-    parents = {run.data.tags["mlflow.parentRunId"] for run in running if not _whole(run)}
+    "Runs of DAGs and steps that go on, and those in which a step goes on"
+    running = _find(client, "tags.`mlpkg.kind` LIKE '%' and attributes.status = 'RUNNING'")
+    parents = {run.data.tags.get("mlflow.parentRunId") for run in running} - {None}
     others = [_unless_gone(client.get_run, one) for one in parents - {run.info.run_id for run in running}]
     return sorted([*running, *filter(None, others)], key=lambda run: run.info.start_time)
-
-
-def _whole(run: "Run") -> bool:
-    "Is it no part of another run?"
-    return "mlflow.parentRunId" not in run.data.tags
 
 
 def running_since(client: "MlflowClient") -> datetime | None:  # UTC; None if nothing is running
@@ -116,19 +97,41 @@ def running_since(client: "MlflowClient") -> datetime | None:  # UTC; None if no
     running = running_runs(client)
     return datetime.fromtimestamp(running[0].info.start_time / 1000, UTC) if running else None
 
+# %% ../../nbs/api/serving/34_tidying.ipynb #1c3524c9
+def _recorded(client: "MlflowClient") -> "dict[str, Run]":  # Run id -> run, oldest first
+    "The runs of the experiments that this project makes"
+    made = {"steps", "simulation", "interactive"}
+    experiments = {one.experiment_id: one.name for one in all_pages(client.search_experiments)}
+    steps = "tags.`mlpkg.kind` LIKE '%'"
+    ours = [one for one, name in experiments.items() if name in made or client.search_runs([one], steps, max_results=1)]
+    return {run.info.run_id: run for run in _find(client, "", ours)} if ours else {}
+
+# %% ../../nbs/api/serving/34_tidying.ipynb #57bc566b
+def _root(run: "Run", runs: "dict[str, Run]") -> str:  # Run id
+    "The run that a run is a part of, or itself"
+    for _ in range(100):  # however deeply it is nested
+        if (parent := runs.get(run.data.tags.get("mlflow.parentRunId", ""))) is None:
+            break
+        run = parent
+    return run.info.run_id
+
 # %% ../../nbs/api/serving/34_tidying.ipynb #c5cffb50
 def old_runs(
     client: "MlflowClient",
     before: datetime,  # Runs that began before this are old
-) -> "list[Run]":  # Of DAGs, and of steps that stand alone; oldest first
+) -> "list[Run]":  # Those that are no part of another; oldest first
     "Runs that nobody needs any more"
-    over = _runs(client, "attributes.status != 'RUNNING'")
-    last = {run.info.experiment_id: run.info.run_id for run in over if run.info.status == "FINISHED" and _whole(run)}
-    kept = {*last.values(), *runs_behind_models(client), *(run.info.run_id for run in running_runs(client))}
+    runs = _recorded(client)
+    roots = {run_id: _root(run, runs) for run_id, run in runs.items()}
+    done = [run for run in runs.values() if run.info.status == "FINISHED" and "mlpkg.kind" in run.data.tags]
+    last = {run.info.experiment_id: run.info.run_id for run in done if "mlflow.parentRunId" not in run.data.tags}
+    behind = {run.info.run_id for found in runs_behind_models(client).values() for run in found}
+    going_on = {run_id for run_id, run in runs.items() if run.info.status == "RUNNING"}
+    kept = {roots.get(run_id, run_id) for run_id in {*last.values(), *behind, *going_on}}
     limit = before.timestamp() * 1000
-    old = [run for run in over if _whole(run) and run.info.start_time < limit and run.info.run_id not in kept]
-    needed = standing_in(over, {run.info.run_id for run in old})
-    return [run for run in old if run.info.run_id not in needed]
+    old = {one for one in roots.values() if one not in kept and runs[one].info.start_time < limit}
+    old -= standing_in(runs.values(), old)
+    return [run for run_id, run in runs.items() if run_id in old]
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #11d75b9c
 def _sizes(listed: Callable[[str | None], Iterable[Any]], path: str | None = None) -> list[int]:
