@@ -87,7 +87,7 @@ def _find(client: "MlflowClient", condition: str, ids: Collection[str] = ()) -> 
 def running_runs(client: "MlflowClient") -> "list[Run]":  # Oldest first
     "Runs of DAGs and steps that go on, and those in which a step goes on"
     running = _find(client, "tags.`mlpkg.kind` LIKE '%' and attributes.status = 'RUNNING'")
-    parents = {run.data.tags.get("mlflow.parentRunId") for run in running} - {None}
+    parents = {run.data.tags.get("mlflow.parentRunId", "") for run in running} - {""}
     others = [_unless_gone(client.get_run, one) for one in parents - {run.info.run_id for run in running}]
     return sorted([*running, *filter(None, others)], key=lambda run: run.info.start_time)
 
