@@ -279,7 +279,7 @@ def begin_lock(
     "The lock that is held while a run of a DAG begins"
     return Path(os.environ["AIRFLOW_HOME"]) / f"mlpkg-begin-{dag_id}.lock"
 
-
+# %% ../../nbs/api/airflow/16_local.ipynb #7a562cf8
 @contextlib.contextmanager
 def beginning(
     dag_id: str,

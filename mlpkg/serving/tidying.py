@@ -54,7 +54,7 @@ def runs_behind_models(
             found[parent] = [run, whole, *step_runs(client, parent)] if whole else [run]
     return found
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #14df6c2a
 def _unless_gone(get: Callable[[str], Any], what: str) -> Any:  # None if somebody has deleted it for good
     "Get something from MLflow; whatever else goes wrong is an error"
     try:
@@ -83,7 +83,7 @@ def _find(client: "MlflowClient", condition: str, ids: Collection[str] = ()) -> 
     ids = list(ids) or [one.experiment_id for one in all_pages(client.search_experiments)]
     return list(all_pages(client.search_runs, ids, condition, order_by=["attributes.start_time ASC"]))
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #c6c00999
 def running_runs(client: "MlflowClient") -> "list[Run]":  # Oldest first
     "Runs of DAGs and steps that go on, and those in which a step goes on"
     running = _find(client, "tags.`mlpkg.kind` LIKE '%' and attributes.status = 'RUNNING'")
@@ -91,7 +91,7 @@ def running_runs(client: "MlflowClient") -> "list[Run]":  # Oldest first
     others = [_unless_gone(client.get_run, one) for one in parents - {run.info.run_id for run in running}]
     return sorted([*running, *filter(None, others)], key=lambda run: run.info.start_time)
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #052eaf1e
 def running_since(client: "MlflowClient") -> datetime | None:  # UTC; None if nothing is running
     "When the oldest run that goes on began"
     running = running_runs(client)
@@ -141,7 +141,7 @@ def _sizes(listed: Callable[[str | None], Iterable[Any]], path: str | None = Non
         found += _sizes(listed, file.path) if file.is_dir else [file.file_size or 0]
     return found
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #15976f30
 def _delete_artifacts(uri: str) -> None:
     "Delete a folder of artifacts"
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -155,7 +155,7 @@ def _models(client: "MlflowClient", run: "Run") -> list[Any]:
     logged = run.outputs.model_outputs if run.outputs else ()
     return list(filter(None, (_unless_gone(client.get_logged_model, one.model_id) for one in logged)))
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #0a49238b
 def registered_from(
     client: "MlflowClient",
     runs: "list[Run]",
@@ -205,7 +205,7 @@ def remove_old_runs(
         name = client.get_experiment(experiment).name
         yield guarded("runs", name, _remove_all, client, name, runs, dry_run)
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #fe82f112
 def _remove_all(client: "MlflowClient", name: str, runs: "list[Run]", dry_run: bool) -> Removal:
     "Remove runs of an experiment with their steps"
     from mlflow.exceptions import MlflowException
@@ -226,7 +226,7 @@ def _remove_all(client: "MlflowClient", name: str, runs: "list[Run]", dry_run: b
         raise TidyError(str(error)) from error
     return Removal("runs", name, count, len(sizes), sum(sizes), f"kept: runs of {', '.join(kept)}" if kept else "")
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #e656bc4a
 class TidyError(MlpkgError, RuntimeError):
     "Something that could not be removed"
 
@@ -253,7 +253,7 @@ def remove_old_paths(
     note = f"{len(refused)} not removed: {refused[0]}{owner}" if refused else ""
     return Removal(what, where, len(gone), len(sizes), sum(sizes), note, bool(refused))
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #aaa2c499
 def _remove_path(path: Path, dry_run: bool) -> list[int]:
     "Remove a file, a link, or a folder with what is in it; the sizes of the files"
     folder = path.is_dir() and not path.is_symlink()
@@ -270,14 +270,14 @@ def _has_airflow(settings: Settings) -> bool:
     used = any((home / name).is_file() for name in ("airflow.cfg", "airflow.db"))
     return used or bool(os.environ.get("MLPKG_PIPELINE_RUN"))  # a step of a DAG
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #5f7da02e
 def _log_files(folder: Path) -> Iterator[Path]:
     "Files and links of Airflow's logs, and folders without any"
     for path in folder.rglob("*"):
         if path.is_symlink() or path.is_file() or (path.is_dir() and not any(path.iterdir())):
             yield path
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #2715b83c
 def _remove_logs(settings: Settings, before: datetime, dry_run: bool) -> Removal:
     "Remove old logs of Airflow; TidyError where Airflow must have them elsewhere"
     given = os.environ.get("AIRFLOW__LOGGING__BASE_LOG_FOLDER") or settings.airflow.logs
@@ -298,7 +298,7 @@ def _copies(settings: Settings) -> Iterator[Path]:
     good = {last_good_copy(marker.parent.name, root) for marker in root.glob("models/*/last-good.json")}
     yield from (path for path in root.glob("models/*/*") if path.is_dir() and path not in good)
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #fc076acd
 def remove_old_files(
     settings: Settings,
     now: datetime,  # Retention counts from here
@@ -322,7 +322,7 @@ def _pin_tables(lake: Lake) -> Lake:
     "Where the runs of DAGs note which versions they work on"
     return Lake(f"{lake.root}/_runs", lake.options, run="")
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #0000f4f3
 def pinned_versions(
     lake: Lake,
     before: datetime,  # Pins last written before this go, and do not count
@@ -344,13 +344,13 @@ def _lake(settings: Settings) -> Lake:
     lake.run, lake.log = "", None
     return lake
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #aa6a4c81
 def _tidy_answers(settings: Settings, now: datetime, dry_run: bool) -> Iterator[Removal]:
     "Old answers"
     if days := settings.retention.answers:
         yield from remove_old_answers(_lake(settings), now - timedelta(days=days), dry_run)
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #b678709f
 def _tidy_tables(settings: Settings, now: datetime, dry_run: bool) -> Iterator[Removal]:
     "Old versions of tables, and small files"
     from mlflow import MlflowClient
@@ -368,7 +368,7 @@ def _tidy_tables(settings: Settings, now: datetime, dry_run: bool) -> Iterator[R
         needed[table] |= numbers
     yield from tidy_lake(lake, before, needed, dry_run)
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #34fbc2ce
 def _tidy_runs(settings: Settings, now: datetime, dry_run: bool) -> Iterator[Removal]:
     "Old runs"
     from mlflow import MlflowClient
@@ -382,7 +382,7 @@ parts: dict[str, Callable[[Settings, datetime, bool], Iterator[Removal]]] = {
     "answers": _tidy_answers, "tables": _tidy_tables, "runs": _tidy_runs, "files": remove_old_files,
 }  # fmt: skip
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #9daaa70c
 def tidy(
     settings: Settings | None = None,  # Read from settings.ini unless given
     dry_run: bool = False,  # Only say what would be done?
