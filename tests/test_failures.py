@@ -47,3 +47,39 @@ def test_a_mapped_step_that_fails_altogether_fails_the_run(some):
     some.mlpkg("run", "some", "-p", "bad=[1, 2, 3]", code=1)
     (run,) = some.pipeline_runs("some")
     assert run.info.status == "FAILED" and "total" not in some.steps(run)
+
+
+NUMBERED = """
+from airflow.sdk import DAG
+
+from mlpkg.airflow.dags import mapped_notebook_step, notebook_step, recorded_run
+
+with DAG("numbered", params={"sizes": [1, 2], "bad": [1]}):
+    with recorded_run():
+        for number in ("load_1", "load_2"):
+            notebook_step("notebooks", f"10_{number}")
+        counts = mapped_notebook_step("notebooks", "10_load", over="sizes", parameter="rows")
+        counts >> notebook_step("notebooks", "20_report", trigger_rule="all_done_min_one_success")
+"""
+
+
+def numbered(project, first: str, second: str):
+    "Two ordinary tasks, named like the instances of a mapped one beside them"
+    (project.root / "dags" / "numbered.py").write_text(NUMBERED)
+    project.notebook("10_load", "rows: int = 1\nbad: list = []", COUNT)
+    project.notebook("10_load_1", "x: int = 1", first)
+    project.notebook("10_load_2", "x: int = 1", second)
+    return project
+
+
+def test_ordinary_steps_with_numbers_are_not_instances_of_a_mapped_one(project):
+    output = numbered(project, "1 / 0", "2 / 1").mlpkg("run", "numbered", code=1)
+    (run,) = project.pipeline_runs("numbered")
+    assert "numbered failed" in output and run.info.status == "FAILED"
+    assert "failed" in project.look("runs", "--dag", "numbered").lower()
+
+
+def test_a_mapped_step_may_fail_in_part_beside_ordinary_ones_with_numbers(project):
+    numbered(project, "1 / 1", "2 / 1").mlpkg("run", "numbered")
+    (run,) = project.pipeline_runs("numbered")
+    assert (run.info.status, run.data.tags["mlpkg.failed_steps"]) == ("FINISHED", "load [1]")

@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import wait_for
@@ -18,8 +19,9 @@ from mlpkg.steps.execution import StepError
 from mlpkg.steps.live import latest_notebook
 from mlpkg.steps.notebooks import store_notebook
 from mlpkg.steps.outbox import conclude, load_entry, locked_entry, upload_or_keep, waiting
+from mlpkg.steps.owners import machine
 from mlpkg.steps.recovery import end_lost, outbox_state, owned_runs, recover
-from mlpkg.steps.run import run_step
+from mlpkg.steps.run import announce, run_step
 from mlpkg.steps.tracking import TrackingError, end_run, open_pipeline_run, start_step, step_runs
 
 NOTEBOOK = '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
@@ -378,3 +380,102 @@ def test_listings_see_more_than_a_thousand_runs(project):
     assert len(step_runs(project.mlflow, first)) == 1005
     assert "monthly" in project.look("status")
     assert "no run of step 'count'" in " ".join(project.look("notebook", monthly, "count", code=2).split())
+
+
+@contextlib.contextmanager
+def refusing_artifacts(project, seconds: float):
+    "Id of an experiment whose artifact store needs a while to refuse a file, and the list of its refusals"
+    refusals = []
+
+    class Refuse(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.do_PUT()
+
+        def do_PUT(self):
+            time.sleep(seconds)
+            refusals.append(self.path)
+            self.send_error(403)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield project.mlflow.create_experiment("away", f"http://127.0.0.1:{server.server_port}/files"), refusals
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_step_waits_for_one_entry_of_a_store_that_is_away_and_sync_tries_all(project):
+    with refusing_artifacts(project, 1) as (experiment, refusals):
+        for _ in range(5):
+            run_id = project.mlflow.create_run(experiment).info.run_id
+            with locked_entry(project.settings, "count", run_id) as entry:
+                entry.notebook.write_text(NOTEBOOK)
+        tried = []
+        for _ in range(2):
+            del refusals[:]
+            run_step(project.notebook("next", "x: int = 1"), settings=project.settings)
+            tried.append({path.split("/")[2] for path in refusals})
+        assert [len(runs) for runs in tried] == [1, 1]
+        assert tried[0] != tried[1], "an entry that cannot be brought in does not stand in the way of the others"
+        del refusals[:]
+        assert "5 left in" in project.look("sync")
+        assert len({path.split("/")[2] for path in refusals}) == 5
+
+
+def test_a_step_spends_little_time_on_a_long_backlog(project, monkeypatch):
+    for _ in range(4):
+        abandoned(project)
+    monkeypatch.setattr("mlpkg.steps.recovery.PATIENCE", 0)
+    assert len(recover(project.settings)) == 1
+    assert len(recover(project.settings, everything=True)) == 3
+
+
+def test_a_folder_without_its_entry_is_set_aside_and_its_run_is_ended(project):
+    lost = abandoned(project)
+    (lost.folder / "entry.json").unlink()
+    (lost.folder.parent / "lost+found").mkdir()  # that of a file system is nobody's entry
+    assert "1 waiting for MLflow" in project.look("status")
+    assert f"{lost.run_id} was set aside" in project.look("sync")
+    assert project.mlflow.get_run(lost.run_id).info.status == "KILLED"
+    assert waiting(project.settings) == [] and (lost.folder.parent / "lost+found").exists()
+
+
+def test_a_run_without_a_heartbeat_does_not_keep_others_from_being_ended(project):
+    gone = {"machine": machine(), "pid": 2**22 + 1, "started": "1"}
+    runs = []
+    for owner, beat in ((gone, "1700000000.0"), (gone, ""), (gone | {"machine": "worker-7 3f2a"}, ""), (gone, "soon")):
+        runs.append(start_step(project.mlflow, project.settings, "count"))
+        project.mlflow.set_tag(runs[-1], "mlpkg.owner", json.dumps(owner))
+        project.mlflow.delete_tag(runs[-1], "mlpkg.heartbeat")
+        if beat:
+            project.mlflow.set_tag(runs[-1], "mlpkg.heartbeat", beat)
+    assert {*runs[:2]} <= {*end_lost(project.mlflow, project.settings)}
+    later = [end_lost(project.mlflow, project.settings, time.time() + seconds) for seconds in (2000, 4000)]
+    assert runs[2] in sum(later, []), "one of another machine was last heard of at its start"
+
+
+def test_an_entry_whose_run_the_same_store_has_lost_is_reported(project):
+    entry = abandoned(project)
+    with contextlib.closing(sqlite3.connect(project.settings.tracking.uri.removeprefix("sqlite:///"))) as database:
+        for table in ("tags", "latest_metrics", "metrics", "params", "runs"):  # as an older backup has them
+            database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (entry.run_id,))
+        database.commit()
+    for command in ("sync", "status"):
+        assert f"{entry.folder}: its run is unknown to this MLflow" in project.look(command)
+    assert "its run is unknown to this MLflow" in " ".join(project.look("doctor", code=1).split())
+    assert waiting(project.settings) == [entry.folder]
+
+
+def test_a_pipeline_run_gets_its_owner_and_heartbeat_together_or_not_at_all(project):
+    from mlpkg.airflow.local import held_run
+
+    run_id = open_pipeline_run(project.mlflow, project.settings, "small", "manual__1")
+    with database_trouble(project, "tags", when="new.key = 'mlpkg.heartbeat'"):
+        with contextlib.suppress(Exception), held_run(project.settings):
+            announce("pipeline", run_id, "small", "is recorded")
+    tags = project.mlflow.get_run(run_id).data.tags
+    assert "mlpkg.owner" not in tags and "mlpkg.heartbeat" not in tags

@@ -197,3 +197,46 @@ def test_a_task_that_is_cleared_in_airflow_goes_on_in_the_same_way(parcels, more
         assert f"closed run {run.info.run_id}: its DAG run is over" in parcels.mlpkg("sync")
         (run,) = parcels.pipeline_runs("parcels")
     assert run.info.status == "FINISHED"
+
+
+BEGINNING = """import os, time
+
+from airflow.sdk import DAG, task
+
+from mlpkg.airflow.dags import notebook_steps, recorded_run
+
+
+@task
+def look():
+    open("looking", "w").close()
+    while not os.path.exists("go"):
+        time.sleep(0.1)
+
+
+with DAG("slow", schedule=None, default_args={"retries": 0}):
+    with recorded_run(after=look()):
+        notebook_steps("notebooks", "30_report")
+"""
+
+
+def test_a_run_that_has_just_begun_is_not_taken_over(parcels):
+    (parcels.root / "dags" / "slow.py").write_text(BEGINNING)
+    running = parcels.start(sys.executable, "-c", "from mlpkg.cli.main import main; main()", "run", "slow")
+    wait_for((parcels.root / "looking").exists)
+    refused = said(parcels.mlpkg("run", "slow", "--resume", code=2))
+    assert "a run of slow has just begun, and is not recorded yet" in refused
+    (parcels.root / "go").touch()
+    assert running.wait(300) == 0
+    assert [run.info.status for run in parcels.pipeline_runs("slow")] == ["FINISHED"]
+
+
+def test_a_run_that_was_killed_before_it_was_recorded_goes_on_and_leaves_no_lock(parcels):
+    (parcels.root / "dags" / "slow.py").write_text(BEGINNING)
+    running = parcels.start(sys.executable, "-c", "from mlpkg.cli.main import main; main()", "run", "slow")
+    wait_for((parcels.root / "looking").exists)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    (parcels.root / "go").touch()
+    parcels.mlpkg("run", "slow", "--resume")
+    assert [run.info.status for run in parcels.pipeline_runs("slow")] == ["FINISHED"]
+    assert not [file.name for file in (parcels.root / "var" / "airflow").rglob("*resume*") if file.is_file()]

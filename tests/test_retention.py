@@ -318,3 +318,40 @@ def test_interrupted_after_the_truth_it_finds_the_rest_again(tmp_path, monkeypat
     steps.close()
     list(forget(lake, tmp_path, "sticky", "customer7"))
     assert holders(lake, tmp_path, "customer7", gone.request_id) == []
+
+
+def test_every_run_of_this_project_goes_when_it_is_old_and_nobody_elses(project):
+    import mlflow
+
+    from mlpkg.airflow.simulation import record_simulation
+    from mlpkg.serving.tidying import remove_old_runs
+    from mlpkg.steps.tracking import connect, end_run, open_pipeline_run, start_step
+    from mlpkg.testing import add_version
+
+    client, settings = project.mlflow, project.settings
+    simulated = record_simulation(settings, pd.DataFrame({"month": ["2013-01"], "champion_score": [0.7]}))
+    connect(settings)
+    with mlflow.start_run() as tried:
+        with mlflow.start_run(nested=True) as nested:
+            mlflow.log_metric("loss", 1)
+    foreign = client.create_run(client.create_experiment("theirs")).info.run_id
+    client.set_terminated(foreign)
+    deleted, newest = (open_pipeline_run(client, settings, "train", f"manual__{n}") for n in range(2))
+    other = open_pipeline_run(client, settings, "train", "manual__2")
+    left = {"registered": start_step(client, settings, "registered", deleted)}
+    left |= {name: start_step(client, settings, name, other) for name in ("plain", "standing_in")}
+    hit = start_step(client, settings, "standing_in", newest, {"mlpkg.cached_from": left["standing_in"]})
+    mlflow.set_experiment("train")
+    with mlflow.start_run(run_id=left["registered"]):
+        add_version()
+    for run_id in (*left.values(), hit, newest, deleted, other):
+        end_run(client, run_id, "FINISHED")
+    for run_id in (deleted, other):
+        client.delete_run(run_id)
+
+    removed = list(remove_old_runs(client, datetime.now(UTC) + timedelta(days=1)))
+    assert not any(one.failed for one in removed) and {one.where for one in removed} >= {"simulation", "interactive"}
+    gone = (simulated, tried.info.run_id, nested.info.run_id, left["plain"])
+    assert {client.get_run(run_id).info.lifecycle_stage for run_id in gone} == {"deleted"}
+    kept = (foreign, left["registered"], left["standing_in"], hit, newest)
+    assert {client.get_run(run_id).info.lifecycle_stage for run_id in kept} == {"active"}

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['airflow_env', 'use_airflow', 'prepare_database', 'DagError', 'redact_log', 'load_dags', 'read_params', 'dag_conf',
-           'plan', 'output_to', 'HeldRun', 'held_run', 'DagResult', 'run_dag', 'dag_run_states', 'close_over',
-           'triggered']
+           'plan', 'output_to', 'HeldRun', 'held_run', 'DagResult', 'run_dag', 'begin_lock', 'beginning',
+           'dag_run_states', 'close_over', 'triggered']
 
 # %% ../../nbs/api/airflow/16_local.ipynb #4b3e09fc
 import contextlib
 import copy
+import fcntl
 import json
 import os
 import subprocess
@@ -236,12 +237,13 @@ def held_run(
     with contextlib.ExitStack() as held:
 
         def hold(event: dict) -> None:
+            from mlflow.entities import RunTag
+
             if event["event"] == "pipeline":
                 entry = held.enter_context(locked_entry(settings, event["name"], event["run_id"]))
                 run.entries.append(entry)
                 mlflow = client(settings)
-                for name, value in owner_tags().items():
-                    mlflow.set_tag(entry.run_id, name, value)
+                mlflow.log_batch(entry.run_id, tags=[RunTag(name, value) for name, value in owner_tags().items()])
                 held.enter_context(reporting(mlflow, settings, entry.run_id, entry.notebook))
 
         try:
@@ -281,12 +283,38 @@ def run_dag(
     params = copy.deepcopy(dag.params)  # Airflow leaves this run's values in them, where the next run would find them
     started = datetime.now()
     try:
-        with listening(listen), held_run(settings) as held:
+        with listening(listen), held_run(settings) as held, beginning(dag.dag_id):
             run = dag.test(run_conf=dict(conf or {})) if jobs == 1 else run_side_by_side(dag, conf or {}, jobs)
             held.status = "FINISHED" if str(run.state) == "success" else "FAILED"
     finally:
         dag.params = params
     return DagResult(dag.dag_id, run.run_id, str(run.state), (datetime.now() - started).total_seconds())
+
+# %% ../../nbs/api/airflow/16_local.ipynb #7651371b
+def begin_lock(
+    dag_id: str,
+) -> Path:  # One file for each DAG
+    "The lock that is held while a run of a DAG begins"
+    return Path(os.environ["AIRFLOW_HOME"]) / f"mlpkg-begin-{dag_id}.lock"
+
+# %% ../../nbs/api/airflow/16_local.ipynb #7a562cf8
+@contextlib.contextmanager
+def beginning(
+    dag_id: str,
+) -> Iterator[None]:
+    "Keep others from taking over the run that begins in this block, until MLflow knows who runs it"
+    with begin_lock(dag_id).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+
+        def begun(event: dict) -> None:
+            if event["event"] == "pipeline":
+                fcntl.flock(file, fcntl.LOCK_UN)  # for forks of this process, too
+
+        try:
+            with listening(begun):
+                yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 # %% ../../nbs/api/airflow/16_local.ipynb #f75a6c7c
 def dag_run_states(

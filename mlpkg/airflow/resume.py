@@ -10,20 +10,21 @@ __all__ = ['ResumeError', 'dag_runs', 'choose_run', 'at_work', 'check_idle', 'to
 import ast
 import contextlib
 import copy
+import fcntl
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from .listening import listening
-from .local import DagError, DagResult, held_run
+from .local import DagError, DagResult, begin_lock, held_run
 from .parallel import be_patient, finish_in_children, make_due
 from ..redaction import get_log
 from ..settings import Settings
+from ..steps.outbox import held
 from ..steps.owners import owner_state, read_owner
 from ..steps.recovery import end_lost, recover
 from ..steps.tracking import client, find_run, pipeline_runs, step_runs
@@ -288,12 +289,31 @@ def _alone(
 ) -> Iterator[None]:  # ResumeError where another process has begun to resume this run
     "Keep others from resuming the same run while the block runs"
     name = "".join(sign if sign.isalnum() else "-" for sign in dag_run_id)
-    lock = FileLock(Path(os.environ["AIRFLOW_HOME"]) / f"mlpkg-resume-{name}.lock", timeout=0)
-    try:
-        with lock:
+    folder = Path(os.environ["AIRFLOW_HOME"]) / "mlpkg-resume" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder) as ours:
+        if not ours:
+            raise ResumeError(f"run {dag_run_id} is being resumed by another process already")
+        try:
             yield
-    except Timeout:
-        raise ResumeError(f"run {dag_run_id} is being resumed by another process already") from None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # who waits for this lock finds that its file is gone
+
+# %% ../../nbs/api/airflow/17_resume.ipynb #af73d119
+@contextlib.contextmanager
+def _none_beginning(
+    dag_id: str,
+) -> Iterator[None]:  # ResumeError where a run of this DAG is beginning
+    "Keep runs of a DAG from beginning while the block looks for the one to resume"
+    with begin_lock(dag_id).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ResumeError(
+                f"a run of {dag_id} has just begun, and is not recorded yet. Try again when its first step runs, "
+                "or when it is over"
+            ) from None
+        yield
 
 # %% ../../nbs/api/airflow/17_resume.ipynb #864551ac
 def resume_dag(
@@ -307,17 +327,19 @@ def resume_dag(
     mlflow = client(settings)
     recover(settings)
     end_lost(mlflow, settings)
-    chosen = choose_run(mlflow, dag.dag_id, run, dag_runs(dag.dag_id))
     for task in dag.tasks:
         task.retries = 0
     params, started = copy.deepcopy(dag.params), datetime.now()
     try:
-        with _alone(chosen):
-            check_idle(mlflow, settings, dag.dag_id, chosen)
+        with contextlib.ExitStack() as ours:
+            with _none_beginning(dag.dag_id):
+                chosen = choose_run(mlflow, dag.dag_id, run, dag_runs(dag.dag_id))
+                ours.enter_context(_alone(chosen))
+                check_idle(mlflow, settings, dag.dag_id, chosen)
             parent = find_run(mlflow, dag.dag_id, chosen)
-            with listening(listen), held_run(settings) as held:
+            with listening(listen), held_run(settings) as running:
                 state = go_on(dag, chosen, parent.data.params if parent else {}, jobs)
-                held.status = "FINISHED" if state == "success" else "FAILED"
+                running.status = "FINISHED" if state == "success" else "FAILED"
     finally:
         dag.params = params
     return DagResult(dag.dag_id, chosen, state, (datetime.now() - started).total_seconds())

@@ -362,7 +362,7 @@ def sync_command():
 
     settings = current_settings()
     mlflow = client(settings)
-    for run_id in recover(settings):
+    for run_id in recover(settings, everything=True):
         typer.echo(f"uploaded to run {run_id}")
     with output_to(log_path(settings, "sync")):
         closed = close_over(settings)  # before the next: what Airflow knows is truer than that a process is gone

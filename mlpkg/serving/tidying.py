@@ -27,7 +27,7 @@ from .forgetting import remove_old_answers
 from .loader import last_good_copy
 from ..settings import Settings, load_settings
 from ..steps.cache import standing_in
-from ..steps.tracking import all_pages, connect, step_runs
+from ..steps.tracking import all_pages, connect, missing, step_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,12 +38,8 @@ def registered_versions() -> list[Version]:  # Of all models
     "All versions in the registry"
     from mlflow import MlflowClient
 
-    found, names = MlflowClient().search_registered_models(), []
-    while True:
-        names += [model.name for model in found]
-        if not found.token:
-            return [version for name in names for version in versions(name)]
-        found = MlflowClient().search_registered_models(page_token=found.token)
+    models = list(all_pages(lambda page_token: MlflowClient().search_registered_models(page_token=page_token)))
+    return [version for model in models for version in versions(model.name)]
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #ce76bc4d
 def runs_behind_models(
@@ -58,15 +54,13 @@ def runs_behind_models(
             found[parent] = [run, whole, *step_runs(client, parent)] if whole else [run]
     return found
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #14df6c2a
 def _unless_gone(get: Callable[[str], Any], what: str) -> Any:  # None if somebody has deleted it for good
     "Get something from MLflow; whatever else goes wrong is an error"
-    from mlflow.exceptions import MlflowException
-
     try:
         return get(what)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+    except Exception as error:
+        if not missing(error):
             raise
         return None
 
@@ -84,51 +78,60 @@ def versions_in_use(client: "MlflowClient") -> dict[str, set[int]]:  # Table -> 
     return dict(found)
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #72c99b38
-def _runs(client: "MlflowClient", condition: str) -> "list[Run]":  # Oldest first
-    "Runs of DAGs and steps in all experiments"
-    ids, found = [one.experiment_id for one in client.search_experiments()], list[Any]()
-    for kind in ("pipeline", "step"):
-        token = None
-        while True:
-            words = f"tags.`mlpkg.kind` = '{kind}' and {condition}"
-            page = client.search_runs(ids, words, order_by=["attributes.start_time ASC"], page_token=token)
-            found += page
-            if not (token := page.token):
-                break
-    return sorted(found, key=lambda run: run.info.start_time)
+def _find(client: "MlflowClient", condition: str, ids: Collection[str] = ()) -> "list[Run]":  # Oldest first
+    "Runs of experiments; of all unless given"
+    ids = list(ids) or [one.experiment_id for one in all_pages(client.search_experiments)]
+    return list(all_pages(client.search_runs, ids, condition, order_by=["attributes.start_time ASC"]))
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #c6c00999
 def running_runs(client: "MlflowClient") -> "list[Run]":  # Oldest first
-    "Runs that go on, and those in which a step goes on"
-    running = _runs(client, "attributes.status = 'RUNNING'")
-    parents = {run.data.tags["mlflow.parentRunId"] for run in running if not _whole(run)}
+    "Runs of DAGs and steps that go on, and those in which a step goes on"
+    running = _find(client, "tags.`mlpkg.kind` LIKE '%' and attributes.status = 'RUNNING'")
+    parents = {run.data.tags.get("mlflow.parentRunId", "") for run in running} - {""}
     others = [_unless_gone(client.get_run, one) for one in parents - {run.info.run_id for run in running}]
     return sorted([*running, *filter(None, others)], key=lambda run: run.info.start_time)
 
-
-def _whole(run: "Run") -> bool:
-    "Is it no part of another run?"
-    return "mlflow.parentRunId" not in run.data.tags
-
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #052eaf1e
 def running_since(client: "MlflowClient") -> datetime | None:  # UTC; None if nothing is running
     "When the oldest run that goes on began"
     running = running_runs(client)
     return datetime.fromtimestamp(running[0].info.start_time / 1000, UTC) if running else None
 
+# %% ../../nbs/api/serving/34_tidying.ipynb #1c3524c9
+def _recorded(client: "MlflowClient") -> "dict[str, Run]":  # Run id -> run, oldest first
+    "The runs of the experiments that this project makes"
+    made = {"steps", "simulation", "interactive"}
+    experiments = {one.experiment_id: one.name for one in all_pages(client.search_experiments)}
+    steps = "tags.`mlpkg.kind` LIKE '%'"
+    ours = [one for one, name in experiments.items() if name in made or client.search_runs([one], steps, max_results=1)]
+    return {run.info.run_id: run for run in _find(client, "", ours)} if ours else {}
+
+# %% ../../nbs/api/serving/34_tidying.ipynb #57bc566b
+def _root(run: "Run", runs: "dict[str, Run]") -> str:  # Run id
+    "The run that a run is a part of, or itself"
+    for _ in range(100):  # however deeply it is nested
+        if (parent := runs.get(run.data.tags.get("mlflow.parentRunId", ""))) is None:
+            break
+        run = parent
+    return run.info.run_id
+
 # %% ../../nbs/api/serving/34_tidying.ipynb #c5cffb50
 def old_runs(
     client: "MlflowClient",
     before: datetime,  # Runs that began before this are old
-) -> "list[Run]":  # Of DAGs, and of steps that stand alone; oldest first
+) -> "list[Run]":  # Those that are no part of another; oldest first
     "Runs that nobody needs any more"
-    over = _runs(client, "attributes.status != 'RUNNING'")
-    last = {run.info.experiment_id: run.info.run_id for run in over if run.info.status == "FINISHED" and _whole(run)}
-    kept = {*last.values(), *runs_behind_models(client), *(run.info.run_id for run in running_runs(client))}
+    runs = _recorded(client)
+    roots = {run_id: _root(run, runs) for run_id, run in runs.items()}
+    done = [run for run in runs.values() if run.info.status == "FINISHED" and "mlpkg.kind" in run.data.tags]
+    last = {run.info.experiment_id: run.info.run_id for run in done if "mlflow.parentRunId" not in run.data.tags}
+    behind = {run.info.run_id for found in runs_behind_models(client).values() for run in found}
+    going_on = {run_id for run_id, run in runs.items() if run.info.status == "RUNNING"}
+    kept = {roots.get(run_id, run_id) for run_id in {*last.values(), *behind, *going_on}}
     limit = before.timestamp() * 1000
-    old = [run for run in over if _whole(run) and run.info.start_time < limit and run.info.run_id not in kept]
-    needed = standing_in(over, {run.info.run_id for run in old})
-    return [run for run in old if run.info.run_id not in needed]
+    old = {one for one in roots.values() if one not in kept and runs[one].info.start_time < limit}
+    old -= standing_in(runs.values(), old)
+    return [run for run_id, run in runs.items() if run_id in old]
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #11d75b9c
 def _sizes(listed: Callable[[str | None], Iterable[Any]], path: str | None = None) -> list[int]:
@@ -138,7 +141,7 @@ def _sizes(listed: Callable[[str | None], Iterable[Any]], path: str | None = Non
         found += _sizes(listed, file.path) if file.is_dir else [file.file_size or 0]
     return found
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #15976f30
 def _delete_artifacts(uri: str) -> None:
     "Delete a folder of artifacts"
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -152,7 +155,7 @@ def _models(client: "MlflowClient", run: "Run") -> list[Any]:
     logged = run.outputs.model_outputs if run.outputs else ()
     return list(filter(None, (_unless_gone(client.get_logged_model, one.model_id) for one in logged)))
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #0a49238b
 def registered_from(
     client: "MlflowClient",
     runs: "list[Run]",
@@ -202,7 +205,7 @@ def remove_old_runs(
         name = client.get_experiment(experiment).name
         yield guarded("runs", name, _remove_all, client, name, runs, dry_run)
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #fe82f112
 def _remove_all(client: "MlflowClient", name: str, runs: "list[Run]", dry_run: bool) -> Removal:
     "Remove runs of an experiment with their steps"
     from mlflow.exceptions import MlflowException
@@ -223,7 +226,7 @@ def _remove_all(client: "MlflowClient", name: str, runs: "list[Run]", dry_run: b
         raise TidyError(str(error)) from error
     return Removal("runs", name, count, len(sizes), sum(sizes), f"kept: runs of {', '.join(kept)}" if kept else "")
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #e656bc4a
 class TidyError(MlpkgError, RuntimeError):
     "Something that could not be removed"
 
@@ -250,7 +253,7 @@ def remove_old_paths(
     note = f"{len(refused)} not removed: {refused[0]}{owner}" if refused else ""
     return Removal(what, where, len(gone), len(sizes), sum(sizes), note, bool(refused))
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #aaa2c499
 def _remove_path(path: Path, dry_run: bool) -> list[int]:
     "Remove a file, a link, or a folder with what is in it; the sizes of the files"
     folder = path.is_dir() and not path.is_symlink()
@@ -267,14 +270,14 @@ def _has_airflow(settings: Settings) -> bool:
     used = any((home / name).is_file() for name in ("airflow.cfg", "airflow.db"))
     return used or bool(os.environ.get("MLPKG_PIPELINE_RUN"))  # a step of a DAG
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #5f7da02e
 def _log_files(folder: Path) -> Iterator[Path]:
     "Files and links of Airflow's logs, and folders without any"
     for path in folder.rglob("*"):
         if path.is_symlink() or path.is_file() or (path.is_dir() and not any(path.iterdir())):
             yield path
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #2715b83c
 def _remove_logs(settings: Settings, before: datetime, dry_run: bool) -> Removal:
     "Remove old logs of Airflow; TidyError where Airflow must have them elsewhere"
     given = os.environ.get("AIRFLOW__LOGGING__BASE_LOG_FOLDER") or settings.airflow.logs
@@ -295,7 +298,7 @@ def _copies(settings: Settings) -> Iterator[Path]:
     good = {last_good_copy(marker.parent.name, root) for marker in root.glob("models/*/last-good.json")}
     yield from (path for path in root.glob("models/*/*") if path.is_dir() and path not in good)
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #fc076acd
 def remove_old_files(
     settings: Settings,
     now: datetime,  # Retention counts from here
@@ -319,7 +322,7 @@ def _pin_tables(lake: Lake) -> Lake:
     "Where the runs of DAGs note which versions they work on"
     return Lake(f"{lake.root}/_runs", lake.options, run="")
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #0000f4f3
 def pinned_versions(
     lake: Lake,
     before: datetime,  # Pins last written before this go, and do not count
@@ -341,13 +344,13 @@ def _lake(settings: Settings) -> Lake:
     lake.run, lake.log = "", None
     return lake
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #aa6a4c81
 def _tidy_answers(settings: Settings, now: datetime, dry_run: bool) -> Iterator[Removal]:
     "Old answers"
     if days := settings.retention.answers:
         yield from remove_old_answers(_lake(settings), now - timedelta(days=days), dry_run)
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #b678709f
 def _tidy_tables(settings: Settings, now: datetime, dry_run: bool) -> Iterator[Removal]:
     "Old versions of tables, and small files"
     from mlflow import MlflowClient
@@ -365,7 +368,7 @@ def _tidy_tables(settings: Settings, now: datetime, dry_run: bool) -> Iterator[R
         needed[table] |= numbers
     yield from tidy_lake(lake, before, needed, dry_run)
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #34fbc2ce
 def _tidy_runs(settings: Settings, now: datetime, dry_run: bool) -> Iterator[Removal]:
     "Old runs"
     from mlflow import MlflowClient
@@ -379,7 +382,7 @@ parts: dict[str, Callable[[Settings, datetime, bool], Iterator[Removal]]] = {
     "answers": _tidy_answers, "tables": _tidy_tables, "runs": _tidy_runs, "files": remove_old_files,
 }  # fmt: skip
 
-
+# %% ../../nbs/api/serving/34_tidying.ipynb #9daaa70c
 def tidy(
     settings: Settings | None = None,  # Read from settings.ini unless given
     dry_run: bool = False,  # Only say what would be done?

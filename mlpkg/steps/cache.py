@@ -270,11 +270,12 @@ def _uses(hit: Hit) -> list[dict[str, Any]]:
 # %% ../../nbs/api/steps/21_cache.ipynb #2c85e6f1
 def standing_in(
     runs: "Iterable[Run]",  # Of DAGs and of steps
-    old: Collection[str],  # Ids of runs of DAGs, or of steps that stand alone
-) -> set[str]:  # Ids of runs of DAGs, or of steps that stand alone
+    old: Collection[str],  # Ids of runs of DAGs, or of steps that stand alone or whose DAG run is gone
+) -> set[str]:  # Ids of the same kind
     "The runs that stand in for steps of runs that stay: those that are not old, and those that stand in themselves"
     runs = list(runs)
-    whole = {run.info.run_id: run.data.tags.get("mlflow.parentRunId", run.info.run_id) for run in runs}
+    parents = {run.info.run_id: run.data.tags.get("mlflow.parentRunId", "") for run in runs}
+    whole = {run_id: parent if parent in parents else run_id for run_id, parent in parents.items()}
     found = {run.info.run_id: run.data.tags.get("mlpkg.cached_from", "") for run in runs}
     pairs = {(whole[run_id], whole[earlier]) for run_id, earlier in found.items() if earlier in whole}
     needed: set[str] = set()

@@ -176,16 +176,23 @@ def remove(self: Entry) -> None:
         _log.warning("%s is in MLflow but cannot be removed: %s", self.folder, error)
     shutil.rmtree(gone, ignore_errors=True)
 
+# %% ../../nbs/api/steps/20_outbox.ipynb #2a612850
+def _is_entry(folder: Path) -> bool:
+    "Is this folder of the outbox an entry, whether or not its file is still there?"
+    named = len(folder.name) == 32 and not set(folder.name) - set("0123456789abcdef")  # as MLflow names its runs
+    with contextlib.suppress(OSError):  # it may be another user's
+        return folder.is_dir() and (named or (not folder.name.startswith(".") and (folder / "entry.json").exists()))
+    return False
+
 # %% ../../nbs/api/steps/20_outbox.ipynb #07032ac1
 def waiting(
     settings: Settings,  # They name the outbox
-) -> list[Path]:  # Folders of entries, oldest first
+) -> list[Path]:  # Folders of entries, oldest first; one that could not be brought in comes last
     "What is in the outbox: executions that are running, and those that MLflow does not have yet"
     folders = {}
-    for file in Path(settings.steps.outbox).glob("*/entry.json"):
+    for folder in filter(_is_entry, Path(settings.steps.outbox).glob("*")):
         with contextlib.suppress(FileNotFoundError):  # another process has just brought it in
-            if not file.parent.name.startswith("."):
-                folders[file.parent] = file.parent.stat().st_mtime
+            folders[folder] = folder.stat().st_mtime
     return sorted(folders, key=folders.__getitem__)
 
 # %% ../../nbs/api/steps/20_outbox.ipynb #2db673d9
