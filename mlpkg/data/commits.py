@@ -112,7 +112,7 @@ def _typed(values: Any, kind: pa.DataType) -> list[Any]:
             continue
     return list(map(str, values))
 
-
+# %% ../../nbs/api/data/11_commits.ipynb #f23b3967
 def parts(
     partition: Mapping[str, Any],  # Column -> value or list of values; empty: the whole table
     schema: pa.Schema,  # Of the table
@@ -128,17 +128,17 @@ def _overlap(one: Part, other: Part) -> bool:
     values = dict(one)
     return all(values.get(column, value) == value for column, value in other)
 
-
+# %% ../../nbs/api/data/11_commits.ipynb #91697623
 def _common(listed: set[Part], about: set[Part]) -> set[Part]:
     "Those of the listed parts that a commit is about"
     return {part for part in listed if part in about or any(_overlap(part, one) for one in about)}
 
-
+# %% ../../nbs/api/data/11_commits.ipynb #484ec855
 def _about(entry: Mapping[str, Any], schema: pa.Schema) -> set[Part]:
     "The parts that a commit is about; the whole table if it does not say"
     return parts(json.loads(entry.get("partition", "{}")), schema)
 
-
+# %% ../../nbs/api/data/11_commits.ipynb #dba37451
 def touches(
     entry: Mapping[str, Any],  # Of the Delta log
     partition: Mapping[str, Any],  # Column -> value or list of values; empty: the whole table
@@ -161,7 +161,7 @@ def log_lines(
     except FileNotFoundError:
         return []
 
-
+# %% ../../nbs/api/data/11_commits.ipynb #fcb1edd5
 def added_parts(
     files: FileSystem,  # The folder of a table
     version: int,
@@ -189,7 +189,7 @@ def same_rows(
 class OutdatedError(LakeError):
     "A write that would bring back an older state; the message says which, and what to do"
 
-
+# %% ../../nbs/api/data/11_commits.ipynb #4d357e2b
 def _later(entry: Mapping[str, Any], sources: Sources) -> tuple[str, int, int] | None:
     "A source of which a commit had a later version: its name, that version and the one in `sources`"
     for source, (table, version) in json.loads(entry.get("made_from", "{}")).items():
@@ -198,7 +198,7 @@ def _later(entry: Mapping[str, Any], sources: Sources) -> tuple[str, int, int] |
             return source, version, mine
     return None
 
-
+# %% ../../nbs/api/data/11_commits.ipynb #bf97c02e
 def _replaced(entry: Mapping[str, Any], listed: set[Part], schema: pa.Schema) -> set[Part]:
     "Those of the listed parts of which a commit has left no older row"
     mode, about = describe(entry)["operation"], _about(entry, schema)
@@ -225,7 +225,7 @@ def check_sources(
                 raise _outdated(name, *later)
             left = left - _replaced(entry, left, schema)
 
-
+# %% ../../nbs/api/data/11_commits.ipynb #90e4319b
 def _concerns(entry: Mapping[str, Any], left: set[Part], schema: pa.Schema, added: Callable[[int], set[Part]]) -> bool:
     "Is a commit about rows of these parts, as far as the log knows?"
     if "partition" in entry or left == {()} or describe(entry)["operation"] != "append":
@@ -233,7 +233,7 @@ def _concerns(entry: Mapping[str, Any], left: set[Part], schema: pa.Schema, adde
     named = {column for part in left for column, _ in part}
     return bool(_common(left, {part for part in added(entry["version"]) if named <= {column for column, _ in part}}))
 
-
+# %% ../../nbs/api/data/11_commits.ipynb #748b585f
 def _outdated(name: str, source: str, version: int, mine: int) -> OutdatedError:
     "The error of a write that would bring back an older state"
     return OutdatedError(
@@ -304,7 +304,7 @@ def removed(
         "(retention.versions). Leave the version out to read the newest one"
     )
 
-
+# %% ../../nbs/api/data/11_commits.ipynb #101cd471
 def incomplete(
     data: Any,  # Dataset of a version
 ) -> bool:

@@ -70,7 +70,7 @@ def table_folder(
 
     return PyFileSystem(DeltaStorageHandler(f"{lake.root}/{name}", lake.options))
 
-
+# %% ../../nbs/api/data/22_retention.ipynb #831419e5
 def stored_files(
     lake: Lake,
     name: str,  # Of a table
@@ -91,7 +91,7 @@ def _complete(lake: Lake, name: str, version: int, there: Collection[str]) -> bo
         return False
     return all(path in there for path in table.to_pyarrow_dataset().files)
 
-
+# %% ../../nbs/api/data/22_retention.ipynb #89d6815f
 def readable_versions(
     lake: Lake,
     name: str,  # Of a table
@@ -169,7 +169,7 @@ def trim_log(
         _delete_files(lake, name, old)
     return len(old), sum(there[path] for path in old)
 
-
+# %% ../../nbs/api/data/22_retention.ipynb #a010659b
 def _delete_files(lake: Lake, name: str, paths: list[str]) -> None:
     "Delete files of a table; those that somebody else has deleted meanwhile are gone all the same"
     folder = table_folder(lake, name)
@@ -203,7 +203,7 @@ def _stream(rows: pa.RecordBatchReader) -> pa.RecordBatchReader:
     schema = plain_schema(rows.schema)
     return pa.RecordBatchReader.from_batches(schema, watched((plain_batch(batch, schema) for batch in rows), []))
 
-
+# %% ../../nbs/api/data/22_retention.ipynb #ac002dd0
 def _rewrite(lake: Lake, name: str, partition: Mapping[str, Any]) -> bool:
     "Write the rows of a partition again; False if somebody else has written meanwhile"
     table = lake._open(name)
@@ -286,7 +286,7 @@ def last_written(
             times = [Path(f"{lake.root}/{name}/_delta_log").stat().st_mtime]
         return max(times, default=time.time())
 
-
+# %% ../../nbs/api/data/22_retention.ipynb #05816495
 def _drop_table(lake: Lake, name: str, files: Collection[str]) -> None:
     "Delete all files of a table, and its folder where there are folders"
     log = sorted((path for path in files if path.startswith("_delta_log")), reverse=True)
@@ -294,7 +294,7 @@ def _drop_table(lake: Lake, name: str, files: Collection[str]) -> None:
     if "://" not in lake.root:
         shutil.rmtree(f"{lake.root}/{name}", ignore_errors=True)
 
-
+# %% ../../nbs/api/data/22_retention.ipynb #df789587
 def remove_tables(
     lake: Lake,  # Like the one below `_runs` of another one
     before: datetime,  # Tables last written before this go

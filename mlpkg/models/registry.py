@@ -101,7 +101,7 @@ def _versions(name: str) -> list[Version]:
         found = MlflowClient().search_model_versions(f"name = '{name}'")
     return sorted((_version(entry, model.aliases) for entry in found), key=lambda v: -v.version)
 
-
+# %% ../../nbs/api/models/22_registry.ipynb #7f977bc8
 def versions(
     name: str,  # Registered model
 ) -> list[Version]:  # Newest first; empty for a model nobody registered
@@ -191,7 +191,7 @@ def _registered(
     found = MlflowClient().search_model_versions(f"name = '{name}'")
     return next((entry for entry in found if entry.source == source), None)
 
-
+# %% ../../nbs/api/models/22_registry.ipynb #dd86172f
 def source_of(
     model_uri: str,  # As `mlpkg.models.storage.log_model` returned it
 ) -> str:  # "models:/" and its id, which versions made from it keep
@@ -200,7 +200,7 @@ def source_of(
 
     return f"models:/{get_model_info(model_uri).model_id}"
 
-
+# %% ../../nbs/api/models/22_registry.ipynb #7cfcdb8c
 def version_of(
     model_uri: str,  # As `mlpkg.models.storage.log_model` returned it
     name: str,  # Registered model

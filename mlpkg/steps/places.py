@@ -131,7 +131,7 @@ def callers() -> Iterator[tuple[str, str, str]]:
         code = frame.f_code
         yield f"{frame.f_globals.get('__name__')}", code.co_filename, code.co_name
 
-
+# %% ../../nbs/api/steps/12_places.ipynb #a2999154
 def by_user() -> bool:
     "Does the notebook, or a module of the project, do what is going on?"
     inside = False

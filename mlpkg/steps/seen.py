@@ -97,7 +97,7 @@ def _folder(event: str, args: tuple) -> str:
     number = args[_folders[event]] if event in _folders else -1
     return os.readlink(f"/proc/self/fd/{number}") if number >= 0 else ""
 
-
+# %% ../../nbs/api/steps/13_seen.ipynb #dbe8e690
 def _event_path(event: str, args: tuple) -> tuple[Any, bool, bool]:
     "The path that an event is about, None for none; is its content read, and is it written?"
     if event == "open":
