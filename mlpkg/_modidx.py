@@ -1335,6 +1335,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlpkg.redaction._lenient': ('api/redaction.html#_lenient', 'mlpkg/redaction.py'),
                                  'mlpkg.redaction._openings': ('api/redaction.html#_openings', 'mlpkg/redaction.py'),
                                  'mlpkg.redaction._pattern': ('api/redaction.html#_pattern', 'mlpkg/redaction.py'),
+                                 'mlpkg.redaction._redact_text': ('api/redaction.html#_redact_text', 'mlpkg/redaction.py'),
                                  'mlpkg.redaction._spellings': ('api/redaction.html#_spellings', 'mlpkg/redaction.py'),
                                  'mlpkg.redaction.get_log': ('api/redaction.html#get_log', 'mlpkg/redaction.py'),
                                  'mlpkg.redaction.redact': ('api/redaction.html#redact', 'mlpkg/redaction.py'),

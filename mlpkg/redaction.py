@@ -175,10 +175,17 @@ def get_log(
     return log
 
 # %% ../nbs/api/04_redaction.ipynb #5ad3f9c6
+def _redact_text(record: logging.LogRecord) -> bool:
+    "Redact a record; what structlog has prepared is none of a text yet"
+    return not isinstance(record.msg, str) or _redacting.filter(record)
+
+
 def redact_structlog() -> None:
-    "Take secrets out of what this process logs through structlog, tracebacks too"
+    "Take secrets out of what this process logs through structlog and the root logger, tracebacks too"
     import structlog
 
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_redact_text)  # adding it again changes nothing
     processors: Any = structlog.get_config()["processors"]
     render = processors[-1]
     if getattr(render, "redacts", False):

@@ -84,7 +84,8 @@ def _assignments(text: str) -> Iterator[tuple[str, str]]:
         yield name, re.sub(r"\\(.)", r"\1", value[1:-1]) if value[0] in "'\"{" else value
     for part in re.split(r"[\s?#&]", text):
         name, _, value = part.partition("=")
-        yield from ((unquote(name), form) for form in (value, unquote(value), unquote_plus(value)))
+        name = re.split("[/;:]", unquote(name))[-1]  # `day` in s3://lake/token_usage/day=2013-01-15
+        yield from ((name, form) for form in (value, unquote(value), unquote_plus(value)))
 
 # %% ../nbs/api/03_secrets.ipynb #6e4b1f2d
 def _fields(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -122,7 +123,7 @@ def _inside(
     for name, value in _named(text):
         if _telling.search(name) or is_secret_name(name.replace("-", "_")):
             yield value
-        if depth and (_is_json(value) or "://" in value):
+        if depth and (_is_json(value) or "=" in value or "://" in value):
             yield from _inside(value, named, depth - 1)
 
 # %% ../nbs/api/03_secrets.ipynb #4f60c8d3

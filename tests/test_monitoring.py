@@ -229,6 +229,19 @@ def test_truth_overrules_signs_only_where_it_could_have_shown_a_failure():
     assert report.get("joint", "all columns").level == "alarm"
 
 
+def test_a_dag_run_sees_the_reports_that_another_one_has_added(tmp_path):
+    "Otherwise an earlier month that is judged again looks like the newest one, and its alarm starts a training"
+    march, april = (Lake(tmp_path, run=letter * 32) for letter in "ab")
+    bad, calm = (
+        replace(judge(replace(parcels(), rows=parcels().rows.assign(weight=np.nan))), window="2024-03"),
+        judge(parcels()),
+    )
+    store(march, "monitoring/parcels", bad)
+    store(april, "monitoring/parcels", replace(calm, window="2024-04"))
+    store(march, "monitoring/parcels", bad)  # its task was cleared
+    assert set(read_history(march, "monitoring/parcels")["window"]) == {"2024-03", "2024-04"}
+
+
 def test_a_report_is_stored_once_and_looks_back(tmp_path):
     lake, broken = Lake(tmp_path), parcels()
     broken = replace(broken, rows=broken.rows.assign(weight=np.nan))

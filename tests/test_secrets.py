@@ -274,8 +274,9 @@ with DAG("planted", schedule=None, **dag_defaults(), params={"given": "x"}, doc_
 )
 
 OPENED = '''
-"""A task that is not a step, and fails with an error that quotes a secret."""
+"""A task that is not a step, and logs a secret and fails with an error that quotes it."""
 
+import logging
 import os
 
 from airflow.sdk import DAG, task
@@ -285,6 +286,7 @@ from mlpkg.airflow.dags import dag_defaults
 
 @task(retries=0)
 def fail():
+    logging.getLogger("team").warning("it was tried with %s", os.environ["PARTNER_PASSWORD"])
     raise ValueError("it does not work with " + os.environ["PARTNER_PASSWORD"])
 
 
@@ -376,7 +378,8 @@ def test_a_task_that_fails_shows_no_secret_in_airflows_log(project):
     project.notebook("10_plant", "rows: int = 3")
     project.mlpkg("run", "opened", code=1, PARTNER_PASSWORD=SECRETS["DB_PASSWORD"])
     logs = {file.name: file.read_text(errors="replace") for file in (project.root / "var/airflow").rglob("*.log")}
-    assert any("it does not work with ***" in text for text in logs.values()), "the task has failed as it should"
+    for words in ("it was tried with ***", "it does not work with ***"):
+        assert any(words in text for text in logs.values()), words
     check(logs)
 
 
@@ -472,12 +475,22 @@ def test_what_is_not_secret_in_a_connection_is_left_alone():
         "AIRFLOW_CONN_GIT": "https://maintainer@git.example.org",
         "PAGE": "https://docs.example.org/search?q=signatures&page_token_type=opaque-text",
         "NOTES": "password=not-in-a-URL-here",
+        "USAGE": "s3://lake/token_usage/day=2013-01-15/part-0",
+        "MATRIX": "https://credentials.example.org/x;day=2013-02-16",
     }  # fmt: skip
     text = (
         "orders_reader warehouse.example.org verify-full nightly-report eu-central-1 https://s3.example.org "
-        "patience maintainer signatures opaque-text"
+        "patience maintainer signatures opaque-text not-in-a-URL-here 2013-01-15/part-0 2013-01-15 2013-02-16"
     )
     assert redact(text, env) == text
+
+
+def test_a_connection_string_inside_json_is_looked_into():
+    env = {
+        "AIRFLOW_CONN_ODBC": json.dumps({"extra": {"odbc": "Driver=x;Uid=ann;Pwd=Hunter-Pwd-81;"}}),
+        "WAREHOUSE_SECRET": json.dumps({"conn": "host=db password=Hunter-Pwd-82"}),
+    }
+    assert redact("Hunter-Pwd-81 Hunter-Pwd-82 Driver=x", env) == "*** *** Driver=x"
 
 
 @pytest.mark.parametrize(

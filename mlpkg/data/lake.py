@@ -222,8 +222,9 @@ def _scan(
     for column in chain(columns or [], filter_columns(filters)):
         if column not in data.schema.names:
             raise LakeError(f"table {name!r} has no column {column!r} (it has: {', '.join(data.schema.names)})")
-    if (isinstance(version, int) or (self.run and version is None)) and incomplete(data):
-        raise (pin_gone if version is None else removed)(name, table.version())
+    pinned = self.run and version is None and table.version() < self._open(name).version()
+    if (pinned or isinstance(version, int)) and incomplete(data):  # only of an older version files may be gone
+        raise (pin_gone if pinned else removed)(name, table.version())
     if not isinstance(version, int) or version >= self._usual(name):
         self.sources[name] = [table.metadata().id, same_rows(data.filesystem, table.version())]
     return table, read_files(data, columns, filters)

@@ -328,7 +328,7 @@ def store(
     "Keep a report, unless the same is there already"
     rows = as_rows(report, window_column)
     if lake.exists(name):
-        stored = lake.read(name, filters=[(window_column, "=", report.window)])
+        stored = lake.read(name, filters=[(window_column, "=", report.window)], version="newest")
         if _finds_the_same(stored, rows):
             return lake.version(name)
     return lake.write(name, rows, mode="replace", partition={window_column: report.window})
@@ -342,7 +342,7 @@ def read_history(
     "Earlier reports"
     if not lake.exists(name):
         return as_rows(Report("", 0, []), window_column).head(0)
-    table = lake.read(name)
+    table = lake.read(name, version="newest")
     require_window_column(table, window_column)
     return table.sort_values(window_column, kind="stable", ignore_index=True)
 
