@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 from conftest import wait_for
@@ -434,6 +435,67 @@ def test_a_step_spends_little_time_on_a_long_backlog(project, monkeypatch):
     assert len(recover(project.settings, everything=True)) == 3
 
 
+def test_entries_that_the_store_does_not_know_let_the_others_pass(project, monkeypatch):
+    for number in range(3):
+        with locked_entry(project.settings, "count", f"{number:032x}"):
+            pass
+    mine = abandoned(project)
+    monkeypatch.setattr("mlpkg.steps.recovery.PATIENCE", 0)  # each step has the time for one
+    assert sum((recover(project.settings) for _ in range(4)), []) == [mine.run_id]
+
+
+def test_a_look_at_the_outbox_asks_a_server_that_is_away_once(project, monkeypatch):
+    asked = []
+
+    class Away(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(503)
+
+        do_POST = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Away)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    try:
+        for _ in range(3):
+            abandoned(project)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        with locked_entry(project.settings, "count", "f" * 32):
+            pass
+        state = outbox_state(project.settings)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (state.waiting, list(state.elsewhere.values()), len(asked)) == (1, [3], 1)
+
+
+def test_close_run_brings_in_its_own_steps_although_another_entry_is_stuck(project, monkeypatch):
+    monkeypatch.setenv("MLPKG_SETTINGS", str(project.root / "settings.ini"))
+    from mlpkg.airflow.dags import close_run
+
+    with refusing_artifacts(project, 0) as (experiment, _):
+        stuck = project.mlflow.create_run(experiment).info.run_id
+        with locked_entry(project.settings, "count", stuck) as entry:
+            entry.notebook.write_text(NOTEBOOK)
+        run_id = open_pipeline_run(project.mlflow, project.settings, "small", "manual__1")
+        own = start_step(project.mlflow, project.settings, "count", run_id)
+        with locked_entry(project.settings, "count", own) as entry:
+            entry.notebook.write_text(NOTEBOOK)
+            conclude(entry, "FAILED", {"error": "ValueError: no rows"})
+        closing = SimpleNamespace(upstream_task_ids={"count"})
+        dag = {"dag_id": "small", "tasks": [], "task_ids": ["count"], "get_task": lambda task_id: closing}
+        answer = {"manual__1": {"count": "failed"}}
+        ti = SimpleNamespace(task=SimpleNamespace(dag=SimpleNamespace(**dag)), get_task_states=lambda *a, **k: answer)
+        dag_run = SimpleNamespace(dag_id="small", run_id="manual__1")
+        assert close_run.function(dag_run=dag_run, ti=ti) == "FAILED"
+    assert project.mlflow.get_run(own).info.status == "FAILED"
+    assert [folder.name for folder in waiting(project.settings)] == [stuck]
+
+
 def test_a_folder_without_its_entry_is_set_aside_and_its_run_is_ended(project):
     lost = abandoned(project)
     (lost.folder / "entry.json").unlink()
@@ -453,7 +515,7 @@ def test_a_run_without_a_heartbeat_does_not_keep_others_from_being_ended(project
         project.mlflow.delete_tag(runs[-1], "mlpkg.heartbeat")
         if beat:
             project.mlflow.set_tag(runs[-1], "mlpkg.heartbeat", beat)
-    assert {*runs[:2]} <= {*end_lost(project.mlflow, project.settings)}
+    assert {*runs[:2], runs[3]} <= {*end_lost(project.mlflow, project.settings)}
     later = [end_lost(project.mlflow, project.settings, time.time() + seconds) for seconds in (2000, 4000)]
     assert runs[2] in sum(later, []), "one of another machine was last heard of at its start"
 

@@ -355,3 +355,37 @@ def test_every_run_of_this_project_goes_when_it_is_old_and_nobody_elses(project)
     assert {client.get_run(run_id).info.lifecycle_stage for run_id in gone} == {"deleted"}
     kept = (foreign, left["registered"], left["standing_in"], hit, newest)
     assert {client.get_run(run_id).info.lifecycle_stage for run_id in kept} == {"active"}
+
+
+def test_experiments_of_others_with_names_of_ours_keep_their_own_runs(project):
+    import mlflow
+
+    from mlpkg.airflow.simulation import record_simulation
+    from mlpkg.serving.tidying import remove_old_runs
+    from mlpkg.steps.tracking import connect, end_run, open_pipeline_run, start_step
+
+    client, settings, later = project.mlflow, project.settings, datetime.now(UTC) + timedelta(days=1)
+    names = ("steps", "simulation", "interactive", "churn")
+    theirs = [client.create_run(client.create_experiment(name)).info.run_id for name in names]
+    simulated = record_simulation(settings, pd.DataFrame({"month": ["2013-01"], "champion_score": [0.7]}))
+    connect(settings)
+    with mlflow.start_run() as tried:
+        pass
+    alone = start_step(client, settings, "count")
+    old, newest = (open_pipeline_run(client, settings, "churn", f"manual__{n}") for n in range(2))
+    step = start_step(client, settings, "train", old)
+    experiment = client.get_run(old).info.experiment_id
+    nested, deeper = "", step
+    for _ in range(2):
+        nested, deeper = deeper, client.create_run(experiment, tags={"mlflow.parentRunId": deeper}).info.run_id
+        client.log_text(deeper, "twelve bytes", "loss.txt")
+    for run_id in (*theirs, nested, deeper, alone, step, old, newest):
+        end_run(client, run_id, "FINISHED")
+
+    [would] = [one for one in remove_old_runs(client, later, dry_run=True) if one.where == "churn"]
+    assert (would.count, would.files, would.bytes) == (1, 2, 24)
+    assert not any(one.failed for one in remove_old_runs(client, later))
+    kept = (*theirs, simulated, tried.info.run_id, newest)
+    assert {client.get_run(run_id).info.lifecycle_stage for run_id in kept} == {"active"}
+    gone = (old, step, nested, deeper)
+    assert {client.get_run(run_id).info.lifecycle_stage for run_id in gone} == {"deleted"}

@@ -142,8 +142,9 @@ def _task_states(
         return ti.get_task_states(dag.dag_id, task_ids=list(task_ids), run_ids=[dag_run_id]).get(dag_run_id, {})
 
     mapped = {task.task_id for task in dag.tasks if task.is_mapped or task.get_closest_mapped_task_group()}
-    alone = ask(*(task_id for task_id in dag.task_ids if task_id not in mapped))
-    return alone | {task_id: list(ask(task_id).values()) for task_id in sorted(mapped)}
+    alone = [task_id for task_id in dag.task_ids if task_id not in mapped]
+    found = dict(each for start in range(0, len(alone), 100) for each in ask(*alone[start : start + 100]).items())
+    return found | {task_id: list(ask(task_id).values()) for task_id in sorted(mapped)}
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #b1d70f46
 def _close(
@@ -199,7 +200,7 @@ def close_run(**context) -> str | None:  # The status, also the task's XCom; Non
     run = find_run(mlflow, dag_run.dag_id, dag_run.run_id)
     if run is None:
         return None
-    recover(settings)
+    recover(settings, first=[step.info.run_id for step in step_runs(mlflow, run.info.run_id)])
     end_lost(mlflow, settings)
     return _close(mlflow, run, context["ti"])
 

@@ -286,7 +286,7 @@ def beginning(
     dag_id: str,
 ) -> Iterator[None]:
     "Keep others from taking over the run that begins in this block, until MLflow knows who runs it"
-    with begin_lock(dag_id).open("a") as file:
+    with begin_lock(dag_id).open("a+") as file:  # NFS shares a lock only with those who may read
         fcntl.flock(file, fcntl.LOCK_SH)
 
         def begun(event: dict) -> None:

@@ -26,7 +26,7 @@ from ..redaction import get_log
 from ..settings import Settings
 from ..steps.outbox import held
 from ..steps.owners import owner_state, read_owner
-from ..steps.recovery import end_lost, recover
+from ..steps.recovery import end_lost, recover, signs
 from ..steps.tracking import client, find_run, pipeline_runs, step_runs
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def at_work(
     for run in [parent, *step_runs(mlflow, parent.info.run_id)]:
         owner = read_owner(run.data.tags)
         if run.info.status == "RUNNING" and owner:
-            if owner_state(run.data.tags, time.time(), settings.steps.lost_after) != "gone":
+            if owner_state(signs(run), time.time(), settings.steps.lost_after) != "gone":
                 return f"process {owner['pid']} on {owner['machine'].split()[0]}"
     return ""
 

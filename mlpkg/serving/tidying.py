@@ -42,9 +42,7 @@ def registered_versions() -> list[Version]:  # Of all models
     return [version for model in models for version in versions(model.name)]
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #ce76bc4d
-def runs_behind_models(
-    client: "MlflowClient",
-) -> "dict[str, list[Run]]":  # Run of a DAG, or one that stands alone -> it and its steps
+def runs_behind_models(client: "MlflowClient") -> "dict[str, list[Run]]":  # Run of a DAG, or one alone -> all of it
     "The runs that registered models come from"
     found: dict[str, list[Any]] = {}
     for run_id in {version.run_id for version in registered_versions() if version.run_id}:
@@ -78,6 +76,9 @@ def versions_in_use(client: "MlflowClient") -> dict[str, set[int]]:  # Table -> 
     return dict(found)
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #72c99b38
+_of_steps = "tags.`mlpkg.kind` LIKE '%'"
+
+
 def _find(client: "MlflowClient", condition: str, ids: Collection[str] = ()) -> "list[Run]":  # Oldest first
     "Runs of experiments; of all unless given"
     ids = list(ids) or [one.experiment_id for one in all_pages(client.search_experiments)]
@@ -86,7 +87,7 @@ def _find(client: "MlflowClient", condition: str, ids: Collection[str] = ()) -> 
 # %% ../../nbs/api/serving/34_tidying.ipynb #c6c00999
 def running_runs(client: "MlflowClient") -> "list[Run]":  # Oldest first
     "Runs of DAGs and steps that go on, and those in which a step goes on"
-    running = _find(client, "tags.`mlpkg.kind` LIKE '%' and attributes.status = 'RUNNING'")
+    running = _find(client, f"{_of_steps} and attributes.status = 'RUNNING'")
     parents = {run.data.tags.get("mlflow.parentRunId", "") for run in running} - {""}
     others = [_unless_gone(client.get_run, one) for one in parents - {run.info.run_id for run in running}]
     return sorted([*running, *filter(None, others)], key=lambda run: run.info.start_time)
@@ -97,49 +98,47 @@ def running_since(client: "MlflowClient") -> datetime | None:  # UTC; None if no
     running = running_runs(client)
     return datetime.fromtimestamp(running[0].info.start_time / 1000, UTC) if running else None
 
+# %% ../../nbs/api/serving/34_tidying.ipynb #57bc566b
+def _line(run: "Run", runs: "dict[str, Run]") -> "list[Run]":  # The last one is a part of no other
+    "A run, the run that it is nested in, and so on"
+    line = [run]
+    while len(line) < 100 and (parent := runs.get(line[-1].data.tags.get("mlflow.parentRunId", ""))):
+        line.append(parent)
+    return line
+
 # %% ../../nbs/api/serving/34_tidying.ipynb #1c3524c9
 def _recorded(client: "MlflowClient") -> "dict[str, Run]":  # Run id -> run, oldest first
-    "The runs of the experiments that this project makes"
-    made = {"steps", "simulation", "interactive"}
-    experiments = {one.experiment_id: one.name for one in all_pages(client.search_experiments)}
-    steps = "tags.`mlpkg.kind` LIKE '%'"
-    ours = [one for one, name in experiments.items() if name in made or client.search_runs([one], steps, max_results=1)]
-    return {run.info.run_id: run for run in _find(client, "", ours)} if ours else {}
-
-# %% ../../nbs/api/serving/34_tidying.ipynb #57bc566b
-def _root(run: "Run", runs: "dict[str, Run]") -> str:  # Run id
-    "The run that a run is a part of, or itself"
-    for _ in range(100):  # however deeply it is nested
-        if (parent := runs.get(run.data.tags.get("mlflow.parentRunId", ""))) is None:
-            break
-        run = parent
-    return run.info.run_id
+    "Runs of DAGs and steps, those nested in them, and all others in experiments that this project made"
+    made = {one.experiment_id: "mlpkg.made" in one.tags for one in all_pages(client.search_experiments)}
+    ids = [one for one, ours in made.items() if ours or client.search_runs([one], _of_steps, max_results=1)]
+    runs = {run.info.run_id: run for run in _find(client, "", ids)} if ids else {}
+    named = {one for one, run in runs.items() if any("mlpkg.kind" in up.data.tags for up in _line(run, runs))}
+    return {one: run for one, run in runs.items() if one in named or made[run.info.experiment_id]}
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #c5cffb50
-def old_runs(
-    client: "MlflowClient",
-    before: datetime,  # Runs that began before this are old
-) -> "list[Run]":  # Those that are no part of another; oldest first
-    "Runs that nobody needs any more"
+def old_runs(client: "MlflowClient", before: datetime) -> "dict[str, list[Run]]":  # Id -> what is in it, itself last
+    "Runs that began before a time and that nobody needs any more"
     runs = _recorded(client)
-    roots = {run_id: _root(run, runs) for run_id, run in runs.items()}
+    lines = {run_id: _line(run, runs) for run_id, run in runs.items()}
+    roots = {run_id: line[-1].info.run_id for run_id, line in lines.items()}
     done = [run for run in runs.values() if run.info.status == "FINISHED" and "mlpkg.kind" in run.data.tags]
     last = {run.info.experiment_id: run.info.run_id for run in done if "mlflow.parentRunId" not in run.data.tags}
     behind = {run.info.run_id for found in runs_behind_models(client).values() for run in found}
     going_on = {run_id for run_id, run in runs.items() if run.info.status == "RUNNING"}
     kept = {roots.get(run_id, run_id) for run_id in {*last.values(), *behind, *going_on}}
-    limit = before.timestamp() * 1000
-    old = {one for one in roots.values() if one not in kept and runs[one].info.start_time < limit}
+    old = {one for one in roots.values() if one not in kept and runs[one].info.start_time < before.timestamp() * 1000}
     old -= standing_in(runs.values(), old)
-    return [run for run_id, run in runs.items() if run_id in old]
+    found: dict[str, list[Any]] = {run_id: [] for run_id in runs if run_id in old}
+    for run_id in sorted(runs, key=lambda run_id: len(lines[run_id]), reverse=True):
+        if roots[run_id] in old:
+            found[roots[run_id]].append(runs[run_id])
+    return found
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #11d75b9c
 def _sizes(listed: Callable[[str | None], Iterable[Any]], path: str | None = None) -> list[int]:
     "Sizes of artifacts in bytes"
-    found: list[int] = []
-    for file in listed(path):
-        found += _sizes(listed, file.path) if file.is_dir else [file.file_size or 0]
-    return found
+    each = (_sizes(listed, file.path) if file.is_dir else [file.file_size or 0] for file in listed(path))
+    return [size for sizes in each for size in sizes]
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #15976f30
 def _delete_artifacts(uri: str) -> None:
@@ -156,10 +155,7 @@ def _models(client: "MlflowClient", run: "Run") -> list[Any]:
     return list(filter(None, (_unless_gone(client.get_logged_model, one.model_id) for one in logged)))
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #0a49238b
-def registered_from(
-    client: "MlflowClient",
-    runs: "list[Run]",
-) -> list[str]:  # Like "flights version 3"
+def registered_from(client: "MlflowClient", runs: "list[Run]") -> list[str]:  # Like "flights version 3"
     "Registered versions that refer to runs or to models that they logged"
     models = [model for run in runs for model in _models(client, run)]
     ids = {model.model_id for model in models}
@@ -199,29 +195,35 @@ def remove_old_runs(
 ) -> Iterator[Removal]:  # One for each experiment
     "Remove old runs with their notebooks, except those behind registered models"
     groups: dict[str, list[Any]] = defaultdict(list)
-    for run in old_runs(client, before):
-        groups[run.info.experiment_id].append(run)
-    for experiment, runs in groups.items():
+    for whole in old_runs(client, before).values():
+        groups[whole[-1].info.experiment_id].append(whole)
+    for experiment, wholes in groups.items():
         name = client.get_experiment(experiment).name
-        yield guarded("runs", name, _remove_all, client, name, runs, dry_run)
+        yield guarded("runs", name, _remove_all, client, name, wholes, dry_run)
+
+# %% ../../nbs/api/serving/34_tidying.ipynb #fd74c37c
+def _afresh(client: "MlflowClient", whole: "list[Run]") -> "list[Run]":  # Those nested in others come before them
+    "A run and what is nested in it, itself last, as they are now"
+    known = {run.info.run_id for run in whole}
+    begun = [run for run in step_runs(client, whole[-1].info.run_id) if run.info.run_id not in known]
+    now = [_unless_gone(client.get_run, run.info.run_id) for run in whole]
+    return [*begun, *(run for run in now if run and run.info.lifecycle_stage == "active")]
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #fe82f112
-def _remove_all(client: "MlflowClient", name: str, runs: "list[Run]", dry_run: bool) -> Removal:
-    "Remove runs of an experiment with their steps"
+def _remove_all(client: "MlflowClient", name: str, wholes: "list[list[Run]]", dry_run: bool) -> Removal:
+    "Remove runs of an experiment with all that is nested in them"
     from mlflow.exceptions import MlflowException
 
     count, sizes, kept = 0, list[int](), list[str]()
     try:
-        for run in runs:
-            whole = [*step_runs(client, run.info.run_id), client.get_run(run.info.run_id)]
+        for whole in (_afresh(client, whole) for whole in wholes):
             if any(one.info.status == "RUNNING" for one in whole):  # a task has been cleared meanwhile
                 continue
             if found := registered_from(client, whole):
                 kept += found
                 continue
             count += 1
-            for one in whole:
-                sizes += remove_run(client, one, dry_run)
+            sizes += [size for one in whole for size in remove_run(client, one, dry_run)]
     except MlflowException as error:
         raise TidyError(str(error)) from error
     return Removal("runs", name, count, len(sizes), sum(sizes), f"kept: runs of {', '.join(kept)}" if kept else "")
@@ -266,9 +268,8 @@ def _remove_path(path: Path, dry_run: bool) -> list[int]:
 # %% ../../nbs/api/serving/34_tidying.ipynb #da2c0772
 def _has_airflow(settings: Settings) -> bool:
     "Does this machine run Airflow, or has it done so?"
-    home = Path(settings.airflow.home)
-    used = any((home / name).is_file() for name in ("airflow.cfg", "airflow.db"))
-    return used or bool(os.environ.get("MLPKG_PIPELINE_RUN"))  # a step of a DAG
+    files = (Path(settings.airflow.home) / name for name in ("airflow.cfg", "airflow.db"))
+    return bool(os.environ.get("MLPKG_PIPELINE_RUN")) or any(file.is_file() for file in files)  # that of a step's DAG
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #5f7da02e
 def _log_files(folder: Path) -> Iterator[Path]:
@@ -314,8 +315,7 @@ def remove_old_files(
     ]
     for what, paths, days in kinds:
         if days:
-            limit = now - timedelta(days=days)
-            yield guarded(what, "", remove_old_paths, what, paths, limit, dry_run)
+            yield guarded(what, "", remove_old_paths, what, paths, now - timedelta(days=days), dry_run)
 
 # %% ../../nbs/api/serving/34_tidying.ipynb #7c7509f8
 def _pin_tables(lake: Lake) -> Lake:

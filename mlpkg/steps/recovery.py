@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'last_sign', 'DeletedRunError', 'recover_entry', 'hopeless', 'set_aside_entry', 'recover', 'owned_runs',
-           'end_lost', 'OutboxState', 'outbox_state']
+           'signs', 'end_lost', 'OutboxState', 'outbox_state']
 
 # %% ../../nbs/api/steps/21_recovery.ipynb #5eee2f94
 import contextlib
@@ -14,7 +14,7 @@ import secrets
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -162,17 +162,19 @@ def _bring_in(
     folder: Path,  # Of an entry that is ours
 ) -> bool | None:  # Was it brought in? None where the trouble is not the entry's, and others would meet it too
     "Recover an entry; whatever is wrong with it concerns nobody else"
+    found: bool | None = None
     try:
-        return recover_entry(settings, load_entry(folder))
+        if found := recover_entry(settings, load_entry(folder)):
+            return True
     except Exception as error:
         if hopeless(error):
             _close_damaged(settings, folder, error)
             set_aside_entry(folder, error)
             return False
         _log.warning("%s stays in the outbox: %s", folder, error)
-        with contextlib.suppress(OSError):
-            os.utime(folder)  # the next time it comes after the others
-        return None
+    with contextlib.suppress(OSError):
+        os.utime(folder)  # the next time it comes after the others
+    return found
 
 # %% ../../nbs/api/steps/21_recovery.ipynb #662be948
 PATIENCE = 10.0  # Seconds after which no further entry is begun
@@ -181,16 +183,18 @@ PATIENCE = 10.0  # Seconds after which no further entry is begun
 def recover(
     settings: Settings,  # They name the outbox and the store
     everything: bool = False,  # Try all entries, however long that takes?
+    first: Collection[str] = (),  # MLflow run ids of entries to try before the others
 ) -> list[str]:  # MLflow run ids of the entries that were brought in
     "Bring in what other processes left behind; set aside what cannot be brought in"
     sweep(Path(settings.steps.outbox))
     done, began = [], time.monotonic()
-    for folder in waiting(settings):
+    for folder in sorted(waiting(settings), key=lambda folder: folder.name not in first):
         with held(folder) as ours:
             found = _bring_in(settings, folder) if ours else False
         if found:
             done.append(folder.name)
-        if not everything and (found is None or time.monotonic() - began > PATIENCE):
+        stuck = found is None and folder.name not in first
+        if not everything and (stuck or time.monotonic() - began > PATIENCE):
             break
     return done
 
@@ -204,9 +208,16 @@ def owned_runs(
     return [run for run in all_pages(mlflow.search_runs, experiments, search) if read_owner(run.data.tags)]
 
 # %% ../../nbs/api/steps/21_recovery.ipynb #25fcd8d1
-def _signs(run: "Run") -> dict[str, str]:
-    "The tags of a run; one that has never sent a heartbeat was last heard of at its start"
-    return heartbeat(run.info.start_time / 1000) | run.data.tags
+def signs(
+    run: "Run",
+) -> dict[str, str]:  # Its tags, with a heartbeat that can be read
+    "What tells how the owner of a run is; one without a heartbeat was last heard of at its start"
+    tags = dict(run.data.tags)
+    try:
+        float(tags["mlpkg.heartbeat"])
+    except (KeyError, ValueError):
+        tags |= heartbeat(run.info.start_time / 1000)
+    return tags
 
 # %% ../../nbs/api/steps/21_recovery.ipynb #c1bf0ff2
 def _why(run: "Run") -> str:
@@ -214,7 +225,7 @@ def _why(run: "Run") -> str:
     host = read_owner(run.data.tags)["machine"].split()[0]
     if is_alive(run.data.tags) is False:
         return f"the process that ran this step on {host} was killed"
-    beat = datetime.fromtimestamp(float(_signs(run)["mlpkg.heartbeat"]), UTC)
+    beat = datetime.fromtimestamp(float(signs(run)["mlpkg.heartbeat"]), UTC)
     return f"{host}, which ran this step, has not been heard of since {beat:%Y-%m-%d %H:%M:%S} UTC"
 
 # %% ../../nbs/api/steps/21_recovery.ipynb #6c5c5fd7
@@ -243,15 +254,15 @@ def _end(mlflow: "MlflowClient", run: "Run") -> bool:
         _mark_stored(mlflow, run, why)
     except Exception as error:  # the status matters more than the notebook
         _log.warning("the notebook of run %s cannot be marked: %s", run.info.run_id, error)
-    end_run(mlflow, run.info.run_id, "KILLED", {"error": why}, float(_signs(run)["mlpkg.heartbeat"]))
+    end_run(mlflow, run.info.run_id, "KILLED", {"error": why}, float(signs(run)["mlpkg.heartbeat"]))
     return True
 
 # %% ../../nbs/api/steps/21_recovery.ipynb #b0d4424e
 def _look_after(mlflow: "MlflowClient", run: "Run", now: float, patience: float) -> bool:
     "End a run if its owner is gone, and note it if the owner is silent; was it ended?"
-    found = owner_state(_signs(run), now, patience)
+    found = owner_state(signs(run), now, patience)
     if found == "silent":
-        for name, value in silence_note(_signs(run), now).items():
+        for name, value in silence_note(signs(run), now).items():
             mlflow.set_tag(run.info.run_id, name, value)
     return found == "gone" and _end(mlflow, run)
 
@@ -290,17 +301,20 @@ class OutboxState:
 
 # %% ../../nbs/api/steps/21_recovery.ipynb #8fc2f96a
 def _owner_of(
-    settings: Settings,
+    mlflow: "MlflowClient | None",  # Of the store; None where it does not answer
+    uri: str,  # Address of the store
     folder: Path,  # Of an entry that nobody works on
 ) -> str:  # "waiting", "unknown", or the address of another store
     "Who brings an entry in"
     try:
         entry = load_entry(folder)
-        client(settings).get_run(entry.run_id)
+        if mlflow is None:
+            return "waiting" if entry.tracking_uri == uri else entry.tracking_uri
+        mlflow.get_run(entry.run_id)
     except DamagedEntryError:  # the next step sets it aside
         return "waiting"
     except Exception as error:
-        if entry.tracking_uri != tracking_uri(settings):
+        if entry.tracking_uri != uri:
             return entry.tracking_uri
         return "unknown" if missing(error) else "waiting"
     return "waiting"
@@ -311,9 +325,12 @@ def outbox_state(
 ) -> OutboxState:
     "Look through the outbox"
     owners: dict[str, list[Path]] = defaultdict(list)
-    for folder in waiting(settings):
+    folders, uri, mlflow = waiting(settings), tracking_uri(settings), None
+    with contextlib.suppress(Exception):  # then the addresses tell
+        mlflow = client(settings) if folders else None
+    for folder in folders:
         with held(folder) as ours:
-            owners[_owner_of(settings, folder) if ours else "running"].append(folder)
+            owners[_owner_of(mlflow, uri, folder) if ours else "running"].append(folder)
     running, here, unknown = (owners.pop(name, []) for name in ("running", "waiting", "unknown"))
     elsewhere = {uri: len(folders) for uri, folders in owners.items()}
     aside = sorted(path for path in Path(settings.steps.outbox).glob("set-aside/*") if path.is_dir())

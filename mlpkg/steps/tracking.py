@@ -160,7 +160,7 @@ def experiment_id(
         return found.experiment_id
     artifacts = settings.tracking.artifacts
     try:
-        return client.create_experiment(name, f"{artifacts}/{name}" if artifacts else None)
+        return client.create_experiment(name, f"{artifacts}/{name}" if artifacts else None, {"mlpkg.made": "yes"})
     except MlflowException as error:
         if found := client.get_experiment_by_name(name):  # another process was faster
             return found.experiment_id
