@@ -556,7 +556,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlpkg.data.ledger.LedgerError': ('api/data/ledger.html#ledgererror', 'mlpkg/data/ledger.py')},
             'mlpkg.data.months': { 'mlpkg.data.months.MonthError': ('api/data/months.html#montherror', 'mlpkg/data/months.py'),
                                    'mlpkg.data.months.month_range': ('api/data/months.html#month_range', 'mlpkg/data/months.py')},
-            'mlpkg.data.pins': { 'mlpkg.data.pins.Pins': ('api/data/pins.html#pins', 'mlpkg/data/pins.py'),
+            'mlpkg.data.pins': { 'mlpkg.data.pins.PinLedger': ('api/data/pins.html#pinledger', 'mlpkg/data/pins.py'),
                                  'mlpkg.data.pins._line': ('api/data/pins.html#_line', 'mlpkg/data/pins.py'),
                                  'mlpkg.data.pins._pinned': ('api/data/pins.html#_pinned', 'mlpkg/data/pins.py'),
                                  'mlpkg.data.pins.check_version': ('api/data/pins.html#check_version', 'mlpkg/data/pins.py'),

@@ -38,7 +38,7 @@ from mlpkg.data.commits import (
     touches,
     until_committed,
 )  # fmt: skip
-from .pins import Pins, move_pin, pin, pin_gone, pinned, pins
+from .pins import PinLedger, move_pin, pin, pin_gone, pinned, pins
 from .spill import reopened
 from ..settings import Settings, load_settings
 
@@ -131,7 +131,7 @@ def tables(self: Lake, quietly: bool = False) -> list[str]:  # Sorted; empty if 
 
 # %% ../../nbs/api/data/14_lake.ipynb #e22e0216
 @patch(as_prop=True)
-def _pins(self: Lake) -> Pins:
+def _pins(self: Lake) -> PinLedger:
     "The versions that the DAG run works on"
     return pins(Lake(f"{self.root}/_runs", self.options, run=""), self.run, self)
 
