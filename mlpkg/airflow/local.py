@@ -25,7 +25,7 @@ from fastcore.basics import patch
 from filelock import FileLock
 
 from .listening import listening
-from .parallel import run_side_by_side
+from .parallel import run_side_by_side, usable_jobs
 from ..errors import MlpkgError
 from ..redaction import get_log, redact_structlog
 from ..settings import Settings
@@ -267,7 +267,8 @@ def run_dag(
     started = datetime.now()
     try:
         with listening(listen), held_run(settings) as held, beginning(dag.dag_id):
-            run = dag.test(run_conf=dict(conf or {})) if jobs == 1 else run_side_by_side(dag, conf or {}, jobs)
+            alone, conf = usable_jobs(jobs) == 1, dict(conf or {})
+            run = dag.test(run_conf=conf) if alone else run_side_by_side(dag, conf, jobs)
             held.status = "FINISHED" if str(run.state) == "success" else "FAILED"
     finally:
         dag.params = params

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from .listening import listening
 from .local import DagError, DagResult, begin_lock, held_run
-from .parallel import be_patient, finish_in_children, make_due
+from .parallel import be_patient, finish_in_children, make_due, usable_jobs
 from ..redaction import get_log
 from ..settings import Settings
 from ..steps.outbox import held
@@ -276,7 +276,7 @@ def go_on(
         run.conf = recorded_conf({name: dag.params[name] for name in dag.params}, run.conf or {}, recorded)
         clear(session, run, dag, planned)
         run.dag = planned
-        if jobs > 1:
+        if usable_jobs(jobs) > 1:
             finish_in_children(dag, run, session, jobs)
         else:
             _finish_here(dag, run, session)

@@ -8,13 +8,16 @@ __all__ = ['roles', 'Month', 'simulate_month', 'plot_months', 'record_simulation
 # %% ../../nbs/api/airflow/18_simulation.ipynb #78a487bb
 import math
 from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 from fastcore.basics import patch
 
 from .local import DagError, DagResult, dag_conf, triggered
+from .parallel import forkable
 from ..palette import blue, green, grey, orange
 from ..settings import Settings
 
@@ -82,13 +85,20 @@ def _note(
         month.steps[event["name"].partition(" ")[0]] = event["scraps"]
 
 # %% ../../nbs/api/airflow/18_simulation.ipynb #a1cc0b28
-def _has_champion(settings: Settings) -> bool:
-    "Does the model that is served have a champion?"
+def _ask_for_champion(settings: Settings) -> bool:
     from mlpkg.models.registry import champion
     from mlpkg.steps.tracking import connect
 
     connect(settings)
     return champion(settings.serving.model) is not None
+
+
+def _has_champion(settings: Settings) -> bool:
+    "Does the model that is served have a champion?"
+    if not forkable():
+        return _ask_for_champion(settings)
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        return pool.submit(_ask_for_champion, settings).result()
 
 # %% ../../nbs/api/airflow/18_simulation.ipynb #4d3a1979
 def simulate_month(
