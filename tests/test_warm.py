@@ -57,12 +57,17 @@ def templates() -> list[dict]:
     return running_templates()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def template(sockets) -> str:
-    "The address of a template that is ready"
+    "The address of a template that is ready, the same for all tests unless those of other tests have retired it"
     address = launcher.template_address(sys.executable, RULES.preload)
-    launcher.start_template(sys.executable, address, RULES.preload, RULES.idle, RULES.most)
-    wait_for(lambda: os.path.exists(address), 120, "a template")
+
+    def ready() -> bool:
+        if not launcher.alive(address):
+            launcher.start_template(sys.executable, address, RULES.preload, RULES.idle, RULES.most)
+        return os.path.exists(address)
+
+    wait_for(ready, 120, "a template")
     return address
 
 
