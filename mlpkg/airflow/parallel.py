@@ -73,8 +73,13 @@ def ready_to_fork() -> Iterator[None]:
 # %% ../../nbs/api/airflow/15_parallel.ipynb #8a37f5b2
 def forkable() -> bool:
     "Can forks of this process use the lake?"
-    names = (Path(path).read_text() for path in glob.glob("/proc/self/task/*/comm"))
-    return sys.platform == "linux" and not any(name.startswith("tokio") for name in names)
+    if sys.platform != "linux":
+        return False
+    for path in glob.glob("/proc/self/task/*/comm"):
+        with contextlib.suppress(OSError):  # that thread has ended meanwhile
+            if Path(path).read_text().startswith("tokio"):
+                return False
+    return True
 
 
 def usable_jobs(
