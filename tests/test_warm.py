@@ -4,6 +4,7 @@ Real templates, launchers and kernels, each test module with a folder of its own
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -15,7 +16,6 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -65,13 +65,16 @@ def template(sockets) -> str:
     def ready() -> bool:
         if not launcher.alive(address):
             launcher.start_template(sys.executable, address, RULES.preload, RULES.idle, RULES.most)
-        return os.path.exists(address)
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(address)  # Or a template of an earlier test, ready only now, retires the one used longest ago
+            return True
+        return False
 
     wait_for(ready, 120, "a template")
     return address
 
 
-@contextmanager
+@contextlib.contextmanager
 def kernel(**options):
     "A running kernel, and a function that runs code in it and returns what it prints"
     manager = KernelManager(kernel_name="python3")
