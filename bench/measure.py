@@ -31,8 +31,8 @@ class Measurement:
     "What a command took"
 
     seconds: float  # Wall time
-    cpu_seconds: float  # User and system time of all its processes
-    peak_mb: float  # Largest sum of memory over its processes at one moment, see `memory_mb`
+    cpu_seconds: float  # User and system time of all its processes, kernels forked from templates among them
+    peak_mb: float  # Largest sum of memory over these processes at one moment, see `memory_mb`
     others: float  # Cores that everything else on the machine took meanwhile, on average
 
 
@@ -72,15 +72,38 @@ def started(command: list[str], cwd: Path, env: dict[str, str], log: Path) -> It
             process.wait()
 
 
+def templates() -> dict[int, psutil.Process]:
+    "The processes of this user that kernels are forked from: whoever asks for a kernel is not its ancestor"
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if "mlpkg.steps.template" in process.cmdline():  # so are the kernels, which are forks
+                found[process.pid] = process
+    return {pid: process for pid, process in found.items() if process.ppid() not in found}
+
+
+def template_seconds(patience: float = 5) -> dict[int, float]:
+    "Processor time of each template and its kernels, as soon as these have ended"
+    taken, end = {}, time.monotonic() + patience
+    for pid, process in templates().items():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while process.children() and time.monotonic() < end:
+                time.sleep(0.05)
+            times = process.cpu_times()
+            taken[pid] = times.user + times.system + times.children_user + times.children_system
+    return taken
+
+
 def watch(pid: int, over: threading.Event, seen: list[float]) -> None:
-    "Sample the memory of a process tree until the event is set"
+    "Sample the memory of a process tree, and of templates that have kernels, until the event is set"
     while not over.wait(INTERVAL):
-        seen.append(memory_mb(pid))
+        busy = [template for template in templates().values() if template.is_running() and template.children()]
+        seen.append(sum(map(memory_mb, [pid, *(template.pid for template in busy)])))
 
 
 def measure(command: list[str], cwd: Path, env: dict[str, str], log: Path) -> Measurement:
     "Run a command and measure it; CommandError if it fails"
-    over, seen, begin = threading.Event(), [0.0], time.perf_counter()
+    over, seen, before, begin = threading.Event(), [0.0], template_seconds(0), time.perf_counter()
     psutil.cpu_percent()  # from here on
     with started(command, cwd, env, log) as process:
         watcher = threading.Thread(target=watch, args=(process.pid, over, seen))
@@ -95,6 +118,7 @@ def measure(command: list[str], cwd: Path, env: dict[str, str], log: Path) -> Me
     if process.returncode:
         raise CommandError(f"{' '.join(command)}: exit code {process.returncode}\n{log.read_text()[-3000:]}")
     cpu = usage.ru_utime + usage.ru_stime
+    cpu += sum(taken - before.get(pid, 0) for pid, taken in template_seconds().items())
     return Measurement(seconds, cpu, max(seen), max(0.0, busy - cpu / seconds))
 
 

@@ -18,6 +18,24 @@ def test_help(name, option):
     assert done.returncode == 0 and option in done.stdout, done.stderr
 
 
+BURN = """import papermill, sys
+papermill.execute_notebook(sys.argv[1], "out.ipynb", progress_bar=False)"""
+
+
+@pytest.mark.parametrize("warm", ["yes", "no"])
+def test_the_work_of_a_kernel_counts_wherever_it_was_forked(project, monkeypatch, warm):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    from measure import measure
+
+    burn = "import time\nwhile time.process_time() < 4: pass\nx = bytearray(300_000_000)\nx[::4096] = x[::4096]\n"
+    notebook = project.notebook("90_burn", "a: int = 0", burn + "time.sleep(2)")
+    env = project.env | {"MLPKG_KERNELS__WARM": warm, "JUPYTER_DEFAULT_PROVISIONER_NAME": "mlpkg-warm"}
+    command = [sys.executable, "-c", BURN, str(notebook)]
+    for _ in range(2):  # the first one starts the template
+        taken = measure(command, project.root, env, project.root / "log")
+    assert taken.cpu_seconds >= 4 and taken.peak_mb >= 300
+
+
 def test_the_plain_script_trains_and_registers(project):
     seed_lake(open_lake(project.settings), "2013-01", rows=1500)
     job = json.dumps({"candidates": ["logistic_regression"], "budget": 0, "seed": 0})
