@@ -731,6 +731,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'mlpkg/examples/flights_data.py'),
                                              'mlpkg.examples.flights_data.write_raw': ( 'api/examples/flights_data.html#write_raw',
                                                                                         'mlpkg/examples/flights_data.py')},
+            'mlpkg.lazy': { 'mlpkg.lazy._is_valid_syntax': ('api/lazy.html#_is_valid_syntax', 'mlpkg/lazy.py'),
+                            'mlpkg.lazy.put_off_parser': ('api/lazy.html#put_off_parser', 'mlpkg/lazy.py')},
             'mlpkg.models.candidates': { 'mlpkg.models.candidates.Candidate': ( 'api/models/candidates.html#candidate',
                                                                                 'mlpkg/models/candidates.py'),
                                          'mlpkg.models.candidates.Candidate.build': ( 'api/models/candidates.html#candidate.build',

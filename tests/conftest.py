@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from forked import run_mlpkg
 
 from mlpkg.testing import settings_text, write_notebook
 
@@ -77,13 +78,8 @@ class Project:
 
     def mlpkg(self, *args: str, code: int | None = 0, timeout: float = 300, **env: str) -> str:
         "Run the command line and return its output"
-        process = self.start(sys.executable, "-c", "from mlpkg.cli.main import main; main()", *args, **env)
-        try:
-            output, _ = process.communicate(timeout=timeout)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-        assert code is None or process.returncode == code, output
+        returned, output = run_mlpkg(args, self.root, self.env | env, timeout)
+        assert code is None or returned == code, output
         return output
 
     def look(self, *args: str, code: int = 0) -> str:

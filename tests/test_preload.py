@@ -3,10 +3,12 @@
 import logging
 import subprocess
 import sys
-from types import SimpleNamespace
+import uuid
 
 import pytest
+from airflow.sdk.execution_time.task_runner import TaskRunnerMarker
 
+from mlpkg.airflow.local import airflow_env
 from mlpkg.airflow.preload import Listener, SchedulerPlugin, preload, try_in_child
 
 FIND = """
@@ -20,20 +22,31 @@ def test_airflow_finds_the_plugin(project):
     assert "'mlpkg'" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("component", ["TriggererJob", "DagProcessorJob", ""])
-def test_nothing_is_imported_in_other_components(component, monkeypatch):
+def started(project, component: str, **env: str) -> str:
+    "What a component of Airflow writes when it starts, takes one turn, and ends"
+    variables = airflow_env(project.settings) | {"AIRFLOW__API_AUTH__JWT_SECRET": uuid.uuid4().hex} | env
+    command = [sys.executable, "-m", "airflow", component, "--num-runs", "1"]
+    process = project.start(*command, **variables)
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_the_scheduler_imports_what_the_setting_says_before_it_forks_workers(project):
+    output = started(project, "scheduler", MLPKG_AIRFLOW__PRELOAD="json, csv")
+    assert "imported 2 modules in" in output
+    assert output.index("imported 2 modules in") < output.index("Worker starting up")
+    assert "imported 0 modules in" in started(project, "scheduler", MLPKG_AIRFLOW__PRELOAD="")
+
+
+def test_nothing_is_imported_in_other_components(project):
+    assert "modules in" not in started(project, "dag-processor", MLPKG_AIRFLOW__PRELOAD="json, csv")
+
+
+def test_nothing_is_imported_where_a_task_starts(monkeypatch):
     monkeypatch.setattr("mlpkg.airflow.preload.preload", lambda names: pytest.fail("imported"))
-    Listener().on_starting(SimpleNamespace(job_type=component))
-
-
-def test_the_scheduler_imports_what_the_setting_says(monkeypatch):
-    asked = []
-    monkeypatch.setattr("mlpkg.airflow.preload.preload", asked.append)
-    monkeypatch.setenv("MLPKG_AIRFLOW__PRELOAD", "json, csv")
-    Listener().on_starting(SimpleNamespace(job_type="SchedulerJob"))
-    monkeypatch.setenv("MLPKG_AIRFLOW__PRELOAD", "")
-    Listener().on_starting(SimpleNamespace(job_type="SchedulerJob"))
-    assert asked == [["json", "csv"], []]
+    monkeypatch.setattr(sys, "argv", ["airflow", "scheduler"])  # a task is a fork of it
+    Listener().on_starting(TaskRunnerMarker())
 
 
 def test_what_starts_threads_is_named_and_never_imported_here(tmp_path, monkeypatch, caplog):

@@ -118,7 +118,8 @@ class Listener:
     def on_starting(self, component: Any) -> None:
         "Tell Airflow what is secret; preload in the scheduler"
         tell_airflow()
-        if getattr(component, "job_type", "") == "SchedulerJob":
+        # The job does not know its type yet; a task, which is a fork of the scheduler, comes with something else.
+        if hasattr(component, "job_type") and sys.argv[1:2] == ["scheduler"]:
             prepare_to_fork()
 
     @hookimpl
