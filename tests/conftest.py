@@ -160,6 +160,20 @@ def stores(tmp_path_factory) -> Path:
     return root
 
 
+def git(project: Project, *args: str) -> str:
+    "Run git in a project"
+    name = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    done = subprocess.run(["git", *name, *args], cwd=project.root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def commit(project: Project, message: str) -> str:
+    git(project, "add", "-A")
+    git(project, "commit", "-qm", message)
+    return git(project, "rev-parse", "HEAD")
+
+
 def example_project(root: Path, stores: Path) -> Project:
     "A project with the real DAGs and notebooks of the example, and empty stores"
     text = (ROOT / "settings.ini").read_text()

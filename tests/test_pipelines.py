@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from conftest import example_project
+from conftest import commit, example_project, git
 
 RUN = ("run", "flights_etl", "flights_train", "-p", "months=2013-02", "-p", "budget=1")
 CANDIDATES = ("logistic_regression", "random_forest", "hist_gradient_boosting")
@@ -10,8 +10,11 @@ CANDIDATES = ("logistic_regression", "random_forest", "hist_gradient_boosting")
 
 @pytest.fixture(scope="module")
 def flights(tmp_path_factory, stores):
-    "A project with the real DAGs and notebooks, in which both pipelines ran twice"
+    "A project in git with the real DAGs and notebooks, in which both pipelines ran twice"
     project = example_project(tmp_path_factory.mktemp("flights"), stores)
+    (project.root / ".gitignore").write_text("var\n")
+    git(project, "init", "-q")
+    commit(project, "first")
     project.outputs = [project.mlpkg(*RUN), project.mlpkg(*RUN)]
     return project
 
@@ -38,6 +41,14 @@ def test_every_step_is_recorded(flights):
                 assert step.data.metrics["seconds"] > 0
                 tags = {"mlpkg.notebook", "mlpkg.notebook_digest", "mlflow.source.git.commit", "mlpkg.git_dirty"}
                 assert tags | {"mlpkg.lock_digest", "mlpkg.host"} <= step.data.tags.keys()
+
+
+def test_a_replay_agrees_to_the_digit(flights):
+    for dag, steps in (("flights_etl", 4), ("flights_train", 5)):
+        newest, oldest = flights.pipeline_runs(dag)
+        output = flights.mlpkg("replay", oldest.info.run_id, timeout=900)
+        assert f"{steps} of {steps} steps agree to the digit" in " ".join(output.split())
+        assert [run.info.run_id for run in flights.pipeline_runs(dag)] == [newest.info.run_id, oldest.info.run_id]
 
 
 def test_running_a_month_twice_leaves_one_copy(flights):

@@ -4,12 +4,11 @@ import contextlib
 import re
 import shutil
 import sqlite3
-import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Project, example_project
+from conftest import commit, git
 
 from mlpkg.data.lake import Lake
 from mlpkg.steps.provenance import installed
@@ -25,20 +24,6 @@ rows = lake.read("raw/parcels")
 lake.write("sum/parcels", rows * factor * helper.unit, mode="overwrite")
 sb.glue("total", float(rows["parcel"].sum()) * factor * helper.unit)"""
 DIE = "import random\nimport scrapbook as sb\nsb.glue('thrown', random.randint(1, 1000000))"
-
-
-def git(project: Project, *args: str) -> str:
-    "Run git in a project"
-    name = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-    done = subprocess.run(["git", *name, *args], cwd=project.root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def commit(project: Project, message: str) -> str:
-    git(project, "add", "-A")
-    git(project, "commit", "-qm", message)
-    return git(project, "rev-parse", "HEAD")
 
 
 @pytest.fixture
@@ -332,20 +317,3 @@ def test_a_run_of_the_command_line_with_mapped_steps(project):
     output = replayed(project, found.info.run_id[:8])
     assert "3 of 3 steps agree to the digit" in output and "Libraries" not in output
     assert "count [2] the same" in replayed(project, found.info.run_id[:8], "count [2]")
-
-
-def test_the_flights_agree_to_the_digit(tmp_path, stores):
-    (tmp_path / "project").mkdir()
-    project = example_project(tmp_path / "project", stores)
-    (project.root / ".gitignore").write_text("var\n")
-    git(project, "init", "-q")
-    commit(project, "first")
-    project.lake = Lake(project.settings.lake.root)
-    project.mlpkg("run", "flights_etl", "--param", "months=2013-01", timeout=600)
-    project.mlpkg(
-        "run", "flights_train", "--param", "candidates=logistic_regression", "--param", "budget=1", timeout=600
-    )
-    for dag, steps in (("flights_etl", 4), ("flights_train", 3)):
-        (found,) = project.pipeline_runs(dag)
-        output = replayed(project, found.info.run_id)
-        assert f"{steps} of {steps} steps agree to the digit" in output
