@@ -9,21 +9,34 @@ __all__ = ['put_off_parser']
 import importlib.util
 import sys
 import types
+from typing import Any
 
 # %% ../nbs/api/01_lazy.ipynb #1a0c8c96
 _slow = "rfc3987_syntax"
 
 
-def _is_valid_syntax(term: str, value: str) -> bool:
-    "The function that jsonschema asks; the first question imports the real one"
+def _real() -> Any:
+    "The library itself"
     if getattr(sys.modules.get(_slow), "put_off", False):
         del sys.modules[_slow]
-    return importlib.import_module(_slow).is_valid_syntax(term, value)
+    return importlib.import_module(_slow)
+
+
+def _is_valid_syntax(term: str, value: str) -> bool:
+    "The function that jsonschema asks; the first question imports the real one"
+    return _real().is_valid_syntax(term, value)
+
+
+def _anything_else(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return getattr(_real(), name)
 
 
 def put_off_parser() -> None:
     "Let jsonschema build its parser of internationalized addresses when it needs it, not when it is imported"
-    if _slow not in sys.modules and importlib.util.find_spec(_slow):
-        stand_in = types.ModuleType(_slow, "Stands in for a slow import")
-        stand_in.is_valid_syntax, stand_in.put_off = _is_valid_syntax, True  # type: ignore[attr-defined]
+    if _slow not in sys.modules and (spec := importlib.util.find_spec(_slow)):
+        stand_in: Any = types.ModuleType(_slow, "Stands in for a slow import")
+        stand_in.__spec__, stand_in.__file__, stand_in.__path__ = spec, spec.origin, spec.submodule_search_locations
+        stand_in.is_valid_syntax, stand_in.__getattr__, stand_in.put_off = _is_valid_syntax, _anything_else, True
         sys.modules[_slow] = stand_in

@@ -153,3 +153,79 @@ def test_a_number_of_jobs_that_makes_no_sense(project, value):
     output = project.mlpkg("run", "mapped", f"--jobs={value}", code=2)
     assert f"--jobs {value}: expected a whole number from 1 on. Leave it out to let cores and memory decide" in output
     assert project.pipeline_runs("mapped") == []
+
+
+DRAWS = """
+from airflow.sdk import DAG, task
+
+with DAG("draws", schedule=None):
+    @task
+    def draw(number):
+        import random
+        import numpy
+        open("drawn", "a").write(f"{numpy.random.rand()} {random.random()}\\n")
+    draw.expand(number=[1, 2, 3])
+"""
+
+
+def test_each_task_draws_numbers_of_its_own(project):
+    (project.root / "dags" / "draws.py").write_text(DRAWS)
+    project.mlpkg("run", "draws", "--jobs", "2")
+    drawn = (project.root / "drawn").read_text().split()
+    assert len(drawn) == len(set(drawn)) == 6
+
+
+ALONE = """
+from airflow.models.pool import Pool
+from airflow.sdk import DAG, task
+
+with DAG("alone", schedule=None, **{of_dag}):
+    @task(**{of_task})
+    def alone(number):
+        import time
+        began = time.time()
+        time.sleep(2)
+        open("times", "a").write(f"{{began}} {{time.time()}}\\n")
+    alone.expand(number=[1, 2])
+"""
+
+
+@pytest.mark.parametrize(
+    ("of_dag", "of_task"),
+    [
+        ({"max_active_tasks": 1}, {}),
+        ({}, {"max_active_tis_per_dag": 1}),
+        ({}, {"max_active_tis_per_dagrun": 1}),
+        ({}, {"pool_slots": 100}),  # of 128
+    ],
+)
+def test_limits_of_airflow_hold_for_tasks_side_by_side(project, of_dag, of_task):
+    (project.root / "dags" / "alone.py").write_text(ALONE.format(of_dag=of_dag, of_task=of_task))
+    project.mlpkg("run", "alone", "--jobs", "2")
+    first, second = sorted(
+        tuple(map(float, line.split())) for line in (project.root / "times").read_text().splitlines()
+    )
+    assert first[1] <= second[0], "they ran at the same time"
+
+
+WAITS = """
+from airflow.sdk import DAG, task
+
+with DAG("waits", schedule=None):
+    @task.sensor(poke_interval=600, timeout=3600, mode="reschedule")
+    def arrives():
+        open("looked", "a").write("x")
+        return False
+    arrives()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_that_waits_for_the_next_look_of_a_sensor(project, number):
+    (project.root / "dags" / "waits.py").write_text(WAITS)
+    process = project.start(*COMMAND[:-3], "waits", *COMMAND[-2:])
+    wait_for((project.root / "looked").exists, 120, "the first look")
+    wait_for(lambda: "up_for_reschedule" in log_of(project).lower(), 60, "its end")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "waits failed" in output, output

@@ -24,8 +24,9 @@ from typing import IO, Any
 from fastcore.basics import patch
 from filelock import FileLock
 
+from .jobs import usable_jobs
 from .listening import listening
-from .parallel import run_side_by_side, usable_jobs
+from .parallel import run_side_by_side
 from ..errors import MlpkgError
 from ..redaction import get_log, redact_structlog
 from ..settings import Settings

@@ -19,9 +19,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .jobs import usable_jobs
 from .listening import listening
 from .local import DagError, DagResult, begin_lock, held_run
-from .parallel import be_patient, finish_in_children, make_due, usable_jobs
+from .parallel import be_patient, finish_in_children, make_due
 from ..redaction import get_log
 from ..settings import Settings
 from ..steps.outbox import held

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastcore.basics import patch
 
+from .jobs import forkable
 from .local import DagError, DagResult, dag_conf, triggered
-from .parallel import forkable
 from ..palette import blue, green, grey, orange
 from ..settings import Settings
 
