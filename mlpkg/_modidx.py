@@ -2364,6 +2364,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mlpkg.steps.supervisor.fork_child': ( 'api/steps/supervisor.html#fork_child',
                                                                                'mlpkg/steps/supervisor.py'),
                                         'mlpkg.steps.supervisor.guard': ('api/steps/supervisor.html#guard', 'mlpkg/steps/supervisor.py'),
+                                        'mlpkg.steps.supervisor.is_template': ( 'api/steps/supervisor.html#is_template',
+                                                                                'mlpkg/steps/supervisor.py'),
                                         'mlpkg.steps.supervisor.kill': ('api/steps/supervisor.html#kill', 'mlpkg/steps/supervisor.py'),
                                         'mlpkg.steps.supervisor.main': ('api/steps/supervisor.html#main', 'mlpkg/steps/supervisor.py'),
                                         'mlpkg.steps.supervisor.parents': ( 'api/steps/supervisor.html#parents',

@@ -9,8 +9,8 @@ __all__ = ['kernels', 'group', 'running_templates', 'memory_of', 'age', 'kernel_
 # %% ../../nbs/api/cli/15_kernels.ipynb #205bbc93
 import os
 import signal
-import stat
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -23,12 +23,11 @@ from ..steps import launcher, supervisor
 # %% ../../nbs/api/cli/15_kernels.ipynb #e1657075
 def running_templates() -> list[dict[str, Any]]:  # What each says of itself, see `Template.facts`
     "The templates of this user that answer"
-    folder, found = launcher.template_folder(), []
-    for name in sorted(os.listdir(folder)):
-        path = os.path.join(folder, name)
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
+    found = []
+    for path in sorted(Path(launcher.template_folder()).iterdir()):
+        if path.is_socket():  # It may have ended meanwhile
             try:
-                line, facts = launcher.send_request(path, {"ask": "facts"})
+                line, facts = launcher.send_request(str(path), {"ask": "facts"})
             except launcher.ColdStart:  # It was killed, and its socket is left
                 continue
             line.close()
