@@ -61,10 +61,22 @@ def test_what_starts_threads_is_named_and_never_imported_here(tmp_path, monkeypa
     assert "imported 1 modules in" in caplog.text and "memory" in caplog.text
 
 
-def test_a_module_that_kills_the_process_is_not_imported(tmp_path, monkeypatch):
-    (tmp_path / "deadly_module.py").write_text("import os\nos._exit(1)\n")
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("import os\nos._exit(1)", "the process that tried it died"),
+        ("import time\ntime.sleep(60)", "took more than 2 seconds"),
+        ("raise SystemExit('no license')", "SystemExit: no license"),
+    ],
+    ids=["dies", "hangs", "exits"],
+)
+def test_a_module_that_ends_or_holds_up_the_process_is_named_and_the_others_are_imported(
+    tmp_path, monkeypatch, code, says
+):
+    (tmp_path / "deadly_module.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    assert try_in_child(["deadly_module"]) == {"deadly_module": "the process that tried it died"}
+    problems = try_in_child(["json", "deadly_module", "no_such_module", "csv"], seconds=2)
+    assert list(problems) == ["deadly_module", "no_such_module"] and says in problems["deadly_module"]
 
 
 def test_the_plugin_has_one_listener():

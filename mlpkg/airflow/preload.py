@@ -10,6 +10,8 @@ __all__ = ['usual', 'try_in_child', 'resident_memory', 'drop_own_code', 'keep_fr
 import importlib
 import json
 import os
+import select
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -28,27 +30,40 @@ from ..steps.warm import expand
 _log = get_log("mlpkg.airflow.preload")
 
 # %% ../../nbs/api/airflow/19_preload.ipynb #c46f6117
-def _try(names: Sequence[str]) -> dict[str, str]:  # Module -> reason, for those that are of no use
-    "Import modules, and see what happens"
-    return {name: why for name in names if (why := import_one(name))}
+def _ask_child(
+    names: Sequence[str],  # Modules
+    seconds: float,  # Until it is killed
+) -> list[list[str]]:  # Module and reason, "" if all is well; not of the one at which the child died, nor of later ones
+    "Try modules, one after the other, in a fork of this process"
+    reading, writing = os.pipe()
+    if not (child := os.fork()):
+        for name in names:
+            os.write(writing, json.dumps([name, import_one(name)]).encode() + b"\n")
+        os._exit(0)
+    os.close(writing)
+    told, end = b"", time.monotonic() + seconds
+    while select.select([reading], [], [], max(0, end - time.monotonic()))[0] and (data := os.read(reading, 65_536)):
+        told += data
+    os.close(reading)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return [json.loads(line) for line in told.splitlines()]
 
 # %% ../../nbs/api/airflow/19_preload.ipynb #6974dd5e
 def try_in_child(
     names: Sequence[str],  # Modules
+    seconds: float = 120,  # For all that one child tries
 ) -> dict[str, str]:  # Module -> why it is of no use
-    "Try modules in a process of their own"
-    reading, writing = os.pipe()
-    if child := os.fork():
-        os.close(writing)
-        with open(reading) as pipe:
-            told = pipe.read()
-        os.waitpid(child, 0)
-        return json.loads(told) if told else dict.fromkeys(names, "the process that tried it died")
-    try:
-        with open(writing, "w") as pipe:
-            json.dump(_try(names), pipe)
-    finally:
-        os._exit(0)
+    "Try modules in processes of their own"
+    problems: dict[str, str] = {}
+    left = list(names)
+    while left:
+        told = _ask_child(left, seconds)
+        problems.update((name, why) for name, why in told if why)
+        del left[: len(told)]
+        if left:
+            problems[left.pop(0)] = f"the process that tried it died, or took more than {seconds:g} seconds"
+    return problems
 
 # %% ../../nbs/api/airflow/19_preload.ipynb #e73110f5
 def resident_memory() -> float:  # Megabytes; NaN where the system does not say

@@ -52,7 +52,7 @@ def import_one(
     before, running = set(sys.modules), set(threading.enumerate())
     try:
         importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return f"{type(error).__name__}: {error}"
     if threads := [one.name for one in threading.enumerate() if one not in running]:
         return f"it starts threads ({', '.join(threads)})"
