@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
 from email.message import EmailMessage
+from typing import Any
 
 from ..errors import MlpkgError
 from ..redaction import get_log, redact_values
@@ -51,11 +52,11 @@ def _address(rules: NotifySettings) -> str:
         )
     return address
 
-# %% ../../nbs/api/airflow/10_notify.ipynb #2dcc7909
+# %% ../../nbs/api/airflow/10_notify.ipynb #b3fc27f8
 class _Stay(urllib.request.HTTPRedirectHandler):
     "Follows no redirect: urllib would turn the POST into a GET, and the message would be lost without an error"
 
-    def http_error_302(self, *answer: object) -> None:
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> None:
         "Leave the answer to what handles errors"
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
