@@ -144,8 +144,36 @@ def redact_values(
     if isinstance(value, Mapping):
         return {redact_values(key, clean): redact_values(inner, clean) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)([redact_values(inner, clean) for inner in value])
+        make = getattr(value, "_make", type(value))  # a named tuple takes its values one by one
+        return make([redact_values(inner, clean) for inner in value])
     return value
+
+# %% ../nbs/api/04_redaction.ipynb #d55d148e
+def _redact_argument(
+    value: Any,  # Of a message that cannot be formatted
+    clean: Callable[[str], str],  # From `redactor`
+) -> Any:  # The value itself unless it shows a secret
+    "Take secrets out of an argument as the report of a slip would show it"
+    try:
+        value = redact_values(value, clean)
+        shown = value if isinstance(value, str) else repr(value)
+    except Exception:  # the report cannot show it either
+        return value
+    return value if clean(shown) == shown else clean(shown)
+
+# %% ../nbs/api/04_redaction.ipynb #4c2bb48c
+def _redact_parts(record: logging.LogRecord, clean: Callable[[str], str]) -> None:
+    "Redact a record whose message cannot be formatted, and leave it as it is otherwise"
+    record.msg = _redact_argument(record.msg, clean)
+    if isinstance(record.args, Mapping):
+        record.args = {
+            _redact_argument(key, clean): _redact_argument(value, clean) for key, value in record.args.items()
+        }
+    elif record.args:
+        record.args = tuple(_redact_argument(value, clean) for value in record.args)
+    if record.exc_info:
+        record.exc_text = clean("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        record.exc_info = None
 
 # %% ../nbs/api/04_redaction.ipynb #441c14ae
 class RedactingFilter(logging.Filter):
@@ -153,13 +181,18 @@ class RedactingFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         "Replace the message, and add the traceback to it where it holds a secret"
-        clean, message = redactor(), record.getMessage()
+        clean = redactor()
+        if hasattr(record, "mlpkg"):  # what a step announces to programs that listen
+            record.mlpkg = redact_values(record.mlpkg, clean)
+        try:
+            message = record.getMessage()
+        except Exception:  # a slip, which the handler will report
+            _redact_parts(record, clean)
+            return True
         trace = "".join(traceback.format_exception(*record.exc_info)).rstrip() if record.exc_info else ""
         if clean(trace) != trace:
             message, record.exc_info, record.exc_text = f"{message}\n{trace}", None, None
         record.msg, record.args = clean(message), None
-        if hasattr(record, "mlpkg"):  # what a step announces to programs that listen
-            record.mlpkg = redact_values(record.mlpkg, clean)
         return True
 
 
@@ -174,10 +207,20 @@ def get_log(
     log.addFilter(_redacting)  # adding it again changes nothing
     return log
 
+# %% ../nbs/api/04_redaction.ipynb #8c556f12
+def _redact_line(
+    line: Any,  # What a renderer of structlog has made: text, bytes, or values for another logger
+) -> Any:
+    "Take secrets out of a line of a log"
+    if isinstance(line, bytes):
+        return redact(line.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+    return redact(line) if isinstance(line, str) else line
+
 # %% ../nbs/api/04_redaction.ipynb #5ad3f9c6
-def _redact_text(record: logging.LogRecord) -> bool:
-    "Redact a record; what structlog has prepared is none of a text yet"
-    return not isinstance(record.msg, str) or _redacting.filter(record)
+def _redact_record(record: logging.LogRecord) -> bool:
+    "Redact a record; the dict that structlog has prepared for its formatter is not a message yet"
+    prepared = isinstance(record.msg, dict) and hasattr(record, "_logger")
+    return prepared or _redacting.filter(record)
 
 
 def redact_structlog() -> None:
@@ -185,15 +228,14 @@ def redact_structlog() -> None:
     import structlog
 
     for handler in logging.getLogger().handlers:
-        handler.addFilter(_redact_text)  # adding it again changes nothing
+        handler.addFilter(_redact_record)  # adding it again changes nothing
     processors: Any = structlog.get_config()["processors"]
     render = processors[-1]
     if getattr(render, "redacts", False):
         return
 
     def redacted(*event: Any) -> Any:
-        line = render(*event)
-        return redact(line) if isinstance(line, str) else line
+        return _redact_line(render(*event))
 
     redacted.redacts = True  # type: ignore[attr-defined]
     processors[-1] = redacted  # in place: loggers that are in use already keep the list

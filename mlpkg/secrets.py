@@ -55,7 +55,9 @@ def is_worth_hiding(
     return not usual and not (value.startswith("/") and os.path.exists(value))
 
 # %% ../nbs/api/03_secrets.ipynb #7af815df
+_address = re.compile(r"[\w+.-]+://\S+")
 _password = re.compile(r"://[^\s:/@\"']*:([^\s/\"']+)@")
+_any_password = re.compile(r"://[^\s:/@]*:([^\s/]+)@")
 _user = re.compile(r"(https?)?://([^\s:/@?#\"']{8,})@")
 _token = re.compile(
     r"(gh[a-z]|github_pat|glpat|xox[a-z]|hf|npm|pypi)[_-].*|[0-9a-f]{32,}|(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z]).{20,}"
@@ -72,47 +74,123 @@ def _logins(
         for scheme, user in _user.findall(text)
         if _token.fullmatch(user) or (named and scheme and (len(user) >= 16 or re.search("[0-9]", user)))
     ]
-    yield from (form for found in (*_password.findall(text), *tokens) for form in (found, unquote(found)))
+    passwords = (_any_password if _address.fullmatch(text) else _password).findall(text)
+    yield from (form for found in (*passwords, *tokens) for form in (found, unquote(found)))
 
 # %% ../nbs/api/03_secrets.ipynb #04943ee0
-_pair = re.compile(r"""\b(\w+)\s*=\s*('(?:\\.|[^'\\])*'|"[^"]*"|\{[^}]*\}|[^;\s]+)""")
+_pair = re.compile(r"""\b(\w+)\s*=\s*('(?:\\.|[^'\\])*'|"[^"]*"|\{(?:[^}]|\}\}){0,400}\}|[^;\s]+)""")
+
+
+def _plain(quoted: str) -> str:
+    "What stood in quotes, without its backslashes"
+    return re.sub(r"\\(.)", r"\1", quoted)
 
 
 def _assignments(text: str) -> Iterator[tuple[str, str]]:
     "Names and values in a connection string like `AccountKey=...;`, or in the query of a URL"
     for name, value in _pair.findall(text):
-        yield name, re.sub(r"\\(.)", r"\1", value[1:-1]) if value[0] in "'\"{" else value
+        if value[0] == "{":
+            yield from ((name, form) for form in (value[1:-1], value[1:-1].replace("}}", "}")))
+        else:
+            yield name, _plain(value[1:-1]) if value[0] in "'\"" else value
     for part in re.split(r"[\s?#&]", text):
         name, _, value = part.partition("=")
         name = re.split("[/;:]", unquote(name))[-1]  # `day` in s3://lake/token_usage/day=2013-01-15
         yield from ((name, form) for form in (value, unquote(value), unquote_plus(value)))
 
+# %% ../nbs/api/03_secrets.ipynb #b1b126f3
+_telling = re.compile(r"(?i)(^|[-_])(pwd|sig|signature|hmac)$")
+
+
+def _is_telling(
+    name: str,  # That stands beside a value, inside a text
+) -> bool:
+    "Does a name inside a text say that its value is secret?"
+    return bool(_telling.search(name)) or is_secret_name(name.replace("-", "_"))
+
 # %% ../nbs/api/03_secrets.ipynb #6e4b1f2d
+_describing = re.compile(
+    r"(?i)(^|[-_])(host(_?name)?|port|user(_?name)?|login|e?mail|name|type|region|database|schema|version)$"
+)
+_date = re.compile(r"\d{4}-\d\d-\d\d([T ][\d:.]+Z?)?")
+
+
 def _fields(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     "Names and texts in what was read from JSON; those in a list have the name of the list"
     if isinstance(value, str):
         yield name, value
     elif isinstance(value, dict):
-        yield from (pair for key, inner in value.items() for pair in _fields(inner, str(key)))
+        for key, inner in value.items():
+            open_ = _describing.search(key) or (isinstance(inner, str) and _date.fullmatch(inner))
+            yield from _fields(inner, name if _is_telling(name) and not open_ else key)
     elif isinstance(value, list):
         yield from (pair for inner in value for pair in _fields(inner, name))
 
-
+# %% ../nbs/api/03_secrets.ipynb #ccd7f46a
 def _is_json(text: str) -> bool:
     return text.lstrip().startswith(("{", "["))
 
 
-def _named(text: str) -> set[tuple[str, str]]:
-    "All names and values in a text"
+_label = re.compile(r"""(?:(["'])([\w-]+)\1[ \t]*:[ \t]*|(?<![\w-])([\w-]+)[ \t]*:[ \t]+)""")
+_quoted = r"""'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"|"""
+_scalar, _flow = re.compile(_quoted + r"[^\n]+"), re.compile(_quoted + r"[^\n,}\]]+")
+
+
+def _labelled(text: str) -> Iterator[tuple[str, str]]:
+    "Telling names and their values in YAML, or in the representation of a dict: what has a colon between them"
+    scalar, end = _flow if _is_json(text) else _scalar, 0
+    for label in _label.finditer(text):
+        name = label[2] or label[3]
+        if label.start() >= end and _is_telling(name) and (found := scalar.match(text, label.end())):
+            value, end = found[0].strip(), found.end()
+            if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+                yield name, _plain(value[1:-1])
+            else:
+                yield from ((name, form) for form in {value, re.split(r"\s#", value, maxsplit=1)[0].strip()})
+
+# %% ../nbs/api/03_secrets.ipynb #f2e4d759
+def _named(
+    text: str,
+    named: bool,  # Does a name say that the text is secret?
+) -> set[tuple[str, str]]:
+    "Names and values in a text"
     if _is_json(text):
         with contextlib.suppress(ValueError, RecursionError):  # it only looks like JSON
-            return set(_fields(json.loads(text, strict=False)))
-    return set(_assignments(text))
+            return set(_fields(json.loads(text, strict=False, parse_int=str, parse_float=str)))
+    return {*_assignments(text), *(_labelled(text) if named else ())}
+
+# %% ../nbs/api/03_secrets.ipynb #b6c2fb13
+_web = re.compile(r"(?i)(?:https?|wss?)://[^\s/?#]*([/?#]\S*)")
+
+
+def _is_unusual(part: str) -> bool:
+    "Is a part of a path long, or made of letters and digits?"
+    return len(part) >= 16 or bool(re.search("[0-9]", part) and re.search("[A-Za-z]", part))
+
+
+def _address_parts(
+    address: str,  # What a name says is secret
+) -> Iterator[str]:  # As they are written, and decoded; nothing unless it is the address of a web page
+    "What is secret in a secret address besides the whole of it"
+    for rest in _web.findall(address) if _web.fullmatch(address) else ():
+        target = rest.partition("#")[0]
+        paths = [path.rstrip("/") for path in (target, target.partition("?")[0]) if "?" in path or _is_unusual(path)]
+        pairs = [part.partition("=") for part in re.split("[/?#&;]", rest)]
+        values = [value for _, _, value in pairs if value.strip("=")]
+        parts = [name + sign + value for name, sign, value in pairs if not value.strip("=") and _is_unusual(name)]
+        found = [*paths, *(part for part in (*values, *parts) if not _date.fullmatch(part))]
+        yield from (form for part in found for form in (part, unquote(part), unquote_plus(part)))
+
+# %% ../nbs/api/03_secrets.ipynb #b86ae3b2
+def _is_token(
+    name: str,
+    value: str,
+) -> bool:
+    "Is a value a token that a name like `key` leaves possible?"
+    possible = name.lower() in ("key", "code", "auth") and not re.search(r"[&?;\s]", value)
+    return possible and bool(_token.fullmatch(value)) and not {"/", "."} <= set(unquote(value))
 
 # %% ../nbs/api/03_secrets.ipynb #3c34cf02
-_telling = re.compile(r"(?i)(^|[-_])(pwd|sig|signature|hmac)$")
-
-
 def _inside(
     text: str,
     named: bool,  # Does a name say that the text is secret?
@@ -120,10 +198,10 @@ def _inside(
 ) -> Iterator[str]:
     "The secrets inside a text"
     yield from _logins(text, named)
-    for name, value in _named(text):
-        if _telling.search(name) or is_secret_name(name.replace("-", "_")):
-            yield value
-        if depth and (_is_json(value) or "=" in value or "://" in value):
+    for name, value in _named(text, named):
+        if _is_telling(name) or _is_token(name, value):
+            yield from (value, *_address_parts(value))
+        if depth and (_is_json(value) or "=" in value or "://" in value or (named and ": " in value)):
             yield from _inside(value, named, depth - 1)
 
 # %% ../nbs/api/03_secrets.ipynb #4f60c8d3
@@ -134,7 +212,8 @@ def url_secrets(
     text: str,
 ) -> list[str]:  # As they are written, and decoded where that differs
     "The secrets in the URLs of a text: passwords, tokens, and parameters with telling names"
-    return list(dict.fromkeys(part for url in _url.findall(text) for part in _inside(url, named=False)))
+    urls = [text] if _address.fullmatch(text) else _url.findall(text)
+    return list(dict.fromkeys(part for url in urls for part in _inside(url, named=False)))
 
 # %% ../nbs/api/03_secrets.ipynb #80801431
 def _lines(text: str) -> list[str]:
@@ -147,7 +226,8 @@ def secret_parts(
     value: str,  # A secret
 ) -> list[str]:  # The value itself first
     "A secret, and the secrets in it: its lines, those in URLs, JSON and connection strings"
-    texts = [value.strip(), *_inside(value.strip(), named=True)]
+    value = value.strip()
+    texts = [value, *_address_parts(value), *_inside(value, named=True)]
     unfolded = [text.replace("\r\n", "\n").replace("\\n", "\n") for text in texts]
     return [part for text in unfolded for part in (text, *_lines(text))]
 
@@ -178,6 +258,7 @@ def _collect(env: frozenset[tuple[str, str]], others: frozenset[str]) -> tuple[s
     named = [value for name, value in env if is_secret_name(name)]
     found = {part for value in (*named, *others) for part in secret_parts(value)}
     found.update(part for _, value in env for part in url_secrets(value))
+    found.update(part.rstrip("=") for part in tuple(found))  # base64 is often shown without its padding
     return tuple(sorted(filter(is_worth_hiding, found), key=lambda value: (-len(value), value)))
 
 # %% ../nbs/api/03_secrets.ipynb #6db7678e

@@ -1,12 +1,14 @@
 """Messages as they arrive by e-mail, at a server that the tests start, and messages that cannot be delivered."""
 
 import email
+import http.server
 import socketserver
 import threading
+import traceback
 
 import pytest
 
-from mlpkg.airflow.notify import Message, send
+from mlpkg.airflow.notify import Message, NotifyError, send
 from mlpkg.settings import NotifySettings
 
 DRIFT = Message("flights: drift", "late flights rose from 17 % to 33 %", "http://127.0.0.1:5000/#/runs/1")
@@ -80,3 +82,52 @@ def test_a_message_that_cannot_be_delivered_raises_an_error_and_is_logged(values
     with pytest.raises(OSError):
         send(DRIFT, rules(**values))
     assert "late flights rose" in caplog.text
+
+
+class Gateway(http.server.BaseHTTPRequestHandler):
+    "Answers a POST with the status in its path, and sends it elsewhere"
+
+    def do_POST(self):
+        self.server.seen.append("POST")
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(int(self.path.split("/")[1]), "gone to /moved-xoGrKq7A9bWm")
+        self.send_header("Location", self.server.location)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self):
+        self.server.seen.append("GET")
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *args):
+        "Nothing"
+
+
+@pytest.fixture
+def gateway():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
+        server.seen = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize("location", ["/moved-xoGrKq7A9bWm", "ftp://moved-xoGrKq7A9bWm/", "https://[xoGrKq7A9bWm"])
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
+def test_a_message_that_is_redirected_is_not_lost_in_silence(gateway, status, location):
+    gateway.location = location
+    place = f"http://127.0.0.1:{gateway.server_port}/{status}/T024-xoGrKq7A9bWm"
+    with pytest.raises(
+        NotifyError, match=f"answered {status}, .*Give the address that it redirects to. Correct MLPKG_NOTIFY__WEBHOOK"
+    ) as caught:
+        send(DRIFT, rules(channel="webhook", webhook=place))
+    assert gateway.seen == ["POST"] and "xoGrKq7A9bWm" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_error_of_the_webhook_is_reported_in_our_words(gateway):
+    gateway.location = "/"
+    place = f"http://127.0.0.1:{gateway.server_port}/404/T024"
+    with pytest.raises(NotifyError, match="HTTP 404 Not Found") as caught:
+        send(DRIFT, rules(channel="webhook", webhook=place))
+    assert "xoGrKq7A9bWm" not in str(caught.value)

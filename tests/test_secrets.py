@@ -7,6 +7,7 @@ import base64
 import contextlib
 import html
 import http.server
+import io
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ import pytest
 
 from mlpkg.airflow.notify import Message, send
 from mlpkg.errors import MlpkgError
-from mlpkg.redaction import redact
+from mlpkg.redaction import get_log, redact, redact_structlog
 from mlpkg.secrets import secret_values
 from mlpkg.settings import NotifySettings
 from mlpkg.steps.execution import StepError
@@ -294,6 +295,25 @@ with DAG("opened", schedule=None, **dag_defaults(), doc_md=__doc__):
     fail()
 '''
 
+SLIPPED = '''
+"""A task with a slip in a log call."""
+
+import logging
+
+from airflow.sdk import DAG, task
+
+from mlpkg.airflow.dags import dag_defaults
+
+
+@task(retries=0)
+def log():
+    logging.getLogger("team").warning("rows", 5)
+
+
+with DAG("slipped", schedule=None, **dag_defaults(), doc_md=__doc__):
+    log()
+'''
+
 FROM_AIRFLOW = {"variable": "token-of-A-partner", "connection": 'partner\'s "pass" wörd'}
 
 
@@ -493,8 +513,167 @@ def test_a_connection_string_inside_json_is_looked_into():
     assert redact("Hunter-Pwd-81 Hunter-Pwd-82 Driver=x", env) == "*** *** Driver=x"
 
 
+ROUTE = "/services/T00000000/B00000000/XoGrKq7A9bWmXoGrKq7A9bWm"
+MAPS_KEY = "AIzaSyD3x9kQpL7vR2tW8yZ1bN4mC6fH0jK5s"
+
+
+@pytest.mark.parametrize("name", ["MLPKG_NOTIFY__WEBHOOK", "GEO_API_KEY_URL"])
+@pytest.mark.parametrize("target", [ROUTE, f"/api?key={MAPS_KEY}", f"/bot/{MAPS_KEY}/send", f"/#{MAPS_KEY}"])
+def test_a_secret_address_is_hidden_where_a_library_quotes_it_without_its_host(name, target):
+    import requests
+
+    env = {name: f"http://127.0.0.1:9{target}"}
+    with pytest.raises(requests.ConnectionError) as caught:
+        requests.post(env[name], json={}, timeout=10)
+    shown = redact(f"{caught.value} {target.split('#')[0].split('?')[0]} {target.lstrip('/#')}", env)
+    assert not [part for part in (MAPS_KEY, ROUTE.split("/")[-1]) if part in shown] and "127.0.0.1" in shown
+
+
+def test_the_address_of_a_webhook_is_hidden_in_a_stored_notebook(project, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLACK_WEBHOOK_URL", f"http://127.0.0.1:9{ROUTE}")
+    fail = "import os, requests\nrequests.post(os.environ['SLACK_WEBHOOK_URL'], json={'rows': rows})"
+    with pytest.raises(StepError):
+        run_step(project.notebook("10_post", "rows: int = 1", fail), settings=project.settings)
+    (run,) = project.mlflow.search_runs([project.mlflow.get_experiment_by_name("steps").experiment_id])
+    folder = Path(project.mlflow.download_artifacts(run.info.run_id, "notebook", str(tmp_path)))
+    stored = [file.read_text() for file in folder.iterdir()] + [strings(run.data.tags)]
+    assert not [text for text in stored if "XoGrKq7A9bWm" in text] and any("with url: ***" in text for text in stored)
+
+
+def test_ordinary_parts_of_a_secret_address_are_left_alone():
+    env = {
+        "FLOW_WEBHOOK": "https://flow.example.org/services/run?api-version=2016-10-01&sig=pL4ntEd9Zk3x&since=2013-01-15"
+    }
+    text = "flow.example.org offers services and api-version of 2016-10-01 since 2013-01-15"
+    assert redact(text, env) == text and redact("pL4ntEd9Zk3x", env) == "***"
+
+
 @pytest.mark.parametrize(
-    "value", ["a" * 120_000, "a=" * 60_000, "[" * 120_000, "'=" * 60_000, "://?a=" * 20_000, "%7B" * 40_000]
+    ("env", "secret"),
+    [
+        ({"DB_CREDENTIALS": '{"user": "ann", "password": 9876543210}'}, "9876543210"),
+        ({"DB_CREDENTIALS": '{"user": "ann", "password": 98765.43210}'}, "98765.43210"),
+        ({"DB_CREDENTIALS": "{'user': 'ann', 'password': 'Hunter-Pwd-81'}"}, "Hunter-Pwd-81"),
+        ({"DB_CREDENTIALS": "{'password': 9876543210, 'user': 'ann'}"}, "9876543210"),
+        ({"DB_CREDENTIALS": "{'password': 'Hunter\\'s-81', 'user': 'ann'}"}, "Hunter's-81"),
+        ({"DB_CREDENTIALS": "user: ann\npassword: Hunter-Pwd-81  # old"}, "Hunter-Pwd-81"),
+        ({"DB_CREDENTIALS": "user: ann\npassword: 'with spaces: 81'"}, "with spaces: 81"),
+        ({"DB_CREDENTIALS": "{user: ann, password: Hunter-Pwd-81, host: db}"}, "Hunter-Pwd-81"),
+        ({"DB_SECRET": '{"secret": {"value": "Hunter-Pwd-81"}}'}, "Hunter-Pwd-81"),
+        ({"DB_SECRET": '{"secret": {"all": [{"value": 9876543210}]}}'}, "9876543210"),
+        ({"X_DSN": "Driver=x;Pwd={Hun}}ter-Pwd-81};"}, "Hun}ter-Pwd-81"),
+        ({"X_DSN": "Driver=x;Pwd={Hun}}ter-Pwd-81};"}, "Hun}}ter-Pwd-81"),
+        ({"LAKE": "postgresql://ann:p'wd-Hunter81@db/x"}, "p'wd-Hunter81"),
+        ({"LAKE": "postgresql://ann:p%27wd\"Hunter81'@db/x"}, "p'wd\"Hunter81'"),
+        ({"FUN": "https://f.example.org/run?code=Zx9kQpL7vR2tW8yZ1bN4mC6fH0jK5s=="}, "Zx9kQpL7vR2tW8yZ1bN4mC6fH0jK5s"),
+        ({"GEO": f"https://maps.example.org/api?key={MAPS_KEY}"}, MAPS_KEY),
+        (
+            {"FUNC": "https://f.example.org/run?code=Zx9kQpL7vR2tW8yZ1bN4%2FmC6fH0jK5s=="},
+            "Zx9kQpL7vR2tW8yZ1bN4/mC6fH0jK5s==",
+        ),
+    ],
+)
+def test_a_secret_is_found_however_it_is_written_in_a_variable(env, secret):
+    assert redact(f"see {secret} here", env) == "see *** here"
+
+
+def test_what_stands_beside_a_secret_is_left_alone():
+    env = {
+        "A_CREDENTIALS": "{'user': 'ann_the_reader', 'host': 'db.example.org', 'password': 'Hunter-Pwd-81'}",
+        "B_CREDENTIALS": "user: ann_the_reader\nhost: db.example.org\ntoken: Hunter-Pwd-82",
+        "C_SECRET": json.dumps(
+            {"secret": {"user": "ann_the_reader", "type": "opaque-text", "on": "2013-01-15", "x": 1}}
+        ),
+        "TABLE": "https://store.example.org/box?key=Flights2013/Part-0/january.parquet&code=US-NewYork",
+        "A_DSN": "postgresql://token-service:8080/orders_by_day",
+    }
+    text = (
+        "ann_the_reader db.example.org opaque-text 2013-01-15 Flights2013/Part-0/january.parquet US-NewYork 8080/orders"
+    )
+    assert redact(text, env) == text
+
+
+# Logs
+
+
+def root_handler(monkeypatch) -> logging.StreamHandler:
+    "The only handler of the root logger, once `redact_structlog` has been there; pytest's own raises slips"
+    import structlog
+
+    monkeypatch.setenv("DB_PASSWORD", "Hunter-Pwd-81")
+    handler, before = logging.StreamHandler(), structlog.get_config()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    structlog.configure(processors=[lambda logger, name, event: str(event)])
+    redact_structlog()
+    structlog.configure(**before)
+    return handler
+
+
+SLIPS = {
+    "too many arguments": ("no %s for Hunter-Pwd-81", ("rows", "Hunter-Pwd-81", 5)),
+    "not a number": ("rows: %d", (ValueError("refused Hunter-Pwd-81"),)),
+    "no argument of that name": ("%(rows)s", ({"Hunter-Pwd-81": "Hunter-Pwd-81"},)),
+    "no such format": ("100 %! Hunter-Pwd-81", (5,)),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+@pytest.mark.parametrize("ours", [True, False], ids=["our logger", "root logger"])
+def test_a_log_message_that_does_not_fit_its_arguments_is_reported_as_by_python(monkeypatch, capsys, slip, ours):
+    root_handler(monkeypatch)
+    message, arguments = SLIPS[slip]
+    (get_log("mlpkg.slips") if ours else logging.getLogger("team")).warning(message, *arguments)
+    report = capsys.readouterr().err
+    assert "--- Logging error ---" in report and "Hunter-Pwd-81" not in report.split("Message: ")[1]
+    assert "***" in report.split("Message: ")[1]
+
+
+def test_an_error_or_a_dict_that_is_logged_as_the_message_is_redacted(monkeypatch):
+    root_handler(monkeypatch).setStream(written := io.StringIO())
+    logging.getLogger("team").error(ValueError("refused Hunter-Pwd-81"))
+    logging.getLogger("team").error({"refused": "Hunter-Pwd-81"})
+    assert written.getvalue() == "refused ***\n{'refused': '***'}\n"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_airflows_own_log_is_redacted_as_text_and_as_json(tmp_path, as_json):
+    show = (
+        "import logging, sys, structlog\n"
+        "from airflow._shared.logging import configure_logging\n"
+        "from mlpkg.redaction import redact_structlog\n"
+        f"configure_logging(json_output={as_json}, output=sys.stdout.buffer, log_level='INFO')\n"
+        "redact_structlog()\n"
+        "structlog.get_logger('task').warning('native Hunter-Pwd-81')\n"
+        "logging.getLogger('team').warning('standard %s', 'Hunter-Pwd-81')\n"
+    )
+    env = os.environ | {"PARTNER_PASSWORD": "Hunter-Pwd-81", "AIRFLOW_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, env=env, timeout=120)
+    assert "native ***" in done.stdout and "standard ***" in done.stdout, done.stderr
+    assert "Hunter-Pwd-81" not in done.stdout
+
+
+def test_a_slip_in_a_log_call_does_not_fail_a_task(project):
+    (project.root / "dags" / "opened.py").write_text(SLIPPED)
+    project.notebook("10_plant", "rows: int = 3")
+    project.mlpkg("run", "slipped", PARTNER_PASSWORD=SECRETS["DB_PASSWORD"])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a" * 120_000,
+        "a=" * 60_000,
+        "[" * 120_000,
+        "'=" * 60_000,
+        "://?a=" * 20_000,
+        "%7B" * 40_000,
+        "a={" * 40_000,
+        "token: " * 20_000,
+        "token:'" * 20_000,
+        "a-" * 60_000,
+        "https://a/?b=" * 9_000,
+        "{'a':" * 20_000,
+    ],
 )
 def test_no_variable_makes_it_slow_to_find_secrets(value):
     start = time.process_time()

@@ -12,9 +12,11 @@ import os
 import re
 import smtplib
 import ssl
+import urllib.error
 import urllib.request
 from dataclasses import asdict, dataclass
 from email.message import EmailMessage
+from typing import Any
 
 from ..errors import MlpkgError
 from ..redaction import get_log, redact_values
@@ -50,23 +52,45 @@ def _address(rules: NotifySettings) -> str:
         )
     return address
 
+# %% ../../nbs/api/airflow/10_notify.ipynb #b3fc27f8
+class _Stay(urllib.request.HTTPRedirectHandler):
+    "Follows no redirect: urllib would turn the POST into a GET, and the message would be lost without an error"
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> None:
+        "Leave the answer to what handles errors"
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+# %% ../../nbs/api/airflow/10_notify.ipynb #44c19a5f
+def _refusal(
+    status: int,  # Of an answer that is not 2xx
+) -> str:
+    "What an answer says about the message, in our words: the server's own may quote the address"
+    if 300 <= status < 400:
+        return (
+            f"it answered {status}, a redirect, which is not followed because a POST would become a GET without the "
+            "message. Give the address that it redirects to"
+        )
+    return f"it answered HTTP {status} {http.client.responses.get(status, '')}".rstrip()
+
 # %% ../../nbs/api/airflow/10_notify.ipynb #a5472598
 def _post(message: Message, rules: NotifySettings) -> None:
-    "Send to the webhook; NotifyError where it does not answer, or answers with an error"
+    "Send to the webhook; NotifyError where it does not answer, or answers with an error or a redirect"
     body = json.dumps({**asdict(message), "text": str(message), "summary": message.text}).encode()
     headers = {"Content-Type": "application/json"}
     try:
         request = urllib.request.Request(_address(rules), body, headers)  # noqa: S310  (scheme checked)
-        with urllib.request.urlopen(request, timeout=10):  # noqa: S310  (scheme checked)
-            pass
+        with urllib.request.build_opener(_Stay).open(request, timeout=10):
+            return
     except SettingsError:
         raise
+    except urllib.error.HTTPError as error:
+        problem = _refusal(error.code)
+        error.close()
     except OSError as error:
         problem = str(error)
     except (ValueError, http.client.HTTPException) as error:  # these may quote a part of the address
         problem = type(error).__name__
-    else:
-        return
     raise NotifyError(
         f"notify.webhook did not take the message: {problem}. Correct MLPKG_NOTIFY__WEBHOOK if it is wrong"
     )
