@@ -98,7 +98,8 @@ def running_since(client: "MlflowClient") -> datetime | None:  # UTC; None if no
 def _recorded(client: "MlflowClient", experiments: "dict[str, Experiment]") -> "dict[str, Run]":  # Oldest first
     "Runs of DAGs and steps, those nested in them, and all others in experiments that a project made"
     made = {one: "mlpkg.made" in found.tags for one, found in experiments.items()}
-    ids = [one for one, ours in made.items() if ours or client.search_runs([one], _of_steps, max_results=1)]
+    some = (_of_steps, "tags.`mlflow.parentRunId` LIKE '%'")
+    ids = [one for one in made if made[one] or any(client.search_runs([one], each, max_results=1) for each in some)]
     runs = {run.info.run_id: run for run in _find(client, "", ids)} if ids else {}
     named = {one for one, run in runs.items() if any("mlpkg.kind" in up.data.tags for up in _line(run, runs.get))}
     return {one: run for one, run in runs.items() if one in named or made[run.info.experiment_id]}
