@@ -63,6 +63,7 @@ class TrackingSettings(Group):
     uri: str = Field(description="MLflow tracking URI: sqlite:///path or http(s)://host")
     artifacts: str | None = Field(None, description="Where artifacts go unless a server decides: folder or URL")
     ui: str = Field("http://127.0.0.1:5000", description="Address at which people open the MLflow UI")
+    project: str = Field("", description="Name of this project among those that share MLflow; empty: its lake tells")
 
 # %% ../nbs/api/00_settings.ipynb #e88e6232
 class StepSettings(Group):
@@ -352,16 +353,9 @@ def _absolute(
 
 # %% ../nbs/api/00_settings.ipynb #08f0ea3b
 _paths = (
-    "lake.root",
-    "lake.spill",
-    "tracking.uri",
-    "tracking.artifacts",
-    "steps.outbox",
-    "serving.folder",
-    "airflow.home",
-    "airflow.logs",
-    "airflow.dags",
-)
+    "lake.root lake.spill tracking.uri tracking.artifacts steps.outbox serving.folder airflow.home airflow.logs "
+    "airflow.dags"
+).split()
 
 # %% ../nbs/api/00_settings.ipynb #a109e3d3
 def _values(

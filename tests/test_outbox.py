@@ -496,6 +496,94 @@ def test_close_run_brings_in_its_own_steps_although_another_entry_is_stuck(proje
     assert [folder.name for folder in waiting(project.settings)] == [stuck]
 
 
+def closing(states: dict) -> dict:
+    "The context of `close_run` in a DAG `small`, whose tasks ended so"
+    task = SimpleNamespace(upstream_task_ids=set(states))
+    dag = {"dag_id": "small", "tasks": [], "task_ids": list(states), "get_task": lambda task_id: task}
+    answer = {"manual__1": states}
+    ti = SimpleNamespace(task=SimpleNamespace(dag=SimpleNamespace(**dag)), get_task_states=lambda *a, **k: answer)
+    return {"dag_run": SimpleNamespace(dag_id="small", run_id="manual__1"), "ti": ti}
+
+
+def waiting_steps(project, run_id: str, statuses: list[str]) -> list[str]:
+    "Steps of a DAG run that ended while MLflow was away; their MLflow runs"
+    found = []
+    for number, status in enumerate(statuses):
+        tags = {"mlpkg.map_index": str(number)}
+        found.append(start_step(project.mlflow, project.settings, "train", run_id, tags, f"train [{number}]"))
+        with locked_entry(project.settings, "train", found[-1]) as entry:
+            entry.notebook.write_text(NOTEBOOK)
+            conclude(entry, status, {"error": "ValueError: no rows"} if status == "FAILED" else None)
+    return found
+
+
+def outcome(project, run_id: str) -> tuple[str, str | None]:
+    run = project.mlflow.get_run(run_id)
+    return run.info.status, run.data.tags.get("mlpkg.failed_steps")
+
+
+def test_close_run_brings_in_all_its_own_steps_however_long_that_takes(project, monkeypatch):
+    monkeypatch.setenv("MLPKG_SETTINGS", str(project.root / "settings.ini"))
+    monkeypatch.setattr("mlpkg.steps.recovery.PATIENCE", 0)
+    from mlpkg.airflow.dags import close_run
+
+    other = abandoned(project)
+    run_id = open_pipeline_run(project.mlflow, project.settings, "small", "manual__1")
+    own = waiting_steps(project, run_id, ["FAILED", "FINISHED", "FINISHED"])
+    assert close_run.function(**closing({"train": "failed"})) == "FAILED"
+    assert [project.mlflow.get_run(one).info.status for one in own] == ["FAILED", "FINISHED", "FINISHED"]
+    assert outcome(project, run_id) == ("FAILED", "train [0]")
+    assert [folder.name for folder in waiting(project.settings)] == [other.run_id]
+
+
+def test_own_steps_that_meet_an_outage_end_the_work_when_the_time_is_over(project, monkeypatch):
+    with refusing_artifacts(project, 0) as (experiment, refusals):
+        own = [project.mlflow.create_run(experiment).info.run_id for _ in range(4)]
+        for run_id in own:
+            with locked_entry(project.settings, "count", run_id) as entry:
+                entry.notebook.write_text(NOTEBOOK)
+        recover(project.settings, first=own)
+        assert len({path.split("/")[2] for path in refusals}) == 4
+        del refusals[:]
+        monkeypatch.setattr("mlpkg.steps.recovery.PATIENCE", 0)
+        recover(project.settings, first=own)
+        assert len({path.split("/")[2] for path in refusals}) == 1
+
+
+def test_what_is_known_of_a_step_only_later_corrects_its_pipeline_run(project, monkeypatch):
+    monkeypatch.setenv("MLPKG_SETTINGS", str(project.root / "settings.ini"))
+    from mlpkg.airflow.dags import close_run
+
+    run_id = open_pipeline_run(project.mlflow, project.settings, "small", "manual__1")
+    own = waiting_steps(project, run_id, ["FINISHED", "FAILED", "FINISHED"])
+    with monkeypatch.context() as away:  # the entries are on another machine
+        away.setattr("mlpkg.airflow.dags.recover", lambda *args, **kwargs: [])
+        away.setattr("mlpkg.airflow.dags.end_lost", lambda *args, **kwargs: [])
+        assert close_run.function(**closing({"train": "failed"})) == "KILLED"
+    ended = project.mlflow.get_run(run_id).info.end_time
+    assert outcome(project, run_id) == ("KILLED", "train [0], train [1], train [2]")
+    project.look("sync")
+    assert [project.mlflow.get_run(one).info.status for one in own] == ["FINISHED", "FAILED", "FINISHED"]
+    assert outcome(project, run_id) == ("FAILED", "train [1]")
+    assert project.mlflow.get_run(run_id).info.end_time == ended
+
+
+@pytest.mark.parametrize("what", ["deleted", "gone", "killed itself", "open"])
+def test_pipeline_runs_that_a_late_step_does_not_touch(project, what):
+    run_id = open_pipeline_run(project.mlflow, project.settings, "small", "manual__1")
+    [own] = waiting_steps(project, run_id, ["FINISHED"])
+    if what != "open":
+        end_run(project.mlflow, run_id, "KILLED", {"error": "the process was killed"} if "itself" in what else None)
+    if what in ("deleted", "gone"):
+        project.mlflow.delete_run(run_id)
+    if what == "gone":
+        project.mlflow._tracking_client.store._hard_delete_run(run_id)
+    assert recover(project.settings) == [own] and waiting(project.settings) == []
+    assert project.mlflow.get_run(own).info.status == "FINISHED"
+    if what != "gone":
+        assert outcome(project, run_id) == ("RUNNING" if what == "open" else "KILLED", None)
+
+
 def test_a_folder_without_its_entry_is_set_aside_and_its_run_is_ended(project):
     lost = abandoned(project)
     (lost.folder / "entry.json").unlink()
@@ -541,3 +629,61 @@ def test_a_pipeline_run_gets_its_owner_and_heartbeat_together_or_not_at_all(proj
             announce("pipeline", run_id, "small", "is recorded")
     tags = project.mlflow.get_run(run_id).data.tags
     assert "mlpkg.owner" not in tags and "mlpkg.heartbeat" not in tags
+
+
+def nest(project, *above: str) -> list[str]:
+    "Runs that a notebook has opened in runs, and not closed; one of them in another experiment"
+    return [project.mlflow.create_run("0", tags={"mlflow.parentRunId": one}).info.run_id for one in above]
+
+
+def statuses(project, *run_ids: str) -> list[str]:
+    return [project.mlflow.get_run(run_id).info.status for run_id in run_ids]
+
+
+def test_what_a_notebook_has_opened_ends_with_its_step(project):
+    cell = (
+        "import mlflow, os, signal\nmlflow.start_run()\nmlflow.start_run(nested=True)\n"
+        "print('nested', mlflow.start_run(nested=True).info.run_id)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with pytest.raises(StepError):
+        run_step(project.notebook("count", cell), settings=project.settings)
+    everywhere = [one.experiment_id for one in project.mlflow.search_experiments()]
+    found = {run.info.status for run in project.mlflow.search_runs(everywhere)}
+    assert len(project.mlflow.search_runs(everywhere)) == 3 and "RUNNING" not in found
+
+
+def test_runs_that_a_notebook_left_open_do_not_spoil_a_step_that_succeeded(project):
+    cell = "from mlflow import MlflowClient\nimport os\nup = os.environ['MLFLOW_RUN_ID']\n" + (
+        "MlflowClient().create_run('0', tags={'mlflow.parentRunId': up})"
+    )
+    run_step(project.notebook("count", cell), settings=project.settings)
+    everywhere = [one.experiment_id for one in project.mlflow.search_experiments()]
+    assert [run.info.status for run in project.mlflow.search_runs(everywhere)] == ["FINISHED", "FINISHED"]
+
+
+def test_whatever_ends_a_run_ends_what_is_open_in_it(project):
+    from mlpkg.airflow.dags import conclude_run
+
+    concluded = open_pipeline_run(project.mlflow, project.settings, "small", "manual__1")
+    over = start_step(project.mlflow, project.settings, "count", concluded)
+    project.mlflow.set_terminated(over, "KILLED")
+    orphan = start_step(project.mlflow, project.settings, "train", concluded)
+    inside = nest(project, over, orphan)
+    deeper = nest(project, *inside)
+    assert conclude_run(project.mlflow, concluded, {"count": "failed"}) == "KILLED"
+    assert statuses(project, orphan, *inside, *deeper) == ["KILLED"] * 5
+
+    killed = abandoned(project)
+    closed = abandoned(project)
+    inside = nest(project, killed.run_id, closed.run_id)
+    project.mlflow.set_terminated(closed.run_id, "FINISHED")  # the notebook itself did so
+    assert {*recover(project.settings)} == {killed.run_id, closed.run_id}
+    assert statuses(project, *inside) == ["KILLED", "KILLED"]
+
+
+def test_a_step_that_lives_keeps_what_it_has_opened_although_its_pipeline_run_is_ended(project):
+    run_id = open_pipeline_run(project.mlflow, project.settings, "small", "manual__1")
+    living = start_step(project.mlflow, project.settings, "count", run_id)
+    inside = nest(project, living, run_id)
+    end_run(project.mlflow, run_id, "KILLED", {"error": "the process that ran this DAG was ended"})
+    assert statuses(project, living, *inside) == ["RUNNING", "RUNNING", "KILLED"]

@@ -106,6 +106,21 @@ def test_a_run_goes_on_at_the_failed_step_with_its_tables_and_its_record(parcels
     )
 
 
+def test_a_long_default_is_not_cut_off(project):
+    "MLflow keeps 6,000 characters of a parameter"
+    program = "import os\nopen('lengths', 'a').write(f'{len(query)} ')\nassert os.path.exists('mended')"
+    project.notebook("10_select", "query: str = ''", program)
+    (project.root / "dags" / "selecting.py").write_text(
+        "from airflow.sdk import DAG\n\nfrom mlpkg.airflow.dags import notebook_steps, recorded_run\n\n"
+        "with DAG('selecting', schedule=None, params={'query': 'x' * 7000}, default_args={'retries': 0}):\n"
+        "    with recorded_run():\n        notebook_steps('notebooks', '10_select')\n"
+    )
+    project.mlpkg("run", "selecting", code=1)
+    (project.root / "notebooks" / "mended").touch()
+    project.mlpkg("run", "selecting", "--resume")
+    assert (project.root / "notebooks" / "lengths").read_text() == "7000 7000 "
+
+
 def test_only_the_failed_one_of_mapped_steps_runs_again(project):
     program = "import os\nimport scrapbook as sb\nopen('tried', 'a').write(str(rows))\n"
     program += "if rows == 2 and not os.path.exists('mended'): raise RuntimeError('no')\nsb.glue('rows', rows)"

@@ -349,7 +349,7 @@ def test_every_run_of_this_project_goes_when_it_is_old_and_nobody_elses(project)
     for run_id in (deleted, other):
         client.delete_run(run_id)
 
-    removed = list(remove_old_runs(client, datetime.now(UTC) + timedelta(days=1)))
+    removed = list(remove_old_runs(client, datetime.now(UTC) + timedelta(days=1), settings=settings))
     assert not any(one.failed for one in removed) and {one.where for one in removed} >= {"simulation", "interactive"}
     gone = (simulated, tried.info.run_id, nested.info.run_id, left["plain"])
     assert {client.get_run(run_id).info.lifecycle_stage for run_id in gone} == {"deleted"}
@@ -379,13 +379,164 @@ def test_experiments_of_others_with_names_of_ours_keep_their_own_runs(project):
     for _ in range(2):
         nested, deeper = deeper, client.create_run(experiment, tags={"mlflow.parentRunId": deeper}).info.run_id
         client.log_text(deeper, "twelve bytes", "loss.txt")
-    for run_id in (*theirs, nested, deeper, alone, step, old, newest):
+    by_notebook = client.create_run("0", tags={"mlflow.parentRunId": step}).info.run_id  # there MLflow puts it
+    for run_id in (*theirs, nested, deeper, by_notebook, alone, step, old, newest):
         end_run(client, run_id, "FINISHED")
 
-    [would] = [one for one in remove_old_runs(client, later, dry_run=True) if one.where == "churn"]
+    [would] = [one for one in remove_old_runs(client, later, dry_run=True, settings=settings) if one.where == "churn"]
     assert (would.count, would.files, would.bytes) == (1, 2, 24)
-    assert not any(one.failed for one in remove_old_runs(client, later))
+    assert not any(one.failed for one in remove_old_runs(client, later, settings=settings))
     kept = (*theirs, simulated, tried.info.run_id, newest)
     assert {client.get_run(run_id).info.lifecycle_stage for run_id in kept} == {"active"}
-    gone = (old, step, nested, deeper)
+    gone = (old, step, nested, deeper, by_notebook)
     assert {client.get_run(run_id).info.lifecycle_stage for run_id in gone} == {"deleted"}
+
+
+def stages(client, *run_ids: str) -> list[str]:
+    return [client.get_run(run_id).info.lifecycle_stage for run_id in run_ids]
+
+
+def finished_runs(client, settings, dag: str, *names: str) -> list[str]:
+    from mlpkg.steps.tracking import end_run, open_pipeline_run
+
+    found = [open_pipeline_run(client, settings, dag, name) for name in names]
+    for run_id in found:
+        end_run(client, run_id, "FINISHED")
+    return found
+
+
+def of_project(settings, name: str):
+    "Settings of a machine of another project that uses the same MLflow"
+    return settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"project": name})})
+
+
+def test_two_projects_on_one_mlflow_leave_each_other_alone(project):
+    import mlflow
+
+    from mlpkg.airflow.simulation import record_simulation
+    from mlpkg.serving.old_runs import remove_old_runs
+    from mlpkg.steps.tracking import connect, start_step
+
+    client, later = project.mlflow, datetime.now(UTC) + timedelta(days=1)
+    ours, theirs = of_project(project.settings, "ours"), of_project(project.settings, "theirs")
+    runs = {}
+    for settings in (theirs, ours):
+        name = settings.tracking.project
+        runs[name] = finished_runs(client, settings, "train", f"{name} 1", f"{name} 2")
+        runs[name] += finished_runs(client, settings, name, "manual__1", "manual__2")
+        runs[name].append(record_simulation(settings, pd.DataFrame({"month": ["2013-01"], "champion_score": [0.7]})))
+        connect(settings)
+        with mlflow.start_run() as tried:
+            runs[name].append(tried.info.run_id)
+        alone = [start_step(client, settings, "count") for _ in range(2)]
+        for run_id in alone:
+            client.set_terminated(run_id)
+        runs[name].append(alone[0])
+    for settings in (ours, theirs):
+        name = settings.tracking.project
+        assert not [one for one in remove_old_runs(client, later, settings=settings) if one.failed]
+        assert stages(client, *runs[name]) == ["deleted", "active"] * 2 + ["deleted"] * 3
+        if settings is ours:
+            assert stages(client, *runs["theirs"]) == ["active"] * 7
+
+
+def test_what_was_recorded_before_projects_had_names_belongs_to_whose_experiment_it_is(project):
+    from mlpkg.serving.old_runs import remove_old_runs
+
+    client, later = project.mlflow, datetime.now(UTC) + timedelta(days=1)
+    ours = of_project(project.settings, "ours")
+    old = {name: finished_runs(client, of_project(ours, "theirs"), name, "manual__1", "manual__2") for name in "abc"}
+    for run_id in (*old["a"], *old["b"]):
+        client.delete_tag(run_id, "mlpkg.project")
+    client.delete_experiment_tag(client.get_run(old["a"][0]).info.experiment_id, "mlpkg.project")
+    list(remove_old_runs(client, later, settings=ours))
+    assert [stages(client, old[name][0]) for name in "abc"] == [["deleted"], ["active"], ["active"]]
+
+
+def test_a_run_that_nobody_works_in_any_more_is_not_going_on(project):
+    from mlpkg.serving.old_runs import remove_old_runs
+    from mlpkg.steps.owners import heartbeat, owner_tags
+    from mlpkg.steps.tracking import experiment_id
+
+    client, settings, now = project.mlflow, project.settings, datetime.now(UTC)
+    long_ago = int((now - timedelta(days=500)).timestamp() * 1000)
+    interactive = experiment_id(client, "interactive", settings)
+    elsewhere = json.loads(owner_tags()["mlpkg.owner"]) | {"machine": "worker-7 3f2a"}
+    noted = {"mlpkg.silent": "1700000000.0 1700000000.0"}
+    lost = {"mlpkg.owner": json.dumps(elsewhere), **heartbeat(1_700_000_000), **noted}
+    dead = json.loads(owner_tags()["mlpkg.owner"]) | {"started": "another process"}
+    tags = {
+        "no owner": {},
+        "lost": lost,
+        "dead": {"mlpkg.owner": json.dumps(dead), **heartbeat()},
+        "lives": owner_tags(),
+        "heard of": {"mlpkg.owner": json.dumps(elsewhere), **heartbeat()},
+    }
+    runs = {name: client.create_run(interactive, long_ago, each).info.run_id for name, each in tags.items()}
+    runs["young"] = client.create_run(interactive, int((now - timedelta(days=2)).timestamp() * 1000)).info.run_id
+    runs["above"] = client.create_run(interactive, long_ago).info.run_id
+    nested = client.create_run(interactive, long_ago, {"mlflow.parentRunId": runs["above"]}).info.run_id
+    client.set_terminated(runs["above"], "KILLED")
+
+    no_limit = settings.model_copy(update={"airflow": settings.airflow.model_copy(update={"run_timeout": 0})})
+    assert not list(remove_old_runs(client, now - timedelta(days=365), settings=no_limit))
+    [done] = remove_old_runs(client, now - timedelta(days=365), settings=settings)
+    gone = [name for name, run_id in runs.items() if stages(client, run_id) == ["deleted"]]
+    assert gone == ["no owner", "lost", "dead", "above"] and stages(client, nested) == ["deleted"]
+    assert (done.count, done.failed) == (4, False)
+
+
+def test_a_run_that_cannot_be_removed_does_not_keep_the_others(project, monkeypatch):
+    import sqlite3
+
+    from botocore.exceptions import EndpointConnectionError
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    from mlpkg.serving.old_runs import remove_old_runs
+
+    client, settings, later = project.mlflow, project.settings, datetime.now(UTC) + timedelta(days=1)
+    runs = finished_runs(client, settings, "train", *map(str, range(5)))
+    with sqlite3.connect(settings.tracking.uri.removeprefix("sqlite:///")) as database:
+        database.execute("update runs set artifact_uri = 's3x://gone' where run_uuid = ?", [runs[0]])
+    really = LocalArtifactRepository.delete_artifacts
+
+    def away(self, *args, **kwargs):
+        if runs[1] in self.artifact_dir:
+            raise EndpointConnectionError(endpoint_url="http://minio:9000")
+        return really(self, *args, **kwargs)
+
+    monkeypatch.setattr(LocalArtifactRepository, "delete_artifacts", away)
+    [done] = remove_old_runs(client, later, settings=settings)
+    assert stages(client, *runs) == ["active", "active", "deleted", "deleted", "active"]
+    assert done.failed and done.count == 2 and done.note.startswith(f"2 not done: run {runs[0]}: Could not find")
+    assert f"run {runs[1]}: Could not connect to the endpoint URL" in done.note
+    client.log_text(runs[1], "again", "notebook.html")
+    monkeypatch.undo()
+    [done] = remove_old_runs(client, later, settings=settings)
+    assert done.count == 1 and stages(client, runs[1]) == ["deleted"]
+
+
+def test_all_of_a_dag_run_stays_whose_notebook_made_a_model_in_a_run_of_its_own(project):
+    import mlflow
+
+    from mlpkg.serving.old_runs import old_runs, versions_in_use
+    from mlpkg.steps.tracking import connect, end_run, log_tables, open_pipeline_run, start_step
+    from mlpkg.testing import add_version
+
+    client, settings = project.mlflow, project.settings
+    connect(settings)
+    whole = open_pipeline_run(client, settings, "train", "manual__1")
+    tables = {"raw/orders": 3, "split/orders": 7}
+    steps = [start_step(client, settings, name, whole) for name in ("prepare", "fit")]
+    for step, (name, version) in zip(steps, tables.items(), strict=True):
+        log_tables(client, step, [{"mode": "read", "name": name, "version": version, "uri": ""}])
+    experiment = client.get_run(whole).info.experiment_id
+    fold = client.create_run(experiment, tags={"mlflow.parentRunId": steps[1]}).info.run_id
+    mlflow.set_experiment(experiment_id=experiment)
+    with mlflow.start_run(run_id=fold):
+        add_version(promoted=False)
+    for run_id in (*steps, whole):
+        end_run(client, run_id, "FINISHED")
+    finished_runs(client, settings, "train", "manual__2")
+    assert {name: versions_in_use(client)[name] for name in tables} == {name: {one} for name, one in tables.items()}
+    assert old_runs(client, datetime.now(UTC) + timedelta(days=1), settings) == {}

@@ -23,7 +23,7 @@ from .notify import Message, send
 from .operators import NotebookOperator, run_params, run_url
 from ..redaction import get_log
 from ..settings import load_settings
-from ..steps.failures import failures
+from ..steps.failures import how_it_failed, note_failures
 from ..steps.notebooks import step_name
 from ..steps.provenance import record_environment
 from ..steps.recovery import end_lost, recover
@@ -109,7 +109,7 @@ def true_status(
     down = {(task_id, one) for task_id, each in found.items() for one in each if one in ("failed", "upstream_failed")}
     if all(one == "failed" and task_id in partly for task_id, one in down):
         return "FINISHED"
-    return "KILLED" if step_statuses and step_statuses[-1] == "KILLED" else "FAILED"
+    return how_it_failed(step_statuses)
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #b759c04d
 def conclude_run(
@@ -123,10 +123,7 @@ def conclude_run(
     end_orphans(mlflow, run_id)
     states = {**states, "": run_state}  # a run that was out of time has failed, although its tasks were only skipped
     status = true_status(states, [step.info.status for step in step_runs(mlflow, run_id)], ends)
-    if missing := [step.info.run_name for step in failures(mlflow, run_id)]:
-        mlflow.set_tag(run_id, "mlpkg.failed_steps", ", ".join(missing))
-    elif "mlpkg.failed_steps" in mlflow.get_run(run_id).data.tags:  # they have been run again since
-        mlflow.delete_tag(run_id, "mlpkg.failed_steps")
+    note_failures(mlflow, run_id)
     end_run(mlflow, run_id, status)
     return status
 

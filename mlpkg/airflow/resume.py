@@ -23,12 +23,12 @@ from .jobs import usable_jobs
 from .listening import listening
 from .local import DagError, DagResult, begin_lock, held_run
 from .parallel import be_patient, finish_in_children, make_due
-from ..redaction import get_log
+from ..redaction import get_log, redactor
 from ..settings import Settings
 from ..steps.outbox import held
 from ..steps.owners import owner_state, read_owner
 from ..steps.recovery import end_lost, recover, signs
-from ..steps.tracking import client, find_run, pipeline_runs, step_runs
+from ..steps.tracking import client, find_run, param_length, param_text, pipeline_runs, step_runs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -207,16 +207,22 @@ def recorded_conf(
     defaults: Mapping[str, Any],  # Params of the DAG as its file is now
     conf: Mapping[str, Any],  # What the run was started with
     recorded: Mapping[str, str],  # Params as MLflow has them
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # ResumeError for a value that MLflow has only in part
     "What a run was started with, and the values of params whose defaults have changed since"
-    found = dict(conf)
+    found, clean = dict(conf), redactor()
     for name, default in defaults.items():
-        text = recorded.get(name, str(default))
-        if name not in conf and text != str(default) and "***" not in text:
-            found[name] = text
-            if not isinstance(default, str):
-                with contextlib.suppress(ValueError, SyntaxError):
-                    found[name] = ast.literal_eval(text)
+        text = recorded.get(name, "***")
+        if name in conf or "***" in text or text == param_text(default, clean):
+            continue
+        if len(text) >= param_length:
+            raise ResumeError(
+                f"param {name!r}: its default has changed since this run, and MLflow has only the first "
+                f"{param_length:,} characters of the value that it had. Put the default back, or start a new run"
+            )
+        found[name] = text
+        if not isinstance(default, str):
+            with contextlib.suppress(ValueError, SyntaxError):
+                found[name] = ast.literal_eval(text)
     return found
 
 # %% ../../nbs/api/airflow/17_resume.ipynb #1e17618e

@@ -26,6 +26,7 @@ from fastcore.basics import patch
 from ..errors import MlpkgError
 from ..redaction import get_log, redact
 from ..settings import Settings
+from .failures import settle_parent
 from .live import remove_live
 from .metrics import log_metrics, metric_names
 from .notebooks import mark, read_scraps, scrap_metrics, store_notebook, write_whole
@@ -279,6 +280,7 @@ def upload(
     with unless_refused(mlflow, entry, "record", {}):
         store_record(mlflow, entry.run_id, entry.folder)
     end_run(mlflow, entry.run_id, entry.status, entry.failure, entry.started + (entry.seconds or 0))
+    settle_parent(mlflow, entry.run_id)
     remove_live(mlflow, entry.run_id)
     if _has_page(mlflow, entry, artifact):
         entry.remove()

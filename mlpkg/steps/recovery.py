@@ -30,7 +30,7 @@ from .live import latest_notebook, remove_live
 from .notebooks import mark, redact_notebook, store_notebook, write_whole
 from .outbox import DamagedEntryError, Entry, conclude, held, load_entry, sweep, upload, waiting
 from .owners import heartbeat, is_alive, owner_state, read_owner, silence_note
-from .tracking import all_pages, client, end_run, missing, refused, tracking_uri
+from .tracking import all_pages, client, end_nested, end_run, missing, refused, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -91,6 +91,7 @@ def recover_entry(
         if entry.notebook.is_file():
             store_notebook(mlflow, entry.run_id, entry.notebook, f"notebook/{entry.step}.ipynb")
         remove_live(mlflow, entry.run_id)
+        end_nested(mlflow, entry.run_id, "KILLED")
         entry.remove()
         return True
     if not entry.status:
@@ -177,7 +178,7 @@ def _bring_in(
     return found
 
 # %% ../../nbs/api/steps/21_recovery.ipynb #662be948
-PATIENCE = 10.0  # Seconds after which no further entry is begun
+PATIENCE = 10.0  # Seconds after which no further entry is begun, except those that are named
 
 
 def recover(
@@ -187,14 +188,18 @@ def recover(
 ) -> list[str]:  # MLflow run ids of the entries that were brought in
     "Bring in what other processes left behind; set aside what cannot be brought in"
     sweep(Path(settings.steps.outbox))
+    folders = sorted(waiting(settings), key=lambda folder: folder.name not in first)
     done, began = [], time.monotonic()
-    for folder in sorted(waiting(settings), key=lambda folder: folder.name not in first):
+    for at, folder in enumerate(folders):
+        named, late = folder.name in first, time.monotonic() - began > PATIENCE
+        if at and late and not (named or everything):
+            break
         with held(folder) as ours:
             found = _bring_in(settings, folder) if ours else False
         if found:
             done.append(folder.name)
-        stuck = found is None and folder.name not in first
-        if not everything and (stuck or time.monotonic() - began > PATIENCE):
+        late = time.monotonic() - began > PATIENCE
+        if found is None and (late or not named) and not everything:
             break
     return done
 
