@@ -282,7 +282,7 @@ def test_an_answered_alarm_stays_answered_when_the_log_is_trimmed(tmp_path):
     for day in range(110):  # enough for a checkpoint
         store(lake, name, found_in(f"2024-{day:03}", 0.7, "ok"))
     assert last_alarm(lake, name, training) == ""
-    tidy_lake(lake, datetime.now(UTC) + timedelta(seconds=5), {})
+    list(tidy_lake(lake, datetime.now(UTC) + timedelta(seconds=5), {}))
     assert last_alarm(lake, name, training) == ""
     store(lake, name, found_in("2024-999", 0.4))
     assert last_alarm(lake, name, training) == "2024-999: ROC AUC 0.4"
