@@ -136,6 +136,43 @@ def test_a_dag_run_that_is_pinned_to_an_older_version_reads_that_one(store):
     assert not hit(run(store))
 
 
+def test_another_version_of_the_same_number_in_a_restored_lake_counts(store):
+    table, backup = Path(store.lake.root) / "raw/parcels", store.root / "backup"
+    shutil.copytree(table, backup)
+    store.lake.write("raw/parcels", pd.DataFrame({"parcel": [5]}))
+    parent = dag_run(store)
+    assert run(store, parent=parent)[0] == {"total": 12}
+    shutil.rmtree(table)
+    shutil.copytree(backup, table)
+    store.lake.write("raw/parcels", pd.DataFrame({"parcel": [5, 6]}))
+    anew = run(store)
+    assert not hit(anew) and anew[0] == {"total": 14}
+    assert "table 'raw/parcels': version 1 is another one now" in said(store, anew)
+    assert "table raw/parcels: version 1 is another one than that which was read then" in said(store, anew)
+    assert hit(run(store))
+    with pytest.raises(StepError, match="Start a new DAG run"):  # which is pinned to what is not there any more
+        run(store, parent=parent)
+
+
+def test_a_dag_run_whose_version_is_gone_reuses_nothing_that_was_recorded_without_marks(store):
+    table, backup = Path(store.lake.root) / "raw/parcels", store.root / "backup"
+    shutil.copytree(table, backup)
+    store.lake.write("raw/parcels", pd.DataFrame({"parcel": [5]}))
+    parent = dag_run(store)
+    run(store, parent=parent)
+    shutil.rmtree(table)
+    shutil.copytree(backup, table)
+    store.lake.write("raw/parcels", pd.DataFrame({"parcel": [5, 6]}))
+    _, earlier = run(store)
+    record = read_record(earlier)
+    for use in [*record["tables"]["reads"], *record["tables"]["writes"].values()]:
+        del use["mark"]
+    store.mlflow.log_text(earlier.info.run_id, json.dumps(record), "cache/record.json")
+    assert hit(run(store))
+    with pytest.raises(StepError, match="Start a new DAG run"):
+        run(store, parent=parent)
+
+
 def test_somebody_who_writes_to_its_table_later_makes_it_run(store):
     run(store)
     store.lake.write("sum/parcels", pd.DataFrame({"x": [0]}), mode="overwrite")

@@ -9,7 +9,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,13 +21,23 @@ from conftest import ROOT
 
 from mlpkg.data.inputs import Input, inputs_from
 from mlpkg.data.lake import Lake
+from mlpkg.data.retention import tidy_lake
 from mlpkg.examples.flights import categorical, clean, features_contract, flight_features, numeric, seed_lake, split
 from mlpkg.examples.flights_data import months, read_planes, read_source, read_weather
 from mlpkg.models.scoring import probability
 from mlpkg.models.training import fit
-from mlpkg.monitoring.checks import Window
-from mlpkg.monitoring.drift import column_drift, joint_drift
-from mlpkg.monitoring.report import Report, monitor, read_history, store, with_history
+from mlpkg.monitoring.checks import Finding, Window
+from mlpkg.monitoring.drift import column_drift, draw_rows, joint_drift
+from mlpkg.monitoring.report import (
+    Report,
+    _finds_the_same,
+    as_rows,
+    monitor,
+    read_history,
+    store,
+    with_history,
+)
+from mlpkg.monitoring.retraining import last_alarm
 from mlpkg.settings import MonitoringSettings
 
 RULES = MonitoringSettings()
@@ -256,6 +269,65 @@ def test_a_report_is_stored_once_and_looks_back(tmp_path):
     assert since.to_dict() == {"2024-03": "2024-03", "2024-05": "2024-05", "2024-06": "2024-05"}
 
 
+def found_in(window: str, value: float, level: str = "alarm") -> Report:
+    return Report(window, 1000, [Finding("performance", "roc_auc", level, f"ROC AUC {value}", value)], "parcels", 1)
+
+
+def test_an_answered_alarm_stays_answered_when_the_log_is_trimmed(tmp_path):
+    lake, name = Lake(tmp_path), "monitoring/parcels"
+    store(lake, name, found_in("2024-999", 0.5))
+    time.sleep(0.01)
+    training = SimpleNamespace(info=SimpleNamespace(start_time=int(time.time() * 1000)))
+    store(lake, name, found_in("2024-999", 0.5))  # the same once more
+    for day in range(110):  # enough for a checkpoint
+        store(lake, name, found_in(f"2024-{day:03}", 0.7, "ok"))
+    assert last_alarm(lake, name, training) == ""
+    list(tidy_lake(lake, datetime.now(UTC) + timedelta(seconds=5), {}))
+    assert last_alarm(lake, name, training) == ""
+    store(lake, name, found_in("2024-999", 0.4))
+    assert last_alarm(lake, name, training) == "2024-999: ROC AUC 0.4"
+
+
+def test_a_table_of_reports_without_times_has_those_of_its_log(tmp_path):
+    lake, name = Lake(tmp_path), "monitoring/parcels"
+    for window in ("2024-03", "2024-04"):
+        rows = as_rows(found_in(window, 0.5))
+        lake.write(name, rows, mode="replace", partition={"window": window})
+    before = lake.written(name, {"window": "2024-04"})
+    training = SimpleNamespace(info=SimpleNamespace(start_time=int(before.timestamp() * 1000) + 1))
+    assert last_alarm(lake, name, training) == ""
+    store(lake, name, found_in("2024-03", 0.6))
+    assert last_alarm(lake, name, training) == "", "the time of April is that of then"
+    assert read_history(lake, name).set_index("window")["judged"]["2024-04"] == before
+
+
+def test_an_earlier_window_that_comes_late_dates_the_later_ones_anew(tmp_path):
+    lake, name = Lake(tmp_path), "monitoring/parcels"
+    for window in ("2024-03", "2024-02", "2024-03"):
+        store(lake, name, with_history(found_in(window, 0.5), read_history(lake, name)))
+    assert read_history(lake, name)["since"].tolist() == ["2024-02", "2024-02"]
+    store(lake, name, found_in("2024-02", 0.7, "ok"))
+    assert read_history(lake, name)["since"].tolist() == ["", "2024-03"]
+
+
+@pytest.mark.parametrize("rows", [1500, 40_000])
+def test_the_order_of_rows_changes_no_finding(rows):
+    learned, window = (replace(parcels(rows, seed), blocks=np.arange(rows) * 30 // rows) for seed in (1, 5))
+    mix = np.random.default_rng(0).permutation(rows)
+    one, two = (
+        as_rows(judge(now, before)) for now, before in ((window, learned), (window.take(mix), learned.take(mix)))
+    )
+    assert _finds_the_same(one, two)
+
+
+def test_rows_that_are_alike_are_drawn_like_others():
+    table = pd.DataFrame({"carrier": np.repeat(["a", "b", "c"], [6000, 3000, 1000])})
+    drawn = table.iloc[draw_rows(table, 1000, seed=3)]["carrier"].value_counts()
+    assert len(set(draw_rows(table, 1000, seed=3))) == 1000
+    assert abs(drawn["a"] - 600) < 60 and abs(drawn["b"] - 300) < 60
+    assert draw_rows(table, 1000, seed=4).tolist() != draw_rows(table, 1000, seed=3).tolist()
+
+
 FINGERPRINT = """
 import sys
 sys.path.insert(0, {folder!r})
@@ -341,8 +413,9 @@ def test_the_step_judges_the_champion(monitored):
     pd.testing.assert_frame_equal(read_history(lake, "monitoring/flights", "month"), first, check_exact=True)
 
 
-def test_an_alarm_that_was_answered_is_not_raised_again_by_the_same_findings(monitored):
-    from mlpkg.monitoring.retraining import last_alarm, last_training
+def test_an_alarm_that_was_answered_is_not_raised_again_by_the_same_findings(monitored, monkeypatch):
+    from mlpkg.monitoring.retraining import last_training, retrain_reasons
+    from mlpkg.settings import load_settings
     from mlpkg.steps.run import run_step
     from mlpkg.steps.tracking import end_run, open_pipeline_run
 
@@ -361,6 +434,16 @@ def test_an_alarm_that_was_answered_is_not_raised_again_by_the_same_findings(mon
     lake.write("clean/flights", april[1:], mode="replace", partition={"month": "2013-04"})
     alarm, words = judge()
     assert alarm is True and words.startswith("2013-04: "), "corrected flights are judged anew"
+    running = open_pipeline_run(project.mlflow, project.settings, "flights_train", "second")
+    alarm, words = judge()
+    assert alarm is False and words.startswith("2013-04: "), "one is running: the alarm waits, and stays open"
+    end_run(project.mlflow, running, "FAILED")
+    assert judge()[0] is False, "one has just failed"
+    monkeypatch.setenv("MLPKG_AIRFLOW__RETRAIN_WAIT", "0.0000001")
+    assert retrain_reasons(
+        project.mlflow, lake, load_settings(), "flights_train", "monitoring/flights", "month"
+    ).retrain
+    assert judge()[0] is True
 
 
 def test_the_step_does_not_judge_by_another_table_that_has_the_number_of_the_champions(monitored):

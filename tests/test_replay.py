@@ -1,6 +1,7 @@
 """Runs executed once more from their record: real projects in git, and commands in processes of their own."""
 
 import contextlib
+import json
 import re
 import shutil
 import sqlite3
@@ -12,7 +13,7 @@ from conftest import commit, git
 
 from mlpkg.data.lake import Lake
 from mlpkg.steps.provenance import installed
-from mlpkg.steps.record import Caching
+from mlpkg.steps.record import Caching, read_record
 from mlpkg.steps.run import run_step
 from mlpkg.steps.tracking import end_run, open_pipeline_run, step_runs
 
@@ -285,16 +286,33 @@ def test_a_step_for_which_an_earlier_run_stood_in(parcels):
     assert f"note: it was not run, as run {earlier} stood in for it: that one is replayed" in output
 
 
+def test_steps_of_two_commits_have_each_their_own_code(parcels):
+    "As after `mlpkg run --resume` with mended code"
+    parent = run(parcels, parcels.count)
+    (parcels.root / "notebooks" / "helper.py").write_text("unit = 7.0\n")
+    again = parcels.notebook("30_again", "factor: float = 1.0", COUNT)
+    mended = commit(parcels, "mended")
+    run_step(again, {}, parent_run_id=parent, settings=parcels.settings)
+    output = replayed(parcels, parent[:8])
+    assert "2 of 2 steps agree to the digit" in output
+    assert f"Code: that of count is of commit {parcels.commit[:12]}" in output
+    assert f"Code: that of again is of commit {mended[:12]}" in output
+    assert f"of commit {parcels.commit[:12]}" not in replayed(parcels, parent[:8], "again")
+
+
 def test_a_library_that_is_another_one(parcels):
     (parcels.root / "requirements.lock").write_text("pandas==1.0.0 \\\n    --hash=sha256:00\n")
     commit(parcels, "an old lock")
     parent = run(parcels, parcels.die)
     output = replayed(parcels, parent[:8], code=1)
     headings = "library requirements.lock of then installed then installed now"
-    assert f"Libraries that are not what they were: {headings} pandas 1.0.0 - {pd.__version__}" in output
+    here = pd.__version__
+    assert f"Libraries that are not what they were: {headings} pandas 1.0.0 {here} {here}" in output
 
-    then = "\n".join(line.replace(f"numpy=={installed_version('numpy')}", "numpy==1.0.0") for line in installed())
-    parcels.mlflow.log_text(parent, then, "environment.txt")
+    (step,) = step_runs(parcels.mlflow, parent)
+    record = read_record(step)
+    record["about"]["packages"]["numpy"] = "1.0.0"
+    parcels.mlflow.log_text(step.info.run_id, json.dumps(record), "cache/record.json")
     output = replayed(parcels, parent[:8], code=1)
     assert f"numpy - 1.0.0 {installed_version('numpy')}" in output
     assert f"pandas 1.0.0 {pd.__version__} {pd.__version__}" in output

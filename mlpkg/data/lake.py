@@ -38,7 +38,7 @@ from mlpkg.data.commits import (
     touches,
     until_committed,
 )  # fmt: skip
-from .pins import PinLedger, move_pin, pin, pin_gone, pinned, pins
+from .pins import PinLedger, commit_mark, move_pin, pin, pin_gone, pinned, pins
 from .spill import reopened
 from ..settings import Settings, load_settings
 
@@ -156,10 +156,10 @@ def _note(
 ) -> None:  # fmt: skip
     "Append one line about this use to the log"
     if self.log:
-        uri, own = (table.table_uri, table.metadata().id) if table is not None else ("", "")
-        entry = {"mode": mode, "name": name, "version": version, "uri": uri, "rows": rows, "asked": asked, "id": own}
+        uri, mark = (table.table_uri, commit_mark(self, name, table, version)) if table is not None else ("", "")
+        entry = {"mode": mode, "name": name, "version": version, "uri": uri, "rows": rows, "asked": asked, "mark": mark}
         with open(self.log, "a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
+            log.write(json.dumps({**entry, "id": mark.partition(" ")[0]}) + "\n")
 
 
 @patch

@@ -21,8 +21,14 @@ from ..data.contracts import check
 from ..data.inputs import Input, as_contract
 from ..errors import MlpkgError
 from ..models.intervals import Estimate, estimates, standard_error, z_95, z_score
-from ..models.scoring import sample_positions
-from .drift import adjust_p_values, column_drift, joint_drift, new_values, prediction_drift
+from mlpkg.monitoring.drift import (
+    adjust_p_values,
+    column_drift,
+    draw_rows,
+    joint_drift,
+    new_values,
+    prediction_drift,
+)
 from ..settings import MonitoringSettings
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #93f0c97c
@@ -66,9 +72,9 @@ def at_most(
     self: Window,
     rows: int,  # At most this many
     seed: int = 0,  # Decides which
-) -> Window:  # All rows where there are no more
-    "Some of the rows, drawn at random and left in their order"
-    return self.take(sample_positions(self.rows, rows, np.random.RandomState(seed)))
+) -> Window:  # All rows where there are no more; in an order that depends on the content only
+    "Some of the rows, drawn at random"
+    return self.take(draw_rows(self.rows, rows, seed, self.p, self.y, self.blocks))
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #df4d3530
 @patch(as_prop=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DriftError', 'psi', 'number_drift', 'text_drift', 'missing_drift', 'adjust_p_values', 'column_drift', 'new_values',
-           'JointDrift', 'joint_drift', 'prediction_drift']
+           'draw_rows', 'JointDrift', 'joint_drift', 'prediction_drift']
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #d13e03ba
 from collections.abc import Sequence
@@ -242,6 +242,27 @@ def _cross_scores(
             score[out] = model.predict_proba(usable[out])[:, 1]
     return score, last
 
+# %% ../../nbs/api/monitoring/10_drift.ipynb #7c1f0a3f
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    "Numbers (uint64) for numbers, as if at random (the finaliser of splitmix64)"
+    mixed = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def draw_rows(
+    table: pd.DataFrame,
+    rows: int,  # At most this many
+    seed: int = 0,  # Decides which
+    *more: np.ndarray | None,  # What else belongs to the rows, shape (n,): labels of blocks and the like
+) -> np.ndarray:  # Positions, in an order that depends on the content only
+    "Draw random rows, whatever their order"
+    whole = table.assign(**{f" {place}": one for place, one in enumerate(more) if one is not None})
+    content = pd.util.hash_pandas_object(whole, index=False, categorize=False)
+    count = content.groupby(content).cumcount().to_numpy().astype("uint64")
+    order = _mixed(_mixed(content.to_numpy() + np.uint64(seed)) + count)
+    return np.argsort(order, kind="stable")[:rows]
+
 # %% ../../nbs/api/monitoring/10_drift.ipynb #848ecc28
 @dataclass(frozen=True)
 class JointDrift:
@@ -265,8 +286,9 @@ def joint_drift(
     "Can a classifier tell old rows from new ones?"
     if min(len(reference), len(current)) < 2 * folds:
         raise DriftError(f"{len(reference)} rows to compare with {len(current)}: {2 * folds} of each are needed")
-    places = sample_positions(reference, rows, seed), sample_positions(current, rows, seed + 1)
-    table = pd.concat([t[list(columns)].iloc[i] for t, i in zip((reference, current), places, strict=True)])
+    tables = reference[list(columns)], current[list(columns)]
+    places = [draw_rows(t, rows, seed + i, b) for i, (t, b) in enumerate(zip(tables, blocks, strict=True))]
+    table = pd.concat([t.iloc[i] for t, i in zip(tables, places, strict=True)])
     side = np.repeat([0, 1], [len(i) for i in places])
     known = [label[i] for label, i in zip(blocks, places, strict=True) if label is not None]
     labels = np.concatenate(known) if len(known) == 2 else None

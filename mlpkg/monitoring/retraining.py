@@ -91,6 +91,21 @@ def open_alarm(
         return ""
     return f"{fired[window_column].iloc[0]}: {'; '.join(fired['words'])}"
 
+# %% ../../nbs/api/monitoring/18_retraining.ipynb #2c8e1d70
+def _last_judged(
+    lake: Lake,
+    name: str,  # Table of the monitor
+    checks: "pd.DataFrame",  # What it holds
+    window_column: str,  # Column that names the window
+) -> datetime | None:  # None if there is none
+    "When the last window was judged"
+    if not len(checks):
+        return None
+    windows = window_names(checks, window_column)
+    if "judged" in checks and (times := checks.loc[windows == windows.max(), "judged"]).notna().any():
+        return times.max().to_pydatetime()
+    return lake.written(name, {window_column: windows.max()})
+
 # %% ../../nbs/api/monitoring/18_retraining.ipynb #b8b85351
 def last_alarm(
     lake: Lake,
@@ -100,9 +115,7 @@ def last_alarm(
 ) -> str:  # See `open_alarm`
     "The open alarm of a table"
     checks = read_history(lake, name, window_column)
-    last = window_names(checks, window_column).max() if len(checks) else None
-    checked = lake.written(name, {window_column: last}) if len(checks) else None
-    return open_alarm(checks, checked, training, window_column)
+    return open_alarm(checks, _last_judged(lake, name, checks, window_column), training, window_column)
 
 # %% ../../nbs/api/monitoring/18_retraining.ipynb #b6e61cac
 @dataclass(frozen=True)

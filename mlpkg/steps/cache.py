@@ -56,6 +56,14 @@ class Tables:
         files = table.to_pyarrow_dataset().filesystem
         return same_rows(files, then) == same_rows(files, now)
 
+    def another(self, name: str, use: Mapping[str, Any]) -> str:
+        "That the version of a use has been replaced by another one of its number; empty if not, or if nobody knows"
+        from mlpkg.data.pins import another_version
+
+        if not another_version(self.lake, name, version := use["version"], use.get("mark")):
+            return ""
+        return f"table '{name}': version {version} is another one now (restored from a backup?)"
+
     def would_read(self, use: Mapping[str, Any], newest: int) -> int:
         "The version that the step would read"
         mine = [line["version"] for line in self.pins if line["table"] == use["name"] and use["asked"] is None]
@@ -71,12 +79,12 @@ def _read_now(tables: Tables, use: Mapping[str, Any]) -> str:
     if table is None or table.metadata().id != use["id"]:
         return f"table '{name}' " + ("is gone" if table is None else "was deleted and made again")
     if isinstance(use["asked"], int):
-        return ""
+        return tables.another(name, use)
     now = tables.would_read(use, table.version())
     if not tables.same(table, use["version"], now):
         return f"table '{name}': version {use['version']} was read then, version {now} would be read now"
     tables.now[name] = now
-    return ""
+    return tables.another(name, use)
 
 # %% ../../nbs/api/steps/21_cache.ipynb #1350663e
 def _written_now(tables: Tables, name: str, write: Mapping[str, Any]) -> str:
@@ -88,7 +96,7 @@ def _written_now(tables: Tables, name: str, write: Mapping[str, Any]) -> str:
     if not tables.same(table, write["version"], newest):
         return f"table '{name}' is at version {newest}: somebody has written to it after version {write['version']}"
     tables.now[name] = newest
-    return ""
+    return tables.another(name, write)
 
 # %% ../../nbs/api/steps/21_cache.ipynb #1ff9110b
 def changed_tables(
@@ -205,21 +213,24 @@ def pin_tables(
     hit: Hit,
 ) -> str:  # Why the hit does not hold, empty if it does
     "Have the DAG run work on the versions that the step would have read and written"
+    from mlpkg.data.arrow import LakeError
     from mlpkg.data.pins import move_pin, pin
 
-    lake, now = hit.tables.lake, hit.tables.now
+    lake, now, tables = hit.tables.lake, hit.tables.now, hit.record["tables"]
     if not lake.run:
         return ""
-    reads = {use["name"] for use in hit.record["tables"]["reads"] if use["asked"] is None and use["mode"] != "exists"}
+    reads = {use["name"] for use in tables["reads"] if use["asked"] is None and use["mode"] != "exists"}
+    newest = {use["name"] for use in tables["reads"] if use["asked"] == "newest"}
+    moved = (newest & now.keys()) | tables["writes"].keys()
     known = {(line["table"], line["version"]) for line in hit.tables.pins}
-    for name in sorted(reads - hit.record["tables"]["writes"].keys()):
-        newest = functools.partial(now.__getitem__, name)
-        if (name, now[name]) not in known and pin(lake._pins, name, newest) != now[name]:
-            return f"table '{name}' was pinned to another version meanwhile"
-    moved = {use["name"] for use in hit.record["tables"]["reads"] if use["asked"] == "newest"}
-    for name in sorted((moved & now.keys()) | hit.record["tables"]["writes"].keys()):
-        if (name, now[name]) not in known:
-            move_pin(lake._pins, name, now[name])
+    try:
+        for name in sorted(reads | moved):
+            if name in moved and (name, now[name]) not in known:
+                move_pin(lake._pins, name, now[name])
+            if pin(lake._pins, name, functools.partial(now.__getitem__, name)) != now[name]:
+                return f"table '{name}' was pinned to another version meanwhile"
+    except LakeError as error:  # what is pinned is not there any more
+        return str(error)
     return ""
 
 # %% ../../nbs/api/steps/21_cache.ipynb #4a576e2f

@@ -171,9 +171,9 @@ def table_uses(
     reads: list[dict[str, Any]] = []
     writes: dict[str, dict[str, Any]] = {}
     for use in map(json.loads, lines):
-        kept = {name: use.get(name) for name in ("mode", "name", "version", "asked", "id")}
+        kept = {name: use.get(name) for name in ("mode", "name", "version", "asked", "id", "mark")}
         if use["mode"] == "write":
-            writes[use["name"]] = {"version": use["version"], "id": use.get("id"), "rows": use.get("rows")}
+            writes[use["name"]] = {name: use.get(name) for name in ("version", "id", "mark", "rows")}
         elif use["name"] not in writes and kept not in reads:
             reads.append(kept)
     return {"reads": reads, "writes": writes}

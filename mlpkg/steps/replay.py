@@ -33,6 +33,7 @@ from mlpkg.steps.past_code import (
     import_path,
     lock_rows,
     past_code,
+    past_codes,
     past_notebook,
 )
 from mlpkg.steps.past_state import (
@@ -47,6 +48,7 @@ from mlpkg.steps.past_state import (
     variables_set,
 )
 from .provenance import installed
+from .record import read_record
 from .run import run_step
 from .tracking import client, tracking_uri
 
@@ -354,9 +356,10 @@ def compare_libraries(
     code: PastCode,  # With the requirements.lock of then
 ) -> list[Library]:
     "The libraries that are not what they were, Python among them"
-    lock = code.root / "requirements.lock"
+    lock, about = code.root / "requirements.lock", (read_record(run) or {}).get("about", {})
     locked = lock_rows(lock.read_text(encoding="utf-8")) if code.commit and lock.is_file() else {}
-    then, now = _environment_of_then(mlflow, run), lock_rows("\n".join(installed()))
+    own = lock_rows("\n".join(f"{name}=={version}" for name, version in about.get("packages", {}).items()))
+    then, now = own or _environment_of_then(mlflow, run), lock_rows("\n".join(installed()))
     python = run.data.tags.get("mlpkg.python", platform.python_version())
     return changed_libraries(
         locked, then | {"python": python} if then else {}, now | {"python": platform.python_version()}
@@ -371,13 +374,16 @@ def replay_run(
 ) -> Replay:  # CodeError where there is no code to run
     "Run steps once more, from their record alone"
     mlflow = client(settings)
-    code = past_code(settings, runs[0].data.tags, folder / "code")
-    source = Original(
-        settings, mlflow, Lake(settings.lake.root, spill=settings.lake.spill, run="", log=os.devnull), code, folder
-    )
-    steps = []
-    for run in runs:
-        steps.append(replay_step(source, run))
+    codes, notes = past_codes(settings, runs, folder)
+    lake = Lake(settings.lake.root, spill=settings.lake.spill, run="", log=os.devnull)
+    steps: list[StepReplay] = []
+    libraries: list[Library] = []
+    for run, code in zip(runs, codes, strict=True):
+        steps.append(replay_step(Original(settings, mlflow, lake, code, folder), run))
+        found = compare_libraries(mlflow, run, code)
+        others = [f"{one.name} {one.then}" for one in found if one not in libraries] if libraries or steps[1:] else []
+        steps[-1].notes += [f"its libraries were not those of earlier steps: {', '.join(others)}"] if others else []
+        libraries += [one for one in found if one not in libraries]
         after(steps[-1])
     parent = runs[0].data.tags.get("mlflow.parentRunId", runs[0].info.run_id)
-    return Replay(parent, steps, compare_libraries(mlflow, runs[0], code), code.notes)
+    return Replay(parent, steps, sorted(libraries, key=lambda one: one.name), notes)

@@ -65,6 +65,20 @@ def _tables(record: Mapping[str, Any]) -> dict[str, str]:
     uses = [use for use in (record.get("tables") or {"reads": []})["reads"] if use["mode"] != "exists"]
     return {use["name"]: f"version {use['version']}" for use in uses}
 
+# %% ../../nbs/api/steps/23_why.ipynb #5d10c7af
+def _marks(record: Mapping[str, Any]) -> dict[tuple[str, int], str]:
+    "What else is known of the versions that a step read"
+    uses = (record.get("tables") or {"reads": []})["reads"]
+    return {(use["name"], use["version"]): use["mark"] for use in uses if use["mode"] != "exists" and use.get("mark")}
+
+
+def _other_versions(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    "Tables of which two versions have the same number, as after a backup was restored"
+    before, after = _marks(then), _marks(now)
+    for name, version in sorted(before.keys() & after.keys()):
+        if before[name, version] != after[name, version]:
+            yield f"table {name}: version {version} is another one than that which was read then"
+
 # %% ../../nbs/api/steps/23_why.ipynb #143f1c41
 def _models(seen: Mapping[str, Any]) -> dict[str, Any]:
     "What numbers and aliases of models stood for"
@@ -80,6 +94,7 @@ def differences(
     yield from cell_differences(old["cells"], new["cells"])
     yield from map_differences("parameter", *_comparable(old, new))
     yield from map_differences("table", _tables(then), _tables(now))
+    yield from _other_versions(then, now)
     if "lock" in old and "lock" in new:
         yield from map_differences("environment variable", old["env"], new["env"], secret=True)
         yield from map_differences("package", old["packages"], new["packages"])
