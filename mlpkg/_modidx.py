@@ -2203,6 +2203,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                             'mlpkg/steps/past_code.py'),
                                        'mlpkg.steps.past_code.past_code': ( 'api/steps/past_code.html#past_code',
                                                                             'mlpkg/steps/past_code.py'),
+                                       'mlpkg.steps.past_code.past_codes': ( 'api/steps/past_code.html#past_codes',
+                                                                             'mlpkg/steps/past_code.py'),
                                        'mlpkg.steps.past_code.past_notebook': ( 'api/steps/past_code.html#past_notebook',
                                                                                 'mlpkg/steps/past_code.py'),
                                        'mlpkg.steps.past_code.settle_package': ( 'api/steps/past_code.html#settle_package',
