@@ -362,6 +362,28 @@ def test_mapped_steps_and_the_one_after_them_in_a_dag(store):
     assert not Path(store.settings.steps.outbox, earlier["total"]).exists()
 
 
+def test_code_that_is_installed_anew_under_the_same_version_counts(project, tmp_path, monkeypatch):
+    "As in an image that was built again"
+    site, about = tmp_path / "site-packages", tmp_path / "site-packages" / "fares-0.1.0.dist-info"
+    about.mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", str(site))
+
+    def install(fare: int) -> None:
+        (site / "fares.py").write_text(f"fare = {fare}\n")
+        (about / "RECORD").write_text(f"fares.py,sha256={fare},9\n")
+
+    notebook = project.notebook(
+        "10_sum", "rows: int = 3", "import scrapbook as sb\nfrom fares import fare\nsb.glue('total', rows * fare)"
+    )
+    results = []
+    for fare in (1, 1, 7):
+        install(fare)
+        done = run_step(notebook, {}, settings=project.settings, caching=Caching(True))
+        results.append((done.scraps["total"], "mlpkg.cached_from" in project.mlflow.get_run(done.run_id).data.tags))
+    assert results == [(3, False), (3, True), (21, False)]
+
+
 def test_what_cannot_be_asked_again_makes_a_step_run(store):
     store.mlflow.create_registered_model("parcels")
     store.mlflow.create_model_version("parcels", "file:///parcels", run_id=None)

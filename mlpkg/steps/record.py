@@ -129,6 +129,7 @@ def describe_step(
     about = {"step": step, "cells": code_cells(nb), "parameters": dict(parameters), "profile": settings.profile}
     about |= {"kernel": f"{asked} {platform.python_version()}", "places": places, "packages": packages()}
     about["lock"] = locked(settings)
+    about["builds"] = provenance.builds(about["lock"])
     return json.loads(json.dumps({**about, "env": environment(env)}, default=str))
 
 # %% ../../nbs/api/steps/17_record.ipynb #5e4aac83

@@ -98,6 +98,7 @@ def differences(
     if "lock" in old and "lock" in new:
         yield from map_differences("environment variable", old["env"], new["env"], secret=True)
         yield from map_differences("package", old["packages"], new["packages"])
+        yield from map_differences("build of package", old.get("builds", {}), new.get("builds", {}), secret=True)
         yield from map_differences("locked package", _locked(old), _locked(new))
         names = ("kernel", "profile")
         yield from map_differences("the", {n: old[n] for n in names}, {n: new[n] for n in names})
