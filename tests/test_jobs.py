@@ -3,7 +3,9 @@
 import os
 import re
 import signal
+import sqlite3
 import sys
+import threading
 
 import pytest
 from conftest import wait_for
@@ -153,6 +155,17 @@ def test_a_number_of_jobs_that_makes_no_sense(project, value):
     output = project.mlpkg("run", "mapped", f"--jobs={value}", code=2)
     assert f"--jobs {value}: expected a whole number from 1 on. Leave it out to let cores and memory decide" in output
     assert project.pipeline_runs("mapped") == []
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_run_waits_for_airflows_database_while_another_process_writes(project, jobs):
+    writer = sqlite3.connect(project.root / "var/airflow/airflow.db", check_same_thread=False)
+    writer.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(20, writer.rollback)
+    timer.start()
+    project.mlpkg("run", "small", "--jobs", jobs)
+    timer.join()
+    writer.close()
 
 
 DRAWS = """

@@ -26,7 +26,7 @@ from filelock import FileLock
 
 from .jobs import usable_jobs
 from .listening import listening
-from .parallel import run_side_by_side
+from .parallel import be_patient, run_side_by_side
 from ..errors import MlpkgError
 from ..redaction import get_log, redact_structlog
 from ..settings import Settings
@@ -103,6 +103,7 @@ def load_dags(
     from airflow.dag_processing.bundles.manager import DagBundlesManager
     from airflow.dag_processing.dagbag import sync_bag_to_db
 
+    be_patient()
     redact_structlog()
     manager = DagBundlesManager()
     bundle = manager.get_bundle("dags-folder")

@@ -357,6 +357,7 @@ def be_patient() -> None:
     engine = _airflow().engine
     if engine.dialect.name == "sqlite" and not event.contains(engine, "connect", _be_patient):
         event.listen(engine, "connect", _be_patient)
+        engine.dispose()  # connections that are there have not heard of it
 
 
 def _be_patient(connection: Any, _: Any) -> None:
