@@ -1,13 +1,16 @@
 """A small project in a temporary folder: its own settings, notebooks, DAGs, MLflow and Airflow, all real."""
 
+import contextlib
+import http.server
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +32,15 @@ def wait_for(condition: Callable[[], object], seconds: float = 60, what: str = "
             return found
         time.sleep(0.1)
     raise AssertionError(f"timed out after {seconds} s waiting for: {what}")
+
+
+@contextlib.contextmanager
+def answering(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[http.server.ThreadingHTTPServer]:
+    "A web server on a port of its own for as long as the block runs"
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
 
 
 def processes_with(text: str) -> list[int]:

@@ -7,6 +7,7 @@ import threading
 import traceback
 
 import pytest
+from conftest import answering
 
 from mlpkg.airflow.notify import Message, NotifyError, send
 from mlpkg.settings import NotifySettings
@@ -106,11 +107,9 @@ class Gateway(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def gateway():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gateway) as server:
+    with answering(Gateway) as server:
         server.seen = []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
-        server.shutdown()
 
 
 @pytest.mark.parametrize("location", ["/moved-xoGrKq7A9bWm", "ftp://moved-xoGrKq7A9bWm/", "https://[xoGrKq7A9bWm"])

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import answering
 
 from mlpkg.airflow.notify import Message, send
 from mlpkg.errors import MlpkgError
@@ -239,11 +240,9 @@ class Hook(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hook():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
+    with answering(Hook) as server:
         server.received = []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
-        server.shutdown()
 
 
 DAG_FILE = (
