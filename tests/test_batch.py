@@ -154,6 +154,7 @@ def test_a_scorer_leaves_transforms_that_depend_on_the_batch_to_scikit_learn(num
     pipeline.fit(parcels[NUMERIC], parcels["parcel"] % 2)
     scorer = Scorer(pipeline, loaded.inputs)
     assert scorer.way == "plain" and "does not encode as scikit-learn does" in caplog.text
+    assert Scorer(pipeline, loaded.inputs, tables_only=True).way == "plain"
     records = parcels[FEATURES].head(5).to_dict("records")
     np.testing.assert_array_equal(scorer.records(records), probability(pipeline, parcels.head(5)))
     np.testing.assert_array_equal(scorer.frame(parcels[FEATURES]), probability(pipeline, parcels))

@@ -91,7 +91,7 @@ def predict_batches(
         yield _scored(screened, np.empty(0))
     else:
         return
-    scorer = Scorer(loaded.pipeline, loaded.inputs, screened.table.head(500))
+    scorer = Scorer(loaded.pipeline, loaded.inputs, screened.table.head(500), tables_only=True)
     all_pieces = chain([screened], pieces)
     with _short_turns(), native_threads(), ThreadPoolExecutor(threads, "predict", native_threads) as pool:
         try:

@@ -159,8 +159,9 @@ class Scorer:
         pipeline: Any,  # Fitted on labels 0 and 1
         inputs: Sequence[Input],  # What it takes, as stored with the model
         sample: pd.DataFrame | None = None,  # Real rows to prove it on, besides synthetic ones; as `frame` takes them
+        tables_only: bool = False,  # Will it be given tables only? Then it is ready sooner; records take the plain way
     ):
-        self.pipeline, self.inputs = pipeline, list(inputs)
+        self.pipeline, self.inputs, self.tables_only = pipeline, list(inputs), tables_only
         self.model = pipeline[-1] if isinstance(pipeline, Pipeline) else pipeline  # What takes encoded rows
         self.way, self.blocks = "plain", list[ColumnBlock]()
         self.order: Literal["C", "F"] = "C"  # Are encoded rows stored row by row, or column by column?
@@ -198,12 +199,13 @@ def _proved(
     self: Scorer,
     table: pd.DataFrame,  # From `proof_rows`, and perhaps more rows
 ) -> bool:  # False also if encoding fails
-    "Do these rows become the same as in the plain way, as a table and as one and as many records?"
+    "Do these rows become the same as in the plain way, all of them, the first one, and the synthetic records?"
     records = synthetic_records(self.inputs)
     try:
         plain = _plain_steps(self.pipeline, table)
         self.order = _order(plain)
-        found = [(self.encode_records(records[:n]), plain[:n]) for n in (1, len(records))]
+        alone = self.encode if self.tables_only else lambda some: self.encode_records(records[: len(some)])
+        found = [(alone(table[:n]), plain[:n]) for n in (1, len(records))]
         return all(identical(*pair) for pair in [(self.encode(table), plain), *found])
     except Exception:  # whatever a transformer raises that cannot take arrays: the next way is tried
         _log.info("%r fails on synthetic records", self, exc_info=True)
@@ -267,7 +269,7 @@ def encode_records(
     records: Sequence[Mapping[str, Any]],  # Checked; at least one
 ) -> Any:  # As `encode` gives it
     "All steps but the last, for records"
-    if self.way != "arrays":
+    if self.way != "arrays" or self.tables_only:
         return self.encode(records_frame(records, self.inputs))
     return self._joined([block.encode_records(records) for block in self.blocks])
 
