@@ -2,10 +2,11 @@
 ### Flights: has the world changed?
 
 Looks at a month that was predicted: quality of the data, drift of columns and of predictions, and, where the truth is
-known, how well the champion did. Only an alarm updates the asset `flights/drift`, which starts `flights_train`.
+known, how well the champion did. Only an alarm updates the asset `flights/drift`, which starts `flights_train`; while a
+training is running or has just failed, the alarm waits, and `flights_watch` asks later.
 Without a champion there is nothing to judge, and the step is skipped.
 
-Steps: **monitor** -> **alarm** (skipped when all is well). Table: `monitoring/flights`.
+Steps: **monitor** -> **retrain** (skipped when all is well). Table: `monitoring/flights`.
 Runs whenever `flights_predict` has scored months.
 """
 
@@ -34,4 +35,4 @@ with DAG(
     with recorded_run():
         monitor = notebook_step(NOTEBOOKS, "34_monitor")
         require_champion("flights") >> monitor
-        emit_if(monitor, "alarm", Asset("flights/drift"), on_success_callback=Notify("raised"))
+        emit_if(monitor, "retrain", Asset("flights/drift"), on_success_callback=Notify("raised"))

@@ -168,16 +168,25 @@ def _is_unusual(part: str) -> bool:
     return len(part) >= 16 or bool(re.search("[0-9]", part) and re.search("[A-Za-z]", part))
 
 
+def _is_mixed(part: str) -> bool:
+    "Does a part look drawn at random: digits, small letters and capitals?"
+    return len(part) >= 8 and all(re.search(kind, part) for kind in ("[0-9]", "[a-z]", "[A-Z]"))
+
+
 def _address_parts(
     address: str,  # What a name says is secret
+    hook: bool = True,  # Is its path the secret? If not, only what looks drawn at random
 ) -> Iterator[str]:  # As they are written, and decoded; nothing unless it is the address of a web page
     "What is secret in a secret address besides the whole of it"
+    unusual = _is_unusual if hook else _is_mixed
     for rest in _web.findall(address) if _web.fullmatch(address) else ():
         target = rest.partition("#")[0]
-        paths = [path.rstrip("/") for path in (target, target.partition("?")[0]) if "?" in path or _is_unusual(path)]
+        paths = [
+            path.rstrip("/") for path in (target, target.partition("?")[0]) if ("?" in path and hook) or unusual(path)
+        ]
         pairs = [part.partition("=") for part in re.split("[/?#&;]", rest)]
-        values = [value for _, _, value in pairs if value.strip("=")]
-        parts = [name + sign + value for name, sign, value in pairs if not value.strip("=") and _is_unusual(name)]
+        values = [value for _, _, value in pairs if value.strip("=") and (hook or unusual(value))]
+        parts = [name + sign + value for name, sign, value in pairs if not value.strip("=") and unusual(name)]
         found = [*paths, *(part for part in (*values, *parts) if not _date.fullmatch(part))]
         yield from (form for part in found for form in (part, unquote(part), unquote_plus(part)))
 
@@ -224,10 +233,11 @@ def _lines(text: str) -> list[str]:
 # %% ../nbs/api/03_secrets.ipynb #e3708019
 def secret_parts(
     value: str,  # A secret
+    hook: bool = True,  # If it is the address of a web page: is its path the secret, as that of a webhook?
 ) -> list[str]:  # The value itself first
     "A secret, and the secrets in it: its lines, those in URLs, JSON and connection strings"
     value = value.strip()
-    texts = [value, *_address_parts(value), *_inside(value, named=True)]
+    texts = [value, *_address_parts(value, hook), *_inside(value, named=True)]
     unfolded = [text.replace("\r\n", "\n").replace("\\n", "\n") for text in texts]
     return [part for text in unfolded for part in (text, *_lines(text))]
 
@@ -253,10 +263,12 @@ def masked_by_airflow() -> set[str]:
 
 # %% ../nbs/api/03_secrets.ipynb #f5704022
 @functools.lru_cache(maxsize=16)
-def _collect(env: frozenset[tuple[str, str]], others: frozenset[str]) -> tuple[str, ...]:
-    "The secrets in variables and in other texts, the longest first"
-    named = [value for name, value in env if is_secret_name(name)]
-    found = {part for value in (*named, *others) for part in secret_parts(value)}
+def _collect(env: frozenset[tuple[str, str]], hidden: frozenset[str], masked: frozenset[str]) -> tuple[str, ...]:
+    "The secrets in variables, in what was given to `hide`, and in what Airflow replaces; the longest first"
+    named = [pair for pair in env if is_secret_name(pair[0])]
+    hooks = {*hidden, *(value for name, value in named if not name.startswith("AIRFLOW_CONN_"))}
+    found = {part for value in hooks for part in secret_parts(value)}
+    found |= {part for value in {*masked, *dict(named).values()} - hooks for part in secret_parts(value, hook=False)}
     found.update(part for _, value in env for part in url_secrets(value))
     found.update(part.rstrip("=") for part in tuple(found))  # base64 is often shown without its padding
     return tuple(sorted(filter(is_worth_hiding, found), key=lambda value: (-len(value), value)))
@@ -267,7 +279,7 @@ def secret_values(
 ) -> tuple[str, ...]:  # The longest first
     "Every text that is secret now: from variables, settings, Airflow and `hide`"
     variables = os.environ if env is None else env
-    return _collect(frozenset(variables.items()), frozenset(_hidden | masked_by_airflow()))
+    return _collect(frozenset(variables.items()), frozenset(_hidden), frozenset(masked_by_airflow()))
 
 # %% ../nbs/api/03_secrets.ipynb #e1b7430a
 def tell_airflow() -> None:

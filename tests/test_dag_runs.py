@@ -154,6 +154,10 @@ def test_runs_that_airflow_knows_to_be_over(project):
     project.mlpkg("run", "small")
     assert [run.info.status for run in project.pipeline_runs("small")] == ["FINISHED", "FINISHED"]
 
+    project.mlflow.update_run(run.info.run_id, status="RUNNING")
+    project.mlpkg("run", "watching")  # the DAG that watches `small` would wait for this run for a week
+    assert project.mlflow.get_run(run.info.run_id).info.status == "FINISHED"
+
 
 def test_a_dag_with_nothing_to_say_records_nothing(project):
     output = project.mlpkg("run", "watching")

@@ -29,7 +29,7 @@ def test_each_month_says_what_happened(year):
 def test_the_alarm_started_the_training_and_nothing_else_did(year):
     second, first = year.pipeline_runs("flights_train")
     assert first.data.params["reason"] == "no model yet"
-    assert second.data.params["reason"].startswith("alarm: Alarm in 2013-12")
+    assert second.data.params["reason"].startswith("retrain: Alarm in 2013-12")
     (predicted_nothing, predicted) = reversed(year.pipeline_runs("flights_predict"))
     assert not year.steps(predicted_nothing), "without a champion there was nothing to predict with"
     assert year.steps(predicted)["predict"].info.status == "FINISHED"
@@ -44,11 +44,16 @@ def test_the_month_was_predicted_by_the_model_of_that_time(year):
 
 def test_the_version_knows_why_it_was_trained_and_what_it_beat(year):
     version = year.mlflow.get_model_version("flights", "2")
-    assert version.tags["trained_for"].startswith("alarm: Alarm in 2013-12")
+    assert version.tags["trained_for"].startswith("retrain: Alarm in 2013-12")
     assert version.tags["promotion.against"] == "1"
     assert version.tags["promotion"] in ("promoted", "refused")
     serving = year.mlflow.get_registered_model("flights").aliases["champion"]
     assert serving == (2 if version.tags["promotion"] == "promoted" else 1)
+
+
+def test_a_month_whose_future_has_arrived_is_not_simulated(year):
+    text = year.mlpkg("simulate", "--from", "2013-10", "--to", "2013-11", code=2)
+    assert "a simulation from 2013-10 would know its future: flights_etl has run for 2013-12" in text
 
 
 def test_the_picture_is_in_mlflow(year):

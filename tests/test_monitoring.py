@@ -288,6 +288,36 @@ def test_an_answered_alarm_stays_answered_when_the_log_is_trimmed(tmp_path):
     assert last_alarm(lake, name, training) == "2024-999: ROC AUC 0.4"
 
 
+def test_a_window_that_concluded_nothing_leaves_an_alarm_open(tmp_path):
+    lake, name = Lake(tmp_path), "monitoring/parcels"
+    store(lake, name, found_in("2024-03", 0.5))
+    store(lake, name, Report("2024-04", 30, [Finding("rows", "the window", "unknown", "the window has 30 rows")]))
+    assert last_alarm(lake, name, None) == "2024-03: ROC AUC 0.5"
+    store(lake, name, Report("2024-05", 1000, [Finding("contract", "rows", "ok", "rows are as agreed")]))
+    assert last_alarm(lake, name, None) == "2024-03: ROC AUC 0.5", "of the performance nothing is known in May"
+    store(lake, name, found_in("2024-05", 0.7, "ok"))
+    assert last_alarm(lake, name, None) == ""
+
+
+def test_truth_that_comes_late_raises_an_alarm_unless_later_truth_says_otherwise(tmp_path):
+    lake, name = Lake(tmp_path), "monitoring/parcels"
+    unknown = Finding("performance", "roc_auc", "unknown", "performance: truth is known for 0 of 1,000 predictions")
+    for window in ("2024-03", "2024-04"):
+        store(lake, name, Report(window, 1000, [unknown, Finding("contract", "rows", "ok", "rows are as agreed")]))
+    training = SimpleNamespace(info=SimpleNamespace(start_time=int(time.time() * 1000)))
+    time.sleep(0.01)
+    store(lake, name, found_in("2024-03", 0.5))
+    assert last_alarm(lake, name, training) == "2024-03: ROC AUC 0.5"
+    store(lake, name, found_in("2024-04", 0.7, "ok"))
+    assert last_alarm(lake, name, training) == ""
+
+
+def test_columns_that_are_ignored_change_nothing():
+    window = parcels()
+    more = window.rows.assign(ingested_at=np.arange(len(window.rows)), vector=[np.ones(3)] * len(window.rows))
+    pd.testing.assert_frame_equal(judge(replace(window, rows=more)).checks, judge(window).checks)
+
+
 def test_a_table_of_reports_without_times_has_those_of_its_log(tmp_path):
     lake, name = Lake(tmp_path), "monitoring/parcels"
     for window in ("2024-03", "2024-04"):
@@ -423,8 +453,11 @@ def test_an_alarm_that_was_answered_is_not_raised_again_by_the_same_findings(mon
 
     def judge() -> tuple[bool, str]:
         notebook = ROOT / "nbs/pipelines/flights/34_monitor.ipynb"
-        alarm = run_step(notebook, {"months": "2013-04"}, settings=project.settings).scraps["alarm"]
-        return alarm, last_alarm(lake, "monitoring/flights", last_training(project.mlflow, "flights_train"), "month")
+        scraps = run_step(notebook, {"months": "2013-04"}, settings=project.settings).scraps
+        assert scraps["alarm"] or not scraps["retrain"]
+        return scraps["retrain"], last_alarm(
+            lake, "monitoring/flights", last_training(project.mlflow, "flights_train"), "month"
+        )
 
     assert judge()[0] is True
     assert judge()[0] is True, "nobody has answered yet"
@@ -432,11 +465,11 @@ def test_an_alarm_that_was_answered_is_not_raised_again_by_the_same_findings(mon
     assert judge() == (False, ""), "the same month, the same flights, the same champion"
     april = lake.read("clean/flights", filters=[("month", "=", "2013-04")])
     lake.write("clean/flights", april[1:], mode="replace", partition={"month": "2013-04"})
-    alarm, words = judge()
-    assert alarm is True and words.startswith("2013-04: "), "corrected flights are judged anew"
+    asks, words = judge()
+    assert asks is True and words.startswith("2013-04: "), "corrected flights are judged anew"
     running = open_pipeline_run(project.mlflow, project.settings, "flights_train", "second")
-    alarm, words = judge()
-    assert alarm is False and words.startswith("2013-04: "), "one is running: the alarm waits, and stays open"
+    asks, words = judge()
+    assert asks is False and words.startswith("2013-04: "), "one is running: the alarm waits, and stays open"
     end_run(project.mlflow, running, "FAILED")
     assert judge()[0] is False, "one has just failed"
     monkeypatch.setenv("MLPKG_AIRFLOW__RETRAIN_WAIT", "0.0000001")

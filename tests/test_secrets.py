@@ -492,6 +492,7 @@ def test_what_is_not_secret_in_a_connection_is_left_alone():
         "AIRFLOW_CONN_AWS": "aws:///?region_name=eu-central-1&endpoint_url=https%3A%2F%2Fs3.example.org",
         "AIRFLOW_CONN_API": json.dumps({"conn_type": "http", "extra": json.dumps({"timeout_word": "patience"})}),
         "AIRFLOW_CONN_GIT": "https://maintainer@git.example.org",
+        "AIRFLOW_CONN_SCORING": "https://ml.example.com/models/late-arrivals-model?split=flights_2013",
         "PAGE": "https://docs.example.org/search?q=signatures&page_token_type=opaque-text",
         "NOTES": "password=not-in-a-URL-here",
         "USAGE": "s3://lake/token_usage/day=2013-01-15/part-0",
@@ -499,7 +500,8 @@ def test_what_is_not_secret_in_a_connection_is_left_alone():
     }  # fmt: skip
     text = (
         "orders_reader warehouse.example.org verify-full nightly-report eu-central-1 https://s3.example.org "
-        "patience maintainer signatures opaque-text not-in-a-URL-here 2013-01-15/part-0 2013-01-15 2013-02-16"
+        "patience maintainer signatures opaque-text not-in-a-URL-here 2013-01-15/part-0 2013-01-15 2013-02-16 "
+        "late-arrivals-model flights_2013 /models/late-arrivals-model"
     )
     assert redact(text, env) == text
 
@@ -516,7 +518,7 @@ ROUTE = "/services/T00000000/B00000000/XoGrKq7A9bWmXoGrKq7A9bWm"
 MAPS_KEY = "AIzaSyD3x9kQpL7vR2tW8yZ1bN4mC6fH0jK5s"
 
 
-@pytest.mark.parametrize("name", ["MLPKG_NOTIFY__WEBHOOK", "GEO_API_KEY_URL"])
+@pytest.mark.parametrize("name", ["MLPKG_NOTIFY__WEBHOOK", "GEO_API_KEY_URL", "AIRFLOW_CONN_CHAT"])
 @pytest.mark.parametrize("target", [ROUTE, f"/api?key={MAPS_KEY}", f"/bot/{MAPS_KEY}/send", f"/#{MAPS_KEY}"])
 def test_a_secret_address_is_hidden_where_a_library_quotes_it_without_its_host(name, target):
     import requests

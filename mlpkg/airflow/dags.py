@@ -275,13 +275,17 @@ def require_reason(
     training: str,  # DAG that trains
     checks: str,  # Table of the monitor; need not exist
     window_column: str = "window",  # Column of the table that names the window
+    ti: Any = None,  # Airflow's task instance, which Airflow passes by itself
 ) -> str:  # The reasons, in words
     "Skip what comes next as long as there is no reason to train again"
     from mlpkg.data.lake import open_lake
     from mlpkg.monitoring.retraining import retrain_reasons
 
     settings = load_settings()
-    found = retrain_reasons(client(settings), open_lake(settings), settings, training, checks, window_column)
+    mlflow = client(settings)
+    if ti:
+        close_forgotten(mlflow, training, ti)  # Or a training that nobody closed would count as running
+    found = retrain_reasons(mlflow, open_lake(settings), settings, training, checks, window_column)
     if not found.retrain:
         raise AirflowSkipException(found.verdict)
     return found.verdict

@@ -213,13 +213,15 @@ def simulate_command(
     import pandas as pd
 
     from mlpkg.airflow.local import load_dags, output_to, prepare_database, read_params, run_dag, use_airflow
-    from mlpkg.airflow.simulation import record_simulation
+    from mlpkg.airflow.simulation import check_no_future, record_simulation
     from mlpkg.data.months import month_range
     from mlpkg.steps.tracking import client
 
     given, months = read_params(param), month_range(first, last)
+    os.environ["MLPKG_AIRFLOW__RETRAIN_WAIT"] = "1e-9"  # Months pass in seconds here: no month is to wait two hours
     settings, asked = prepare_steps(jobs)
     client(settings)
+    check_no_future(settings, first)
     use_airflow(settings)
     log = log_path(settings, "simulate")
     with output_to(log) as screen:

@@ -66,6 +66,16 @@ def take(
     rows = self.rows[places] if places.dtype == bool else self.rows.iloc[places]
     return Window(rows, self.p[places], self.y[places], blocks)
 
+# %% ../../nbs/api/monitoring/12_checks.ipynb #adb9f136
+@patch
+def only(
+    self: Window,
+    columns: Iterable[str],  # Names; those that are absent are ignored
+) -> Window:
+    "A window without the other columns"
+    wanted = set(columns)
+    return replace(self, rows=self.rows[[name for name in self.rows if name in wanted]])
+
 # %% ../../nbs/api/monitoring/12_checks.ipynb #adb9f137
 @patch
 def at_most(

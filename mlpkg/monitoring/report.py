@@ -243,8 +243,10 @@ def monitor(
     seed: int = 0,  # Decides which rows are drawn; same seed, same report
 ) -> Report:
     "Judge a window"
-    others = [one.at_most(len(one.rows), seed) for one in (current, held) if one]
-    learned, current, *rest = _number_blocks(learned.at_most(_learned_rows, seed), *others)
+    wanted = {*(one.name for one in inputs), *slices}
+    learned, current, *others = (one.only(wanted) for one in (learned, current, held) if one)
+    drawn = [one.at_most(len(one.rows), seed) for one in (current, *others)]
+    learned, current, *rest = _number_blocks(learned.at_most(_learned_rows, seed), *drawn)
     held = rest[0] if rest else None
     truth_known = truth_is_known(current, rules) and held is not None
     found = _too_few(learned, current, rules) or [

@@ -111,7 +111,11 @@ def read_scraps(
     import scrapbook
 
     scraps = scrapbook.read_notebook(str(path)).scraps
-    return redact_values({name: scrap.data for name, scrap in scraps.items() if scrap.data is not None})
+    given = {name: scrap.data for name, scrap in scraps.items() if scrap.data is not None}
+    clean = redact_values(given)
+    if changed := [name for name, value in clean.items() if repr(value) != repr(given.get(name))]:
+        get_log("mlpkg.steps").warning("a secret in the value of %s is replaced by ***", ", ".join(changed))
+    return clean
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #91a3d634
 def scrap_metrics(
