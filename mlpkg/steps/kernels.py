@@ -4,10 +4,13 @@
 
 # %% auto #0
 __all__ = ['installed_kernels', 'inherited_env', 'socket_folder', 'remove_sockets', 'describe_exit', 'KernelError', 'Tail',
-           'StepKernel']
+           'StepKernelClient', 'StepKernel']
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #adc3dad3
+import contextlib
+import math
 import os
+import queue
 import secrets
 import select
 import shutil
@@ -16,12 +19,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from fastcore.basics import patch
+from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
+from traitlets import Type
 
 from ..errors import MlpkgError
 from ..redaction import get_log, redact
@@ -161,12 +167,48 @@ def text(self: Tail) -> str:  # Secrets are replaced
     clean = redact(self.kept.decode("utf-8", "replace"))
     return clean[10_000 if self.cut else 0 :].strip()
 
+# %% ../../nbs/api/steps/16_kernels.ipynb #1ffb1231
+class StepKernelClient(AsyncKernelClient):
+    "Jupyter's client, with less waiting"
+
+    async def wait_for_ready(self, timeout: float = math.inf) -> None:  # type: ignore[override]
+        "Wait until the kernel answers; RuntimeError where it does not, or has died"
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            asked = self.kernel_info()
+            with contextlib.suppress(queue.Empty):
+                reply = await self.get_shell_msg(timeout=1)
+                if await self.settled(asked):
+                    self._handle_kernel_info_reply(reply)
+                    return
+            if not await self.is_alive():
+                raise RuntimeError("Kernel died before replying to kernel_info")
+        raise RuntimeError(f"Kernel didn't respond in {timeout} seconds")
+
+# %% ../../nbs/api/steps/16_kernels.ipynb #1ffb1232
+@patch
+async def settled(
+    self: StepKernelClient,
+    asked: str,  # Number of the question
+) -> bool:  # Has anything been heard? If not, the channel is not connected yet
+    "Read what a kernel publishes about a question, until it is idle again"
+    heard = False
+    with contextlib.suppress(queue.Empty):
+        while True:
+            said = await self.get_iopub_msg(timeout=0.2 if heard else 0.05)
+            heard = heard or said["msg_type"] != "iopub_welcome"  # It comes when the channel is connected
+            if said["parent_header"].get("msg_id") == asked and said["content"].get("execution_state") == "idle":
+                break
+    return heard
+
 # %% ../../nbs/api/steps/16_kernels.ipynb #07ea1b8c
 _log = get_log("mlpkg.steps")
 
 
 class StepKernel(AsyncKernelManager):
     "Starts the kernel of one notebook, and leaves nothing of it behind"
+
+    client_factory = Type(StepKernelClient)
 
     def __init__(
         self,
