@@ -2296,6 +2296,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlpkg.steps.record._digest': ('api/steps/record.html#_digest', 'mlpkg/steps/record.py'),
                                     'mlpkg.steps.record._files_of': ('api/steps/record.html#_files_of', 'mlpkg/steps/record.py'),
                                     'mlpkg.steps.record._lock': ('api/steps/record.html#_lock', 'mlpkg/steps/record.py'),
+                                    'mlpkg.steps.record._waiting_record': ( 'api/steps/record.html#_waiting_record',
+                                                                            'mlpkg/steps/record.py'),
                                     'mlpkg.steps.record.code_cells': ('api/steps/record.html#code_cells', 'mlpkg/steps/record.py'),
                                     'mlpkg.steps.record.describe_step': ('api/steps/record.html#describe_step', 'mlpkg/steps/record.py'),
                                     'mlpkg.steps.record.environment': ('api/steps/record.html#environment', 'mlpkg/steps/record.py'),

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import signal
 import sqlite3
 import sys
@@ -21,6 +22,7 @@ from mlpkg.steps.live import latest_notebook
 from mlpkg.steps.notebooks import store_notebook
 from mlpkg.steps.outbox import conclude, load_entry, locked_entry, upload_or_keep, waiting
 from mlpkg.steps.owners import machine
+from mlpkg.steps.record import Caching, write_record
 from mlpkg.steps.recovery import end_lost, outbox_state, owned_runs, recover
 from mlpkg.steps.run import announce, run_step
 from mlpkg.steps.tracking import TrackingError, end_run, open_pipeline_run, start_step, step_runs
@@ -50,6 +52,14 @@ def damage_notebook(entry):
     entry.notebook.write_text(NOTEBOOK[:20])
 
 
+def damage_record(entry):
+    (entry.folder / "record.json").write_text('{"key": "4f1c')
+
+
+def empty_record(entry):
+    (entry.folder / "record.json").write_text("null")
+
+
 def empty_notebook(entry):
     entry.notebook.write_text("")
 
@@ -74,7 +84,7 @@ def test_a_damaged_entry_stops_nobody_and_is_reported(project, damage):
     assert f"{aside} was set aside" in " ".join(project.mlpkg("doctor", code=1).split())
 
 
-@pytest.mark.parametrize("damage", [damage_tables, lose_attachment])
+@pytest.mark.parametrize("damage", [damage_tables, damage_record, empty_record, lose_attachment])
 def test_a_small_damage_costs_only_what_is_damaged(project, damage):
     entry = abandoned(project)
     damage(entry)
@@ -82,6 +92,32 @@ def test_a_small_damage_costs_only_what_is_damaged(project, damage):
     run = project.mlflow.get_run(entry.run_id)
     assert run.info.status == "KILLED" and "count.ipynb" in project.artifacts(run)
     assert waiting(project.settings) == [] and outbox_state(project.settings).aside == {}
+
+
+@pytest.mark.parametrize("damage", [damage_record, empty_record])
+def test_a_step_that_finished_is_recorded_as_such_although_its_record_is_cut_off(project, damage, caplog):
+    run_id = start_step(project.mlflow, project.settings, "count")
+    with locked_entry(project.settings, "count", run_id) as entry:
+        entry.notebook.write_text(NOTEBOOK)
+        damage(entry)
+        conclude(entry, "FINISHED")
+        upload_or_keep(project.mlflow, entry)
+    run = project.mlflow.get_run(run_id)
+    assert run.info.status == "FINISHED" and "mlpkg.cache.key" not in run.data.tags
+    assert waiting(project.settings) == [] and "record.json cannot be read" in caplog.text
+
+
+def test_a_disk_without_room_leaves_no_part_of_a_record(project):
+    about = {"step": "count", "cells": ["x = 1\n" * 500], "env": {}}
+    with locked_entry(project.settings, "count", "a" * 32) as entry:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))  # as a disk that is full after the first part
+        try:
+            with pytest.raises(OSError):
+                write_record(entry.folder, about, Caching(), {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert [file.name for file in entry.folder.iterdir() if "record" in file.name] == []
 
 
 def test_a_run_that_somebody_deleted_stops_nobody(project):

@@ -24,6 +24,7 @@ from ..redaction import get_log, redact_values
 from ..secrets import is_secret_name, url_secrets
 from ..settings import Settings
 from . import provenance
+from .notebooks import write_whole
 from .places import relative
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def write_record(
     kept = redact_values({**about, "env": without_secrets(about["env"])})
     record = {"key": step_key(about), "about": kept, "seen": seen, "cache": caching.on}
     record |= {"tables": table_uses(folder / "tables.jsonl"), "scraps": dict(scraps), "refused": refusal(caching, seen)}
-    (folder / "record.json").write_text(json.dumps(record, default=str), encoding="utf-8")
+    write_whole(folder / "record.json", json.dumps(record, default=str))
 
 # %% ../../nbs/api/steps/17_record.ipynb #8f4a02b2
 artifact = "cache/record.json"
@@ -240,18 +241,30 @@ def list_files(
             found += list_files(run, file.path) if file.is_dir else [file.path]
     return found
 
+# %% ../../nbs/api/steps/17_record.ipynb #e0b062ef
+def _waiting_record(folder: Path) -> dict[str, Any] | None:
+    "The record in an entry of the outbox; None where there is none, or none that can be read"
+    file = folder / "record.json"
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        return {**record, **{name: record[name] for name in ("key", "cache", "refused")}}
+    except FileNotFoundError:  # as of a step that could not be described
+        return None
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        _log.warning("%s cannot be read, so the step is not reused: %s: %s", file, type(error).__name__, error)
+        return None
+
 # %% ../../nbs/api/steps/17_record.ipynb #e0b062f1
 def store_record(
     mlflow: "MlflowClient",  # Of the store that has the run
     run_id: str,  # MLflow run, not closed yet
-    folder: Path,  # Of the entry in the outbox; without a record nothing happens
+    folder: Path,  # Of the entry in the outbox; without a record that can be read nothing happens
 ) -> None:
     "Put the record of a step into its run"
     from mlflow.entities import RunTag
 
-    if not (folder / "record.json").is_file():
+    if (record := _waiting_record(folder)) is None:
         return
-    record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     if record["cache"]:
         run = mlflow.get_run(run_id)
         logged = [made.model_id for made in run.outputs.model_outputs] if run.outputs else []
