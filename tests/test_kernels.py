@@ -194,6 +194,29 @@ def test_a_kernel_dies_with_its_supervisor(project):
     wait_for(lambda: not left(project), 5, "the end")
 
 
+ODD = """
+import os, subprocess, sys
+quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+first = subprocess.Popen(["sleep", "1005"], start_new_session=True, **quiet)
+second = subprocess.Popen([b"sh", *map(os.fsencode, sys.argv[1:])], start_new_session=True, **quiet)
+print(first.pid, second.pid, flush=True)
+"""
+
+
+@LINUX
+@pytest.mark.parametrize("odd", ["argument", "lock of what looks like a template"])
+def test_nothing_outlives_a_kernel_whatever_bytes_a_command_line_has(tmp_path, odd):
+    (tmp_path / "mlpkg.steps.template").write_text("sleep 1006\n")  # a script for `sh -m`
+    (tmp_path / "a.lock").write_bytes(b"\xff\xfe")
+    words = ["-c", "sleep 1006; :", b"caf\xe9.csv"] if odd == "argument" else ["-m", "mlpkg.steps.template", "a"]
+    command = behind_a_supervisor(sys.executable, "-c", ODD, *words)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, cwd=tmp_path)
+    alive = [pid for pid in map(int, done.stdout.split()) if Path(f"/proc/{pid}").exists()]
+    for pid in alive:
+        os.kill(pid, signal.SIGKILL)
+    assert (done.returncode, done.stderr, alive) == (0, b"", [])
+
+
 CHATTY = "for _ in range(1000): print('x' * 99_999)\nimport sys; print('too old'); sys.exit('the end')"
 
 

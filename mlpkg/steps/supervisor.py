@@ -122,11 +122,18 @@ def is_template(
 ) -> bool:  # Linux alone has templates
     "Is it a process from which kernels are forked?"
     with contextlib.suppress(OSError):
-        with open(f"/proc/{pid}/cmdline") as line:
+        with open(f"/proc/{pid}/cmdline", errors="replace") as line:
             words = line.read().split("\0")
         if words[1:3] == ["-m", "mlpkg.steps.template"]:
-            with open(f"{words[3]}.lock") as lock:
+            with open(f"{words[3]}.lock", errors="replace") as lock:
                 return lock.read() == str(pid)
+    return False
+
+# %% ../../nbs/api/steps/15_supervisor.ipynb #e973d746
+def _is_spared(pid: int) -> bool:
+    "Is it a template beyond doubt?"
+    with contextlib.suppress(Exception):
+        return is_template(pid)
     return False
 
 # %% ../../nbs/api/steps/15_supervisor.ipynb #e973d744
@@ -138,7 +145,7 @@ def end_all(
     ended: dict[int, int] = {}
     end = time.monotonic() + seconds
     kill(os.killpg, group)
-    while (left := descendants(os.getpid(), parents(), is_template)) and time.monotonic() < end:
+    while (left := descendants(os.getpid(), parents(), _is_spared)) and time.monotonic() < end:
         for pid in left:
             kill(os.kill, pid)
         time.sleep(0.01)
