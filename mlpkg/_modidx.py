@@ -1742,6 +1742,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mlpkg.serving.old_runs._find': ('api/serving/old_runs.html#_find', 'mlpkg/serving/old_runs.py'),
                                         'mlpkg.serving.old_runs._goes_on': ( 'api/serving/old_runs.html#_goes_on',
                                                                              'mlpkg/serving/old_runs.py'),
+                                        'mlpkg.serving.old_runs._is_stood_on': ( 'api/serving/old_runs.html#_is_stood_on',
+                                                                                 'mlpkg/serving/old_runs.py'),
                                         'mlpkg.serving.old_runs._line': ('api/serving/old_runs.html#_line', 'mlpkg/serving/old_runs.py'),
                                         'mlpkg.serving.old_runs._models': ( 'api/serving/old_runs.html#_models',
                                                                             'mlpkg/serving/old_runs.py'),

@@ -508,8 +508,8 @@ def test_a_run_that_cannot_be_removed_does_not_keep_the_others(project, monkeypa
     monkeypatch.setattr(LocalArtifactRepository, "delete_artifacts", away)
     [done] = remove_old_runs(client, later, settings=settings)
     assert stages(client, *runs) == ["active", "active", "deleted", "deleted", "active"]
-    assert done.failed and done.count == 2 and done.note.startswith(f"2 not done: run {runs[0]}: Could not find")
-    assert f"run {runs[1]}: Could not connect to the endpoint URL" in done.note
+    assert done.failed and done.count == 2 and f"; run {runs[0]}: Could not find" in done.note
+    assert done.note.startswith(f"2 not done: run {runs[1]}: Could not connect to the endpoint URL")
     client.log_text(runs[1], "again", "notebook.html")
     monkeypatch.undo()
     [done] = remove_old_runs(client, later, settings=settings)
@@ -540,3 +540,56 @@ def test_all_of_a_dag_run_stays_whose_notebook_made_a_model_in_a_run_of_its_own(
     finished_runs(client, settings, "train", "manual__2")
     assert {name: versions_in_use(client)[name] for name in tables} == {name: {one} for name, one in tables.items()}
     assert old_runs(client, datetime.now(UTC) + timedelta(days=1), settings) == {}
+
+
+def cached_run(project, dag: str, name: str, earlier: str = "") -> str:
+    "A run of a DAG that is over, with one step; an earlier run may stand in for that. The run of the step"
+    from mlpkg.steps.tracking import end_run, open_pipeline_run, start_step
+
+    client, settings = project.mlflow, project.settings
+    whole = open_pipeline_run(client, settings, dag, name)
+    step = start_step(client, settings, "train", whole, {"mlpkg.cached_from": earlier} if earlier else {})
+    client.log_text(step, "{}", "notebook/train.ipynb")
+    for run_id in (step, whole):
+        end_run(client, run_id, "FINISHED")
+    return step
+
+
+def test_a_run_stays_on_which_a_cached_step_has_begun_to_stand_while_others_were_removed(project):
+    from mlpkg.serving.old_runs import remove_old_runs
+
+    client, later = project.mlflow, datetime.now(UTC) + timedelta(days=1)
+    others = [cached_run(project, "a", f"manual__{number}") for number in range(2)]
+    old, chosen = (cached_run(project, "b", f"manual__{number}") for number in range(2))
+    removal = remove_old_runs(client, later, settings=project.settings)
+    assert next(removal).where == "a" and stages(client, *others) == ["deleted", "active"]
+    hit = cached_run(project, "b", "manual__2", earlier=old)
+    assert [(one.where, one.count, one.failed) for one in removal] == [("b", 0, False)]
+    assert stages(client, old, chosen, hit) == ["active"] * 3
+    assert [file.path for file in client.list_artifacts(old)] == ["notebook"]
+
+
+def test_what_stands_on_an_old_run_goes_before_it_or_both_stay(project, monkeypatch):
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    from mlpkg.serving.old_runs import remove_old_runs
+
+    client, later = project.mlflow, datetime.now(UTC) + timedelta(days=1)
+    old = cached_run(project, "a", "manual__0")
+    hit = cached_run(project, "a", "manual__1", earlier=old)
+    newest = cached_run(project, "a", "manual__2")
+    really = LocalArtifactRepository.delete_artifacts
+
+    def denied(self, *args, **kwargs):
+        if hit in self.artifact_dir:
+            raise PermissionError("Access Denied")
+        return really(self, *args, **kwargs)
+
+    monkeypatch.setattr(LocalArtifactRepository, "delete_artifacts", denied)
+    [done] = remove_old_runs(client, later, settings=project.settings)
+    assert (done.count, done.failed) == (0, True) and stages(client, old, hit) == ["active"] * 2
+    monkeypatch.undo()
+    for dry_run in (True, False):
+        [done] = remove_old_runs(client, later, dry_run, project.settings)
+        assert (done.count, done.failed) == (2, False)
+    assert stages(client, old, hit, newest) == ["deleted", "deleted", "active"]

@@ -213,30 +213,42 @@ def _afresh(client: "MlflowClient", whole: "list[Run]") -> "list[Run]":  # Those
     now = [unless_missing(client.get_run, run.info.run_id) for run in whole]
     return [*begun, *(run for run in now if run and run.info.lifecycle_stage == "active")]
 
+# %% ../../nbs/api/serving/33_old_runs.ipynb #fd74c37e
+def _is_stood_on(client: "MlflowClient", runs: "list[Run]", gone: Collection[str] = ()) -> bool:
+    "Does another run stand on one of these, apart from those that are gone?"
+    besides, where = {*gone, *(run.info.run_id for run in runs)}, {run.info.experiment_id for run in runs}
+    standing = (_find(client, f"tags.`mlpkg.cached_from` = '{run.info.run_id}'", where) for run in runs)
+    return any(run.info.run_id not in besides for found in standing for run in found)
+
 # %% ../../nbs/api/serving/33_old_runs.ipynb #fe82f112
 def _remove_whole(
     client: "MlflowClient",
     whole: "list[Run]",  # A run and what is nested in it, itself last
     goes_on: "Callable[[Run], bool]",
     dry_run: bool,
+    gone: set[str],  # Ids of runs that are removed, or would be; those of this one are added if it goes
 ) -> tuple[list[int] | None, list[str]]:  # Sizes of its files, and the versions that keep it; None if it stays
-    "Remove a run with all that is nested in it, unless a task has been cleared meanwhile or a model registered"
+    "Remove a run with all that is nested in it, unless it has come to be needed meanwhile"
     found = _afresh(client, whole)
     if any(goes_on(run) for run in found):
         return None, []
     if kept := registered_from(client, found):
         return None, kept
-    return [size for run in found for size in remove_run(client, run, dry_run)], []
+    if _is_stood_on(client, found, gone):
+        return None, []
+    sizes = [size for run in found for size in remove_run(client, run, dry_run)]
+    gone.update(run.info.run_id for run in found)
+    return sizes, []
 
 # %% ../../nbs/api/serving/33_old_runs.ipynb #8b29131d
 def _remove_all(
     client: "MlflowClient", name: str, wholes: "list[list[Run]]", goes_on: "Callable[[Run], bool]", dry_run: bool
 ) -> Removal:
     "Remove runs of an experiment with all that is nested in them"
-    gone, kept, refused = list[list[int]](), list[str](), list[str]()
-    for whole in wholes:
+    gone, kept, refused, ids = list[list[int]](), list[str](), list[str](), set[str]()
+    for whole in reversed(wholes):
         try:
-            sizes, versions = _remove_whole(client, whole, goes_on, dry_run)
+            sizes, versions = _remove_whole(client, whole, goes_on, dry_run, ids)
         except Exception as error:
             refused.append(f"run {whole[-1].info.run_id}: {' '.join(str(error).split())[:300] or type(error).__name__}")
             continue
