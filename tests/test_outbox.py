@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import wait_for
+from mlflow import MlflowClient
 
 from mlpkg.settings import load_settings
 from mlpkg.steps import live
@@ -602,6 +603,63 @@ def test_what_is_known_of_a_step_only_later_corrects_its_pipeline_run(project, m
     assert [project.mlflow.get_run(one).info.status for one in own] == ["FINISHED", "FAILED", "FINISHED"]
     assert outcome(project, run_id) == ("FAILED", "train [1]")
     assert project.mlflow.get_run(run_id).info.end_time == ended
+
+
+@contextlib.contextmanager
+def away_once_closed(run_id: str):
+    "MLflow goes away as soon as a run is closed, until the block ends"
+    closes = MlflowClient.set_terminated
+    with pytest.MonkeyPatch.context() as patch:
+
+        def away(self, *args, **kwargs):
+            raise ConnectionError("MLflow is away")
+
+        def close(self, closed, *args, **kwargs):
+            closes(self, closed, *args, **kwargs)
+            if closed == run_id:
+                for name in ("get_run", "set_tag", "delete_tag", "log_artifact", "search_runs", "search_experiments"):
+                    patch.setattr(MlflowClient, name, away)
+
+        patch.setattr(MlflowClient, "set_terminated", close)
+        yield
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
+def test_a_step_whose_run_was_closed_has_ended_so_although_mlflow_goes_away_then(project, caplog, status):
+    run_id = open_pipeline_run(project.mlflow, project.settings, "small", "manual__1")
+    own = waiting_steps(project, run_id, ["FAILED", status])
+    inside = nest(project, own[1])
+    end_run(project.mlflow, run_id, "KILLED")  # as where nobody knew yet how its steps had ended
+    with away_once_closed(own[1]):
+        entry = load_entry(next(folder for folder in waiting(project.settings) if folder.name == own[1]))
+        assert upload_or_keep(project.mlflow, entry) == f"mlflow://{own[1]}/notebook/train.ipynb"
+        assert "MLflow is away" in caplog.text and entry.folder.is_dir()
+    assert statuses(project, own[1]) == [status]
+    assert recover(project.settings, everything=True) == own
+    missing = "train [0]" if status == "FINISHED" else "train [0], train [1]"
+    assert outcome(project, run_id) == ("FAILED", missing)
+    assert statuses(project, own[1], *inside) == [status, "FINISHED" if status == "FINISHED" else "KILLED"]
+    assert "train.html" in project.artifacts(project.mlflow.get_run(own[1])) and waiting(project.settings) == []
+
+
+def test_an_entry_of_which_something_is_still_late_is_not_brought_in(project):
+    [own] = waiting_steps(project, "", ["FINISHED"])
+    with away_once_closed(own):
+        assert recover(project.settings) == []
+    assert [folder.name for folder in waiting(project.settings)] == [own]
+    assert recover(project.settings) == [own] and waiting(project.settings) == []
+
+
+def test_a_process_killed_after_it_closed_its_run_leaves_a_pipeline_run_that_is_corrected(project):
+    run_id = open_pipeline_run(project.mlflow, project.settings, "small", "manual__1")
+    [own] = waiting_steps(project, run_id, ["FINISHED"])
+    end_run(project.mlflow, run_id, "KILLED")
+    project.mlflow.set_tag(run_id, "mlpkg.failed_steps", "train [0]")
+    entry = load_entry(waiting(project.settings)[0])
+    entry.status = ""  # the disk was full when it was concluded
+    entry.save()
+    project.mlflow.set_terminated(own, "FINISHED")
+    assert recover(project.settings) == [own] and outcome(project, run_id) == ("FAILED", None)
 
 
 @pytest.mark.parametrize("what", ["deleted", "gone", "killed itself", "open"])

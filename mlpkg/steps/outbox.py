@@ -268,7 +268,7 @@ def upload(
     mlflow: "MlflowClient",  # Of the entry's store
     entry: Entry,  # Concluded
 ) -> str:  # mlflow:// path of the notebook
-    "Upload an entry to its MLflow run and close the run; then remove the entry"
+    "Upload an entry to its MLflow run and close the run; then remove the entry, unless something is late"
     artifact = f"notebook/{entry.step}.ipynb"
     if entry.notebook.is_file():
         store_notebook(mlflow, entry.run_id, entry.notebook, artifact, html=False)
@@ -280,20 +280,21 @@ def upload(
     with unless_refused(mlflow, entry, "record", {}):
         store_record(mlflow, entry.run_id, entry.folder)
     end_run(mlflow, entry.run_id, entry.status, entry.failure, entry.started + (entry.seconds or 0))
-    settle_parent(mlflow, entry.run_id)
-    remove_live(mlflow, entry.run_id)
-    if _has_page(mlflow, entry, artifact):
+    if _is_settled(mlflow, entry, artifact):
         entry.remove()
     return f"mlflow://{entry.run_id}/{artifact}"
 
 # %% ../../nbs/api/steps/20_outbox.ipynb #e1140e65
-def _has_page(mlflow: "MlflowClient", entry: Entry, artifact: str) -> bool:
-    "Store the page of an entry's notebook; where MLflow has just gone away, only the page is late, not the step"
+def _is_settled(mlflow: "MlflowClient", entry: Entry, artifact: str) -> bool:
+    "Do what follows once a run is closed; where MLflow has just gone away, only that is late, not the step"
     try:
+        settle_parent(mlflow, entry.run_id)
+        remove_live(mlflow, entry.run_id)
         if entry.notebook.is_file():
             store_notebook(mlflow, entry.run_id, entry.notebook, artifact)
     except Exception as error:
-        _log.warning("step '%s': its page is not stored yet (`mlpkg sync` does so): %s", entry.step, error)
+        late = "its page is not stored, or its DAG run not corrected, yet (`mlpkg sync` does so)"
+        _log.warning("step '%s': %s: %s", entry.step, late, error)
         return False
     return True
 

@@ -25,6 +25,7 @@ from fastcore.basics import patch
 from ..errors import MlpkgError
 from ..redaction import get_log, redact
 from ..settings import Settings
+from .failures import settle_parent
 from .kernels import remove_sockets
 from .live import latest_notebook, remove_live
 from .notebooks import mark, redact_notebook, store_notebook, write_whole
@@ -92,13 +93,14 @@ def recover_entry(
             store_notebook(mlflow, entry.run_id, entry.notebook, f"notebook/{entry.step}.ipynb")
         remove_live(mlflow, entry.run_id)
         end_nested(mlflow, entry.run_id, "KILLED")
+        settle_parent(mlflow, entry.run_id)
         entry.remove()
         return True
     if not entry.status:
         with _reading(entry):
             conclude(entry, "KILLED", {"error": "the process that ran this step was killed"}, last_sign(entry))
     upload(mlflow, entry)
-    return True
+    return not entry.folder.is_dir()  # where something is still late it stays
 
 # %% ../../nbs/api/steps/21_recovery.ipynb #a5f3d8ac
 def _has_run(mlflow: "MlflowClient", entry: Entry) -> bool:

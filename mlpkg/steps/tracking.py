@@ -321,12 +321,12 @@ def end_run(
     tags = {f"mlpkg.failure.{name}": text[-5000:] for name, text in texts.items()}
     for name, value in tags.items():
         client.set_tag(run_id, name, value)
-    client.set_terminated(run_id, status, end_time=None if ended is None else int(ended * 1000))
     before = client.get_run(run_id).data.tags
     for name in before.keys() - tags.keys():
         if name.startswith("mlpkg.failure."):
             client.delete_tag(run_id, name)
     end_nested(client, run_id, status)
+    client.set_terminated(run_id, status, end_time=None if ended is None else int(ended * 1000))
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #182cf616
 def _open_below(
@@ -355,7 +355,7 @@ def _ancestors(client: "MlflowClient", run_id: str, above: dict[str, str]) -> li
 # %% ../../nbs/api/steps/12_tracking.ipynb #75b957a1
 def end_nested(
     client: "MlflowClient",  # Of the store
-    run_id: str,  # A run that is over
+    run_id: str,  # A run that is over, whether or not it has been closed
     status: str,  # How it ended
 ) -> list[str]:  # Ids of the runs that were ended
     "End runs that were opened in a run and that nobody has closed"
