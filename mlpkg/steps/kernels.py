@@ -172,7 +172,7 @@ class StepKernelClient(AsyncKernelClient):
     "Jupyter's client, with less waiting"
 
     async def wait_for_ready(self, timeout: float = math.inf) -> None:  # type: ignore[override]
-        "Wait until the kernel answers; RuntimeError where it does not, or has died"
+        "Wait until the kernel answers; KernelError where it does not, or has died"
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             asked = self.kernel_info()
@@ -182,8 +182,8 @@ class StepKernelClient(AsyncKernelClient):
                     self._handle_kernel_info_reply(reply)
                     return
             if not await self.is_alive():
-                raise RuntimeError("Kernel died before replying to kernel_info")
-        raise RuntimeError(f"Kernel didn't respond in {timeout} seconds")
+                raise KernelError("the kernel died before it answered")
+        raise KernelError(f"the kernel did not answer within {timeout} s")
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #1ffb1232
 @patch
