@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fastcore.basics import patch
 
 from ..data.lake import Lake
-from .report import read_history, window_names
+from .report import read_history, times_in_log, window_names
 from ..settings import AirflowSettings, Settings
 from ..steps.notebooks import code_digest
 from ..steps.provenance import package_digest
@@ -101,20 +101,6 @@ def open_alarm(
     by_window = fired.groupby(window_column)["words"]
     return "; ".join(f"{window}: {'; '.join(words)}" for window, words in by_window)
 
-# %% ../../nbs/api/monitoring/18_retraining.ipynb #2c8e1d70
-def _with_times(
-    lake: Lake,
-    name: str,  # Table of the monitor
-    checks: "pd.DataFrame",  # What it holds
-    window_column: str,  # Column that names the window
-) -> "pd.DataFrame":  # The same with `judged`
-    "Say when each window was judged, as far as the log of the table knows, if the table does not say it"
-    if "judged" in checks:
-        return checks
-    windows = window_names(checks, window_column)
-    times = {window: lake.written(name, {window_column: window}) for window in windows.unique()}
-    return checks.assign(judged=windows.map(times).astype("datetime64[us, UTC]"))
-
 # %% ../../nbs/api/monitoring/18_retraining.ipynb #b8b85351
 def last_alarm(
     lake: Lake,
@@ -124,7 +110,9 @@ def last_alarm(
 ) -> str:  # See `open_alarm`
     "The open alarm of a table"
     checks = read_history(lake, name, window_column)
-    return open_alarm(_with_times(lake, name, checks, window_column), training, window_column)
+    if "judged" not in checks:
+        checks = checks.assign(judged=times_in_log(lake, name, checks[window_column]))
+    return open_alarm(checks, training, window_column)
 
 # %% ../../nbs/api/monitoring/18_retraining.ipynb #b6e61cac
 @dataclass(frozen=True)
