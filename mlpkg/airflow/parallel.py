@@ -7,7 +7,6 @@ __all__ = ['close_connections', 'ready_to_fork', 'settle_in', 'run_task', 'be_ta
            'create_run', 'make_due', 'prepare_forks', 'be_patient', 'finish_in_children', 'run_side_by_side']
 
 # %% ../../nbs/api/airflow/15_parallel.ipynb #425f716e
-import asyncio
 import contextlib
 import importlib
 import json
@@ -20,11 +19,12 @@ import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from fastcore.basics import patch
 
 from .listening import hand_over, telling
+from .task_api import build_task_api
 from ..redaction import get_log
 from ..steps import supervisor
 from ..steps.live import quiet
@@ -335,16 +335,8 @@ def give_up(
 
 # %% ../../nbs/api/airflow/15_parallel.ipynb #09151a20
 def prepare_forks() -> None:
-    "Build the API that tasks ask, as far as a fork can inherit it, and import what steps need"
-    import httpx
-    from airflow.sdk.execution_time.supervisor import in_process_api_server
-
-    async def ask() -> None:
-        api = in_process_api_server().atransport
-        async with httpx.AsyncClient(transport=api, base_url="http://in-process.invalid./") as client:
-            await client.get(f"/task-instances/{uuid4()}/previous-successful-dagrun")
-
-    asyncio.run(ask())
+    "Build what tasks ask, as far as a fork can inherit it, and import what steps need"
+    build_task_api()
     for name in ("a2wsgi", "black", "ipykernel.connect", "IPython", "jinja2.ext", "scrapbook"):
         importlib.import_module(name)
     get_ready()

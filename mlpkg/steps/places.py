@@ -40,7 +40,10 @@ def is_own(
     path: str,  # File of a module
 ) -> bool:
     "Is it the user's own code, neither installed nor part of Python?"
-    real = os.path.realpath(path)
+    return _is_own(os.path.realpath(path))
+
+
+def _is_own(real: str) -> bool:
     return not real.startswith(_libraries) and not any(part in _installed for part in real.split(os.sep))
 
 # %% ../../nbs/api/steps/12_places.ipynb #4006de2a
@@ -48,8 +51,17 @@ def own_modules(
     names: Iterable[str],  # Keys of `sys.modules`
 ) -> set[str]:  # Absolute paths
     "The files of those modules that are the user's own code"
-    files = (getattr(sys.modules.get(name), "__file__", None) for name in names if name != "__main__")
-    return {os.path.realpath(file) for file in files if isinstance(file, str) and os.path.isfile(file) and is_own(file)}
+    folders: dict[str, str] = {}
+    found: set[str] = set()
+    for file in (getattr(sys.modules.get(name), "__file__", None) for name in names if name != "__main__"):
+        if isinstance(file, str):
+            folder, name = os.path.split(file)
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            real = os.path.realpath(file) if os.path.islink(file) else os.path.join(folders[folder], name)
+            if _is_own(real) and os.path.isfile(real):
+                found.add(real)
+    return found
 
 # %% ../../nbs/api/steps/12_places.ipynb #f5466841
 def relative(
