@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
-    "aiohttp", "alembic", "deltalake", "fastapi", "jsonschema", "matplotlib.pyplot", "mlflow.pyfunc", "mlflow.tracking",
-    "mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store", "nbclient", "nbformat",
-    "pandas", "papermill", "pyarrow.dataset", "rich.live", "scrapbook", "sqlalchemy.orm", "typer",
+    "IPython", "a2wsgi", "aiohttp", "aiosqlite", "alembic", "black", "bs4", "cadwyn", "cron_descriptor", "croniter",
+    "deltalake", "fastapi", "ipykernel.connect", "jsonschema", "lazy_object_proxy", "libcst", "matplotlib.pyplot",
+    "mlflow.pyfunc", "mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.tracking", "msgspec", "nbclient", "nbconvert", "nbformat.validator", "pandas", "papermill", "pendulum",
+    "pyarrow.dataset", "pydantic_settings", "rich.live", "scrapbook", "sqlalchemy.ext.asyncio", "sqlalchemy.orm",
+    "svcs.fastapi", "typer", "upath",
 )  # fmt: skip
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # for the process that imports MLflow
 forks = multiprocessing.get_context("forkserver")
