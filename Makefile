@@ -83,7 +83,10 @@ bench: setup ## Measure, side by side: training, batch predictions, the API
 bench-steps: setup ## Measure what a step costs, in all ways to run one; with Celery where VALKEY_URL and DATABASE_URL are set
 	@$(BIN)/python bench/steps.py
 
-targets: setup ## Measure everything that has a target, in one run of about an hour, and print the table
+bench-peers: setup ## Measure what a step costs with other tools, each in an environment of its own
+	@$(BIN)/python bench/peers.py
+
+targets: setup ## Measure everything that has a target, in one run of more than an hour, and print the table
 	@$(BIN)/python bench/targets.py
 
 hooks: setup ## Let git merge and diff notebooks cell by cell, and refuse those with noise or conflicts
@@ -113,4 +116,4 @@ smoke: ## Bring up a separate stack, run DAGs in it, check what they left and th
 env: ## Write .env with fresh secrets for docker-compose.yml
 	@$(PYTHON) docker/env.py
 
-.PHONY: help run demo serve test lab mlflow airflow setup prepare export clean-notebooks readme pages docs docs-serve bench bench-steps targets hooks lock build up down smoke env
+.PHONY: help run demo serve test lab mlflow airflow setup prepare export clean-notebooks readme pages docs docs-serve bench bench-steps bench-peers targets hooks lock build up down smoke env

@@ -1,6 +1,8 @@
 """The plugin of Airflow's scheduler: found by Airflow, in the scheduler only, and nothing that makes forking unsafe."""
 
 import logging
+import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -25,9 +27,13 @@ def test_airflow_finds_the_plugin(project):
 def started(project, component: str, **env: str) -> str:
     "What a component of Airflow writes when it starts, takes one turn, and ends"
     variables = airflow_env(project.settings) | {"AIRFLOW__API_AUTH__JWT_SECRET": uuid.uuid4().hex} | env
-    command = [sys.executable, "-m", "airflow", component, "--num-runs", "1"]
+    command = [sys.executable, "-X", "faulthandler", "-m", "airflow", component, "--num-runs", "1"]
     process = project.start(*command, **variables)
-    output, _ = process.communicate(timeout=180)
+    try:
+        output, _ = process.communicate(timeout=180)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGABRT)  # each of its processes says where it is
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     return output
 

@@ -121,6 +121,7 @@ class NotebookOperator(PapermillOperator):
         self.caching = Caching(cache, tuple(cache_env), cache_elsewhere)
         self.scraps: dict[str, Any] = {}
         self.execution: Execution | None = None
+        self.experiment = ""  # MLflow's id, that of the pipeline run where there is one
         self.run_url = ""
 
     def execute(self, context) -> dict[str, Any]:
@@ -190,7 +191,8 @@ def link(
 ) -> None:
     "Keep the address of the run, unless it is known"
     if not self.run_url:
-        self.run_url = run_url(settings, client(settings).get_run(run_id).info.experiment_id, run_id)
+        experiment = self.experiment or client(settings).get_run(run_id).info.experiment_id
+        self.run_url = run_url(settings, experiment, run_id)
 
 # %% ../../nbs/api/airflow/12_operators.ipynb #77b0c74a
 def _run_name(ti) -> str:  # Like "train" or "train [random_forest]"
@@ -210,6 +212,7 @@ def run(
     notebook = notebook_path(_url(self.input_nb), settings)
     mlflow = client(settings)
     parent = find_run(mlflow, dag_run.dag_id, dag_run.run_id)
+    self.experiment = parent.info.experiment_id if parent else ""
     if parent and parent.info.status != "RUNNING":  # the task alone was cleared, without the one that opens the run
         open_pipeline_run(mlflow, settings, dag_run.dag_id, dag_run.run_id)
     return run_step(

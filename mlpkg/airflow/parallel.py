@@ -337,7 +337,7 @@ def give_up(
 def prepare_forks() -> None:
     "Build what tasks ask, as far as a fork can inherit it, and import what steps need"
     build_task_api()
-    for name in ("a2wsgi", "black", "ipykernel.connect", "IPython", "jinja2.ext", "scrapbook"):
+    for name in ("a2wsgi", "black", "ipykernel.connect", "IPython", "jinja2.ext", "mlpkg.data.lake", "scrapbook"):
         importlib.import_module(name)
     get_ready()
 

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Filters', 'LakeError', 'plain_type', 'plain_schema', 'plain_batch', 'from_frame', 'as_reader', 'filter_columns',
            'read_files', 'check_name', 'allowed_values', 'in_partition', 'covering', 'as_literal', 'as_predicate',
-           'fit_schema']
+           'fit_schema', 'storage_options']
 
 # %% ../../nbs/api/data/12_arrow.ipynb #0ce6ee0f
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
@@ -253,3 +254,16 @@ def _differences(given: pa.Schema, table: pa.Schema) -> list[str]:
         if field.name in table.names and field.type not in (pa.null(), kind := table.field(field.name).type):
             faults.append(f"column {field.name!r} is {field.type} instead of {kind}")
     return faults
+
+# %% ../../nbs/api/data/12_arrow.ipynb #c325f3c4
+def storage_options(
+    root: str,  # Folder or URL
+    env: Mapping[str, str] = os.environ,  # Where the endpoint is looked up
+) -> dict[str, str]:  # Options for deltalake, without secrets
+    "What deltalake must be told beyond what it reads from the environment itself"
+    if not root.startswith("s3"):
+        return {}
+    endpoint = env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL") or ""
+    options = {"aws_virtual_hosted_style_request": "false", "aws_conditional_put": "etag"}
+    options |= {"aws_endpoint_url": endpoint} if endpoint else {}
+    return options | ({"aws_allow_http": "true"} if endpoint.startswith("http://") else {})

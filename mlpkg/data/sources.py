@@ -32,8 +32,8 @@ from pyarrow import csv, parquet
 from pyarrow.fs import FileSystem, LocalFileSystem, PyFileSystem
 from pyarrow.parquet import filters_to_expression
 
-from .arrow import Filters, filter_columns
-from .lake import Lake, storage_options
+from .arrow import Filters, filter_columns, storage_options
+from .lake import Lake
 from .spill import FileView, spill_folder
 from ..errors import MlpkgError
 

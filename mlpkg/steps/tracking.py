@@ -18,15 +18,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from ..errors import MlpkgError
 from ..redaction import get_log, redact, redact_values, redactor, strip_colours
 from ..settings import Settings, load_settings
 from .metrics import metric_names, short_name
 from .owners import owner_tags
 from .provenance import project_id, provenance
-from .reachable import server_problem
+from .reachable import make_tables, server_problem
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,10 +57,7 @@ def client(
 
     made = MlflowClient(tracking_uri=uri, registry_uri=uri)
     if uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///"))
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{database}.lock"):
-            made.search_experiments(max_results=1)
+        make_tables(made, Path(uri.removeprefix("sqlite:///")))
     return made
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #cbaade7e
