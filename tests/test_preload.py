@@ -24,6 +24,13 @@ def test_airflow_finds_the_plugin(project):
     assert "'mlpkg'" in done.stdout, done.stderr
 
 
+def test_the_executor_with_many_workers_can_be_used_with_what_is_locked():
+    "Its provider allows versions of Celery in which something is missing that it imports"
+    from airflow.providers.celery.executors.celery_executor import CeleryExecutor
+
+    assert not CeleryExecutor.is_local
+
+
 def started(project, component: str, **env: str) -> str:
     "What a component of Airflow writes when it starts, takes one turn, and ends"
     variables = airflow_env(project.settings) | {"AIRFLOW__API_AUTH__JWT_SECRET": uuid.uuid4().hex} | env
