@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -73,8 +74,9 @@ def airflow_variables(port: int) -> dict[str, str]:
 class Airflow:
     "The REST API of a running Airflow"
 
-    def __init__(self, port: int, log: Path):
+    def __init__(self, port: int, log: Path, components: list[subprocess.Popen]):
         self.client, self.log = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60), log
+        self.components = components
 
     def get(self, path: str) -> dict[str, Any]:
         "What is at a path of the API"
@@ -83,9 +85,12 @@ class Airflow:
         return answer.json()
 
     def wait(self, done, seconds: float, what: str) -> Any:
-        "The first true value that `done` returns; CommandError if there is none in time"
+        "The first true value that `done` returns; CommandError if there is none in time, or a component has ended"
         end = time.monotonic() + seconds
         while time.monotonic() < end:
+            if ended := [one for one in self.components if one.poll() is not None]:
+                words = " ".join(map(str, ended[0].args))
+                raise CommandError(f"{words} has ended\n{self.log.read_text()[-3000:]}")
             with contextlib.suppress(httpx.HTTPError):
                 if found := done():
                     return found
@@ -129,9 +134,8 @@ def running(project: Path, env: dict[str, str], dags: set[str], celery: Celery |
     if celery:
         measure([*airflow, "db", "migrate"], project, env, log)
     with contextlib.ExitStack() as stack:
-        for name in (*COMPONENTS, *(celery.commands(project) if celery else ())):
-            stack.enter_context(started([*airflow, *name.split()], project, env, log))
-        api = Airflow(port, log)
+        commands = [[*airflow, *name.split()] for name in (*COMPONENTS, *(celery.commands(project) if celery else ()))]
+        api = Airflow(port, log, [stack.enter_context(started(one, project, env, log)) for one in commands])
         api.wait(api.login, 180, "the start of the API server")
         api.wait(lambda: api.knows(dags), 180, "reading the DAGs")
         yield api

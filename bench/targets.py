@@ -130,7 +130,10 @@ def newcomer(runs: int, suite: bool, tell) -> Iterator[Target]:
 
 
 def remember(record: dict[str, Any]) -> None:
-    "Add a record to the history; figures with three digits are enough"
+    "Add a record to the history, without what identifies a machine; figures with four digits are enough"
+    for one in (record, *record.values()):
+        if isinstance(one, dict) and "machine" in one:
+            one["machine"].pop("system")
     history = json.loads(HISTORY.read_text(encoding="utf-8")) if HISTORY.exists() else []
     short = json.loads(json.dumps([*history, record]), parse_float=lambda text: float(f"{float(text):.4g}"))
     HISTORY.write_text(json.dumps(short, indent=1) + "\n", encoding="utf-8")
@@ -139,12 +142,15 @@ def remember(record: dict[str, Any]) -> None:
 def main(
     repeat: Annotated[int, typer.Option(help="Runs of each way to run a step, and of `make run`", min=1)] = 5,
     suite: Annotated[bool, typer.Option(help="Also run the whole test suite?")] = True,
+    peers: Annotated[bool, typer.Option(help="Also run other tools, for the page on speed?")] = True,
+    grow: Annotated[list[int], typer.Option(help="Lengths of longer chains; repeat for each")] = [10, 100, 1000],  # noqa: B006
     keep: Annotated[bool, typer.Option(help="Add what was found to bench/history.json?")] = False,
 ):
     """Run every benchmark that has a target; the exit code is 1 if one is missed."""
     console, load, begun = new_console(), [os.getloadavg()], time.perf_counter()
-    steps = benchmark("steps", "--repeat", str(repeat))
-    found = [*of_steps(steps), *of_training(benchmark("train", "--repeat", str(repeat)))]
+    lengths = [f"--grow={count}" for count in grow]
+    steps = benchmark("steps", f"--repeat={repeat}", *lengths)
+    found = [*of_steps(steps), *of_training(benchmark("train", f"--repeat={repeat}"))]
     load.append(os.getloadavg())
     with console.status("") as status:
         found += newcomer(repeat, suite, status.update)
@@ -159,7 +165,8 @@ def main(
     minutes = (time.perf_counter() - begun) / 60
     record = {"targets": [asdict(one) for one in found], "minutes": minutes, "machine": machine(), "load_average": load}
     if keep:
-        remember({"date": time.strftime("%Y-%m-%d"), "version": version("mlpkg"), **record, "steps": steps})
+        more = {"steps": steps} | ({"peers": benchmark("peers")} if peers else {})
+        remember({"date": time.strftime("%Y-%m-%d"), "version": version("mlpkg"), **record, **more})
     finish(console, "targets", record, [f"missed: {one.name}" for one in found if not one.reached])
 
 

@@ -290,3 +290,11 @@ def test_the_time_of_a_partition_is_that_of_its_own_rows(root):
     assert lake.written("raw/flights", {"month": "2013-01"}) == january
     lake.write("raw/flights", frame("2013-01"), "replace", {"month": ["2013-01"]})
     assert lake.written("raw/flights", {"month": "2013-01"}) > february
+
+
+@pytest.mark.parametrize("version", [7, 10**12, 2**64])
+def test_a_version_that_no_table_has_reached_is_refused_at_once(tmp_path, version):
+    lake = Lake(tmp_path)
+    lake.write("raw/orders", pd.DataFrame({"rows": [1]}))
+    with pytest.raises(LakeError, match=rf"has no version {version} \(there are: 0 to 0\)"):
+        lake.read("raw/orders", version=version)

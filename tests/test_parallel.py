@@ -1,8 +1,10 @@
-"""How the parent of parallel tasks waits for them. Real processes; Airflow's database has no part in it."""
+"""How the parent of parallel tasks waits for them, and what it builds for them. Real processes."""
 
 import json
 import os
 import selectors
+import subprocess
+import sys
 import time
 from uuid import uuid4
 
@@ -77,3 +79,28 @@ def test_without_children_it_waits_for_a_second(tasks):
     began = time.monotonic()
     tasks.wait()
     assert 0.9 < time.monotonic() - began < 1.5
+
+
+FALLBACK = """
+import contextlib, sys
+from mlpkg.settings import load_settings
+from mlpkg.airflow import local, task_api
+local.use_airflow(load_settings())
+if len(sys.argv) > 1:
+    @contextlib.contextmanager
+    def renamed():
+        raise ImportError("cannot import name '_DELETED_ROUTE_TAG'")
+        yield
+    task_api.newest_version_only = renamed
+task_api.build_task_api()
+from airflow.sdk.execution_time.supervisor import in_process_api_server
+print("versions:", len(in_process_api_server().app.versions.versions))
+"""
+
+
+@pytest.mark.parametrize(("argument", "versions"), [([], 1), (["renamed"], 9)])
+def test_where_airflow_has_changed_the_whole_api_is_built(project, argument, versions):
+    done = subprocess.run(
+        [sys.executable, "-c", FALLBACK, *argument], cwd=project.root, env=project.env, capture_output=True, text=True
+    )
+    assert f"versions: {versions}" in done.stdout, done.stderr

@@ -11,6 +11,10 @@ import contextlib
 from collections.abc import Iterator
 from uuid import uuid4
 
+from ..redaction import get_log
+
+_log = get_log("mlpkg.steps")
+
 # %% ../../nbs/api/airflow/15_task_api.ipynb #15a9d008
 @contextlib.contextmanager
 def newest_version_only() -> Iterator[None]:
@@ -32,15 +36,24 @@ def newest_version_only() -> Iterator[None]:
         versions.bundle, execution_api_router.routes[:] = bundle, routes
 
 # %% ../../nbs/api/airflow/15_task_api.ipynb #15a9d00b
-def build_task_api() -> None:
-    "Build the API that tasks of this process and of its forks ask"
+async def _ask(made: contextlib.AbstractContextManager) -> None:
+    "Ask the API something, which is made in the context"
     import httpx
     from airflow.sdk.execution_time.supervisor import in_process_api_server
 
-    async def ask() -> None:
-        with newest_version_only():
-            api = in_process_api_server().atransport
-        async with httpx.AsyncClient(transport=api, base_url="http://in-process.invalid./") as client:
-            await client.get(f"/task-instances/{uuid4()}/previous-successful-dagrun")
+    with made:
+        api = in_process_api_server().atransport
+    async with httpx.AsyncClient(transport=api, base_url="http://in-process.invalid./") as client:
+        await client.get(f"/task-instances/{uuid4()}/previous-successful-dagrun")
 
-    asyncio.run(ask())
+
+def build_task_api() -> None:
+    "Build the API that tasks of this process and of its forks ask"
+    from airflow.sdk.execution_time.supervisor import in_process_api_server
+
+    try:
+        asyncio.run(_ask(newest_version_only()))
+    except Exception as error:  # Airflow or Cadwyn has other insides than those above; what it has, it can build
+        _log.info("the API that tasks ask is built for all its versions, which takes seconds: %r", error)
+        in_process_api_server.cache_clear()
+        asyncio.run(_ask(contextlib.nullcontext()))

@@ -91,7 +91,7 @@ def _find(self: Lake, name: str, version: int | None = None) -> DeltaTable | Non
 def _open(self: Lake, name: str, version: int | None = None) -> DeltaTable:
     "The table as it is, or was at a version; LakeError if there is none"
     with contextlib.suppress(DeltaError):  # what follows finds out why
-        if type(version) is int and version >= 0 and (table := self._find(name, version)):
+        if type(version) is int and 0 <= version < 100_000 and (table := self._find(name, version)):
             return table
     if (table := self._find(name)) is None:
         self._note("exists", name, None, -1)

@@ -6,7 +6,9 @@
 __all__ = ['server_problem', 'make_tables']
 
 # %% ../../nbs/api/steps/11_reachable.ipynb #ac61892c
+import contextlib
 import os
+import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,7 +91,7 @@ def server_problem(
         return _no_answer(error)
 
 # %% ../../nbs/api/steps/11_reachable.ipynb #5c1d7a02
-_with_tables: dict[Path, int] = {}  # SQLite store -> inode of its file, by which it is told from another one
+_seen: dict[Path, tuple[int, int]] = {}  # SQLite store -> device and number of its file
 
 
 def make_tables(
@@ -97,12 +99,22 @@ def make_tables(
     database: Path,  # Its file; its folder is made too
 ) -> None:
     "See to it that a SQLite store has its tables"
-    if not (there := _inode(database)) or there != _with_tables.get(database):
+    if _seen.get(database, ()) != _identity(database) or not _has_tables(database):
         database.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{database}.lock"):
             client.search_experiments(max_results=1)
-        _with_tables[database] = _inode(database)
+        _seen[database] = _identity(database)
 
 
-def _inode(path: Path) -> int:
-    return path.stat().st_ino if path.exists() else 0
+def _identity(path: Path) -> tuple[int, int]:
+    "Of the file, zeros if there is none; a file made anew may get the number of one that is gone"
+    return ((about := path.stat()).st_dev, about.st_ino) if path.exists() else (0, 0)
+
+
+def _has_tables(path: Path) -> bool:
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as store,
+    ):
+        return store.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone() is not None
+    return False

@@ -29,7 +29,7 @@ from .live import reporting
 from .notebooks import code_digest, read_scraps, render_html, step_name, write_whole
 from .outbox import Entry, conclude, locked_entry, upload_or_keep
 from .parameters import check_parameters, read_parameters
-from .provenance import package_digest, records
+from .provenance import distributions, package_digest
 from .record import Caching, code_cells, describe_step, project_root, step_key, watch_env, write_record
 from .recovery import end_lost, recover
 from .tracking import client, end_run, experiment_id, log_params, start_step, storable
@@ -327,7 +327,7 @@ def get_ready() -> None:
 
     package_digest()
     for folder in sys.path:
-        records(folder or ".")
+        distributions(folder or ".")
     render_html(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1")]), "page")
     gc.collect()
     gc.freeze()
