@@ -21,9 +21,10 @@ from mlpkg.data.lake import open_lake
 from mlpkg.data.pins import version_mark
 from mlpkg.examples.flights import categorical, features_contract, flights_holdout, numeric
 from mlpkg.models.comparison import Comparison, compare, plot_comparison
-from mlpkg.models.evaluation import compare_models, evaluate, objective, plot_evaluations, plot_slices
+from mlpkg.models.evaluation import compare_models, evaluate, objective
 from mlpkg.models.holdout import Learner, fair_rows
 from mlpkg.models.oversight import history
+from mlpkg.models.plots import plot_evaluations, plot_slices
 from mlpkg.models.promotion import best_candidate, count_uses, logged_candidates, opponent, promote, submit
 from mlpkg.models.registry import load_logged, load_model
 from mlpkg.models.scoring import probability

@@ -416,7 +416,7 @@ def test_truth_for_unknown_requests_is_reported_and_not_stored(tmp_path, lake, a
 
 @pytest.mark.parametrize("truth", [2, -1, None, "1", 1.0, float("nan"), [1]])
 def test_a_list_with_a_wrong_truth_is_refused_as_a_whole(tmp_path, lake, answered_ids, truth):
-    with pytest.raises(TruthError, match=r"items\[1\]\.truth: .* is neither 0 nor 1"):
+    with pytest.raises(TruthError, match=r"items\[1\]\.truth: .* is not one of 0, 1"):
         Feedback(lake, TABLE, tmp_path).give([Truth(answered_ids[0], 0, 1), Truth(answered_ids[1], 0, truth)])
     assert not lake.exists("feedback/flights")
 

@@ -118,7 +118,7 @@ def test_probabilities_equal_those_of_training_to_the_last_digit(name, models, l
         np.testing.assert_array_equal(found["probability"], expected)
     np.testing.assert_array_equal(found["prediction"], found["probability"] >= 0.5)
     assert (done.rows, done.predicted, done.quarantined) == (2000, 2000, 0)
-    assert done.mean_probability == pytest.approx(expected.mean(), rel=1e-12)
+    assert done.means["mean_probability"] == pytest.approx(expected.mean(), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(candidates))
@@ -237,7 +237,11 @@ def test_a_month_without_a_single_good_row(loaded, lake, parcels):
     lake.write(TABLE, parcels.assign(distance=-1.0), mode="replace", partition={"month": MONTHS})
     done = score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"], by=["depot"], rows=300)
     assert (done.predicted, done.quarantined, lake.count(TO), lake.count(ASIDE)) == (0, 2000, 0, 2000)
-    assert np.isnan(done.positive_rate) and done.groups["rows"].sum() == 0 and done.groups["quarantined"].sum() == 4000
+    assert (
+        np.isnan(done.means["positive_rate"])
+        and done.groups["rows"].sum() == 0
+        and done.groups["quarantined"].sum() == 4000
+    )
     plot_result(done)
     assert len(done.outcome.bad) == 20
 

@@ -29,7 +29,7 @@ DEMANDED: dict[str, str] = {
 # Modules that may raise a built-in error directly: name -> reason.
 BUILT_IN = {
     "mlpkg.lazy": "Python asks a module for a name with an AttributeError",
-    "mlpkg.settings": "pydantic collects the ValueError of a validator into an error that names the setting",
+    "mlpkg.groups": "pydantic collects the ValueError of a validator into an error that names the setting",
     "mlpkg.serving.feedback": "a lake that does not exist is handled like one that is unreachable, which is an OSError",
 }
 

@@ -125,7 +125,7 @@ def refresh(api: TestClient) -> None:
 def failing(error: Exception):
     "A function that raises this error, whatever it is given"
 
-    def fail(*args: object) -> None:
+    def fail(*args: object, **more: object) -> None:
         raise error
 
     return fail

@@ -122,7 +122,9 @@ def test_an_error_of_the_callback_is_not_swallowed():
 
 def test_a_search_that_takes_every_row_copies_none(monkeypatch):
     seen, data = [], parcels(400)
-    monkeypatch.setattr("mlpkg.models.training._try", lambda name, params, train, *rest: seen.append(train) or 0.5)
+    monkeypatch.setattr(
+        "mlpkg.models.training._Plan.predict", lambda plan, params: seen.append(plan.parts[0][0]) or ([0, 1], [0, 1])
+    )
     for cap in (None, 0, 400, 399):
         search("logistic_regression", data, data, "late", NUMERIC, CATEGORICAL, budget=1, row_cap=cap)
     assert [train is data for train in seen] == [True, True, True, False]

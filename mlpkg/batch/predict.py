@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
@@ -70,9 +70,9 @@ def _threads(model: Any, wanted: int | None) -> int:
     return 1 if hasattr(model, "n_jobs") else wanted or min(cpu_count(), 8)
 
 # %% ../../nbs/api/batch/14_predict.ipynb #6442fcb8
-def _scored(screened: Screened, probability: np.ndarray) -> ScoredBatch:
+def _scored(screened: Screened, raw: np.ndarray) -> ScoredBatch:
     "A screened batch without the table that the model took, so that its memory is free"
-    return ScoredBatch(screened.good, screened.bad, screened.outcome, probability)
+    return ScoredBatch(screened.good, screened.bad, screened.outcome, raw)
 
 # %% ../../nbs/api/batch/14_predict.ipynb #2a27cd98
 def predict_batches(
@@ -88,10 +88,10 @@ def predict_batches(
     for screened in pieces:
         if len(screened.table):
             break
-        yield _scored(screened, np.empty(0))
+        yield _scored(screened, loaded.task.nothing())
     else:
         return
-    scorer = Scorer(loaded.pipeline, loaded.inputs, screened.table.head(500), tables_only=True)
+    scorer = Scorer(loaded.pipeline, loaded.inputs, screened.table.head(500), tables_only=True, task=loaded.task)
     all_pieces = chain([screened], pieces)
     with _short_turns(), native_threads(), ThreadPoolExecutor(threads, "predict", native_threads) as pool:
         try:
@@ -99,7 +99,7 @@ def predict_batches(
                 if len(screened.table):
                     waiting.append((screened, pool.submit(scorer.predict, scorer.encode(screened.table))))
                 else:
-                    waiting.append((screened, pool.submit(np.empty, 0)))
+                    waiting.append((screened, pool.submit(loaded.task.nothing)))
                 if len(waiting) > threads:
                     screened, answer = waiting.popleft()
                     yield _scored(screened, answer.result())
@@ -200,7 +200,6 @@ def _prepare(
     filters: Filters,
     keep: list[str],  # Columns of the source to write
     by: list[str],  # Columns to count by
-    threshold: float,
     table: pa.Schema | None,  # Of the table of predictions, if it exists
 ) -> _Job:  # BatchError if the source does not fit
     "Match a source with a model"
@@ -208,15 +207,32 @@ def _prepare(
     _check_values(source, filters)
     inputs = [one.name for one in loaded.inputs if one.name not in absent]
     columns, kept = list(dict.fromkeys([*keep, *by, *inputs])), _kept(source.schema, keep, table)
-    summary = SummaryBuilder(tuple(by), threshold)
+    summary = SummaryBuilder(tuple(by), loaded.task)
     return _Job(loaded, source, filters, columns, kept, prediction_provenance(loaded, source), summary, absent)
 
 # %% ../../nbs/api/batch/14_predict.ipynb #3cf2c3f7
+def _arrow(values: np.ndarray) -> pa.Array:
+    "A column of an answer; names of classes are text"
+    return pa.array(values, pa.string() if values.dtype == object else None)
+
+
+def _with_threshold(loaded: Loaded, threshold: float | None) -> Loaded:
+    "The model with another threshold than its own, if one is given"
+    if threshold is None:
+        return loaded
+    if loaded.task.kind != "binary":
+        raise BatchError(f"threshold {threshold!r}: a {loaded.task} model has none, so leave it out")
+    if not 0 <= threshold <= 1:
+        raise BatchError(f"threshold {threshold!r}: give a probability, from 0 to 1")
+    return replace(loaded, task=replace(loaded.task, threshold=threshold))
+
+# %% ../../nbs/api/batch/14_predict.ipynb #58f21aaa
 @patch
 def schemas(self: _Job) -> tuple[pa.Schema, pa.Schema]:
     "Schemas of the predictions and of the quarantine"
     origin = [(name, _repeated(value, 0).type) for name, value in self.origin.items()]
-    answer = [("prediction", pa.int64()), ("probability", pa.float64())]
+    task = self.loaded.task
+    answer = [(name, _arrow(values).type) for name, values in task.answers(task.nothing()).items()]
     reason = [("reasons", pa.string()), ("inputs", pa.string())]
     return pa.schema([*self.kept, *answer, *origin]), pa.schema([*self.kept, *reason, *origin])
 
@@ -224,8 +240,8 @@ def schemas(self: _Job) -> tuple[pa.Schema, pa.Schema]:
 @patch
 def predictions(self: _Job, batch: ScoredBatch) -> pa.RecordBatch:
     "Scored rows as they are stored"
-    positive = (batch.probability >= self.summary.threshold).astype("int64")
-    answer = {"prediction": pa.array(positive), "probability": pa.array(batch.probability)}
+    task = self.loaded.task
+    answer = {name: _arrow(values) for name, values in task.answers(batch.raw).items()}
     return _written(batch.good, self.kept, answer, self.origin)
 
 # %% ../../nbs/api/batch/14_predict.ipynb #d8379917
@@ -255,6 +271,9 @@ def run(self: _Job, bad: Spill, rows: int, threads: int | None) -> Generator[pa.
     began = last = time.monotonic()
     batches = self.source.read(self.columns, self.filters)
     for batch in predict_batches(self.loaded, batches, rows, threads):
+        if not self.loaded.task.is_sound(batch.raw):
+            what = f"something else than a {self.loaded.task} model should"
+            raise BatchError(f"the model answers with {what}: NaN, infinite or not a probability. Nothing was written")
         self.summary.add(batch)
         if batch.bad.num_rows:
             bad.add(self.refused(batch))
@@ -274,21 +293,20 @@ def score(
     partition: Mapping[str, Any],  # Rows to score, and to replace: column -> value or list of values
     keep: Sequence[str] = (),  # Columns of the source that identify a row
     by: Sequence[str] = (),  # Columns of the source to count by, besides those of the partition; few distinct values
-    threshold: float = 0.5,  # Probability from which the prediction is 1
+    threshold: float | None = None,  # Of two classes, from which probability on the positive one; the model's own
     rows: int = 49_152,  # Scored at once
     threads: int | None = None,  # As many as there are cores, at most 8, unless given
 ) -> BatchResult:  # BatchError, SourceError, LakeError or ContractError if it cannot be scored; nothing is written
     "Score a table or a file, and write the predictions"
     began = time.perf_counter()
-    if not 0 <= threshold <= 1:
-        raise BatchError(f"threshold {threshold!r}: give a probability, from 0 to 1")
+    loaded = _with_threshold(loaded, threshold)
     if not loaded.inputs:
         raise BatchError("the model does not say what it takes: log it with mlpkg.models.storage.log_model")
     filters, aside = _partition_filters(partition), f"quarantine/{check_name(to)}"
     there = {name: lake.schema(name) if lake.exists(name) else None for name in (to, aside)}
     given = open_source(lake, source, _types(loaded.inputs, filters, there[to]))
     kept, groups = (list(dict.fromkeys([*partition, *more])) for more in (keep, by))
-    job = _prepare(loaded, given, filters, kept, groups, threshold, there[to])
+    job = _prepare(loaded, given, filters, kept, groups, there[to])
     for (name, table), schema in zip(there.items(), job.schemas(), strict=True):
         fit_schema(name, plain_schema(schema), table)
     tables = {source: given.version} if given.version >= 0 else {}

@@ -7,7 +7,6 @@ __all__ = ['ScoredBatch', 'SummaryBuilder', 'BatchResult', 'plot_result']
 
 # %% ../../nbs/api/batch/12_summary.ipynb #497330c1
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,16 +17,17 @@ import pyarrow as pa
 from fastcore.basics import patch
 
 from ..data.contracts import Outcome, violation_columns
+from ..models.tasks import Task
 
 # %% ../../nbs/api/batch/12_summary.ipynb #1ec306c9
 @dataclass(frozen=True)
 class ScoredBatch:
-    "Rows of a source with their probabilities, and those that were refused"
+    "Rows of a source with what the model says of them, and those that were refused"
 
     good: pa.RecordBatch  # Rows that keep the contract, as they came
     bad: pa.RecordBatch  # The other rows, as they came
     outcome: Outcome  # Why they are bad
-    probability: np.ndarray  # Of each good row, float64
+    raw: np.ndarray  # What the model says of each good row, see `Task.predict`
 
 # %% ../../nbs/api/batch/12_summary.ipynb #5fb0d163
 @dataclass
@@ -35,11 +35,12 @@ class SummaryBuilder:
     "Counts over a stream of scored batches"
 
     by: tuple[str, ...]  # Columns of the source to group by, with few distinct values
-    threshold: float  # Probability from which a prediction is 1
+    task: Task  # Of the model
     rows: int = 0  # Rows that came in
     bad: int = 0  # Rows that were refused
-    histogram: np.ndarray = field(default_factory=lambda: np.zeros(20, int))  # Of the probability, in steps of 0.05
-    groups: dict[tuple[str, Any], np.ndarray] = field(default_factory=lambda: defaultdict(lambda: np.zeros(4)))
+    edges: np.ndarray = field(default_factory=lambda: np.empty(0))  # Of the bins of the histogram
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros(20, int))
+    groups: dict[tuple[str, Any], np.ndarray] = field(default_factory=dict)  # Rows, refused rows, and sums
     violations: list[pd.DataFrame] = field(default_factory=list)
     examples: list[pd.DataFrame] = field(default_factory=list)
 
@@ -55,16 +56,16 @@ def _coded(
 # %% ../../nbs/api/batch/12_summary.ipynb #07e9f778
 @patch
 def _add_groups(self: SummaryBuilder, batch: ScoredBatch) -> None:
-    "Count a batch by groups: rows, predictions of 1, sum of probabilities, refused rows"
-    positive = (batch.probability >= self.threshold).astype(float)
+    "Count a batch by groups"
+    figures = self.task.averages(batch.raw).values()
     for name in self.by:
         values, codes = _coded(batch.good[name])
-        sums = (np.bincount(codes, weights, len(values)) for weights in (None, positive, batch.probability))
-        for value, n, ones, p in zip(values, *sums, strict=True):
-            self.groups[name, value] += (n, ones, p, 0)
+        sums = [np.bincount(codes, weights, len(values)) for weights in (None, *figures)]
+        for value, n, *more in zip(values, *sums, strict=True):
+            self.groups[name, value] = self.groups.get((name, value), 0) + np.array([n, 0, *more])
         values, codes = _coded(batch.bad[name])
         for value, n in zip(values, np.bincount(codes, None, len(values)), strict=True):
-            self.groups[name, value] += (0, 0, 0, n)
+            self.groups[name, value] = self.groups.get((name, value), 0) + np.array([0, n, *[0] * len(figures)])
 
 # %% ../../nbs/api/batch/12_summary.ipynb #5f85047e
 def _summed(violations: pd.DataFrame) -> pd.DataFrame:
@@ -82,6 +83,19 @@ def _add_violations(self: SummaryBuilder, outcome: Outcome) -> None:
 
 # %% ../../nbs/api/batch/12_summary.ipynb #6c3b30d2
 @patch
+def _add_histogram(self: SummaryBuilder, raw: np.ndarray) -> None:
+    "Count probabilities (of the positive class, or the predicted one), or numbers, in the range of the first batch"
+    if not len(raw):
+        return
+    shown = raw.max(axis=1) if raw.ndim > 1 else raw
+    if not len(self.edges):
+        low, high = (0.0, 1.0) if self.task.classes else (float(shown.min()), float(shown.max()))
+        self.edges = np.linspace(low, high if high > low else low + 1, 21)
+    ends = (self.edges[0], self.edges[-1])
+    self.histogram += np.histogram(np.clip(shown, *ends), bins=20, range=ends)[0]
+
+# %% ../../nbs/api/batch/12_summary.ipynb #99dd49d4
+@patch
 def add(
     self: SummaryBuilder,
     batch: ScoredBatch,  # The next one of the stream
@@ -89,7 +103,7 @@ def add(
     "Count a batch"
     self.rows += batch.outcome.rows
     self.bad += batch.outcome.bad_rows
-    self.histogram += np.histogram(batch.probability, bins=20, range=(0, 1))[0]
+    self._add_histogram(batch.raw)
     self._add_groups(batch)
     if batch.outcome.bad_rows:
         self._add_violations(batch.outcome)
@@ -112,13 +126,13 @@ def _sort_key(column: pd.Series) -> pd.Series:
 @patch
 def table(
     self: SummaryBuilder,
-) -> pd.DataFrame:  # column, value, rows (predicted), positive_rate, mean_probability, quarantined
+) -> pd.DataFrame:  # column, value, rows (predicted), the means of `Task.averages`, quarantined
     "Predictions by group"
     found = [
-        (name, value, int(n), ones / n if n else math.nan, p / n if n else math.nan, int(bad))
-        for (name, value), (n, ones, p, bad) in sorted(self.groups.items(), key=lambda one: str(one[0]))
+        (name, value, int(n), *(one / n if n else math.nan for one in sums), int(bad))
+        for (name, value), (n, bad, *sums) in sorted(self.groups.items(), key=lambda one: str(one[0]))
     ]
-    names = ["column", "value", "rows", "positive_rate", "mean_probability", "quarantined"]
+    names = ["column", "value", "rows", *self.task.averages(self.task.nothing()), "quarantined"]
     return pd.DataFrame(found, columns=names).sort_values(["column", "value"], key=_sort_key, ignore_index=True)
 
 # %% ../../nbs/api/batch/12_summary.ipynb #ee6b5012
@@ -129,14 +143,14 @@ class BatchResult:
     rows: int  # Rows that came in
     predicted: int
     quarantined: int
-    positive_rate: float  # Share of the predicted rows that got a 1; NaN if none was predicted
-    mean_probability: float  # NaN if none was predicted
-    threshold: float
+    means: dict[str, float]  # Of all predictions, see `Task.averages`; NaN if there is none
+    task: Task  # Of the model, with the threshold that was used
     tables: dict[str, int]  # Tables read and written -> version
     absent: list[str]  # Inputs that the source does not have, taken as missing
     outcome: Outcome  # What was wrong with the rows in quarantine; `bad` holds the first 20
     groups: pd.DataFrame  # See `SummaryBuilder.table`
-    histogram: np.ndarray  # Rows by probability, in steps of 0.05
+    histogram: np.ndarray  # Rows by what is plotted, see `SummaryBuilder`
+    edges: np.ndarray  # Of its bins; empty if nothing was predicted
     seconds: float
 
     def __repr__(self) -> str:
@@ -154,47 +168,49 @@ def result(
     groups = self.table()
     one = groups[groups["column"] == self.by[0]]
     n = int(one["rows"].sum())
-    rate, mean = (
-        float((one[name] * one["rows"]).sum() / n) if n else math.nan for name in ("positive_rate", "mean_probability")
-    )
+    names = self.task.averages(self.task.nothing())
+    means = {name: float((one[name] * one["rows"]).sum() / n) if n else math.nan for name in names}
     return BatchResult(
-        rows=self.rows, predicted=n, quarantined=self.bad, positive_rate=rate, mean_probability=mean,
-        threshold=self.threshold, tables=tables, absent=absent, outcome=self.outcome(), groups=groups,
-        histogram=self.histogram, seconds=seconds,
+        rows=self.rows, predicted=n, quarantined=self.bad, means=means, task=self.task, tables=tables, absent=absent,
+        outcome=self.outcome(), groups=groups, histogram=self.histogram, edges=self.edges, seconds=seconds,
     )  # fmt: skip
 
 # %% ../../nbs/api/batch/12_summary.ipynb #b8e9e821
 def plot_result(
     result: BatchResult,  # From `mlpkg.batch.predict.score`
-    columns: Sequence[str] = (),  # Groups to show beside the probabilities, all unless given
+    columns: Sequence[str] = (),  # Groups to show beside the predictions, all unless given
 ) -> Any:  # matplotlib Axes, an array
-    "How probable, and by group the mean probability and the positive rate"
+    "How predictions are distributed, and their means by group"
     import matplotlib.pyplot as plt
 
     names = list(columns) or list(dict.fromkeys(result.groups["column"]))
     size = (2.2 + 2.2 * len(names), 2.2)
     _, axes = plt.subplots(1, 1 + len(names), figsize=size, dpi=60, layout="constrained", squeeze=False)
     first, *others = axes[0]
-    first.bar(np.arange(20) / 20, result.histogram, width=0.05, align="edge", color="tab:blue")
-    first.axvline(result.threshold, color="tab:red", linewidth=1)
-    first.set(xlabel="probability", title="rows")
+    if len(result.edges):
+        first.bar(result.edges[:-1], result.histogram, width=np.diff(result.edges), align="edge", color="tab:blue")
+    if result.task.kind == "binary":
+        first.axvline(result.task.threshold, color="tab:red", linewidth=1)
+    first.set(xlabel="probability" if result.task.classes else "prediction", title="rows")
     for ax, name in zip(others, names, strict=True):
-        _plot_group(ax, result.groups[(result.groups["column"] == name) & (result.groups["rows"] > 0)], name)
+        group = result.groups[(result.groups["column"] == name) & (result.groups["rows"] > 0)]
+        _plot_group(ax, group, name, list(result.means)[:2])
     if others:
         others[-1].legend(fontsize=7, frameon=False)
     return axes[0]
 
 # %% ../../nbs/api/batch/12_summary.ipynb #3b54c575
-def _plot_group(ax: Any, group: pd.DataFrame, name: str) -> None:
+def _plot_group(ax: Any, group: pd.DataFrame, name: str, means: list[str]) -> None:
     "One group on its Axes: numbers along a line, texts as bars"
-    mean, rate = (group[column].to_numpy() for column in ("mean_probability", "positive_rate"))
-    if all(isinstance(value, int | float) for value in group["value"]):
-        ax.plot(group["value"].astype(float), mean, color="tab:blue", label="mean probability")
-        ax.plot(group["value"].astype(float), rate, color="tab:red", label="predicted")
-    else:
-        place = np.arange(len(group))
-        ax.bar(place, mean, width=0.6, color="tab:blue", label="mean probability")
-        ax.plot(place, rate, "_", color="tab:red", markersize=12, markeredgewidth=2, label="predicted")
+    bars, *marks = sorted(means)  # "mean_probability" before "positive_rate"
+    line = all(isinstance(value, int | float) for value in group["value"])
+    place = group["value"].astype(float).to_numpy() if line else np.arange(len(group))
+    (ax.plot if line else ax.bar)(place, group[bars].to_numpy(), color="tab:blue", label=bars.replace("_", " "))
+    style = {} if line else {"linestyle": "", "marker": "_", "markersize": 12, "markeredgewidth": 2}
+    for mark in marks:
+        ax.plot(place, group[mark].to_numpy(), color="tab:red", label=mark.replace("_", " "), **style)
+    if not line:
         ax.set_xticks(place, group["value"].astype(str), rotation=90 if len(group) > 3 else 0)
         ax.set_xlim(-0.6, max(len(group), 2) - 0.4)
-    ax.set(title=f"by {name}", ylim=(0, 1.3 * max([*mean, *rate, 0.01])))
+    top = max([0.01, *(group[name].max() for name in means)]) if len(group) else 0.01
+    ax.set(title=f"by {name}", ylim=(min(0.0, ax.get_ylim()[0]), 1.3 * top))

@@ -7,6 +7,7 @@ __all__ = ['models', 'named_model', 'promote_command', 'rollback_command', 'rele
            'key_command', 'with_interval', 'arms_table', 'compare_command']
 
 # %% ../../nbs/api/cli/14_models.ipynb #f85ac84c
+import os
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,6 +107,17 @@ def _version_row(row: Mapping[Any, Any], metric: str) -> tuple[str, ...]:
     return str(row["version"]), when, row["aliases"], shown, row["promotion"], escape(row["reasons"])
 
 # %% ../../nbs/api/cli/14_models.ipynb #cef3987d
+def _metric(name: str) -> str:  # The chief one of its task where the settings name one of another task
+    "The metric that versions of a model are chosen by"
+    from mlpkg.models.registry import versions
+    from mlpkg.quality import chief, quality
+
+    newest = next(iter(versions(name)), None)
+    kind: Any = (newest.tags.get("task") if newest else None) or "binary"
+    metric = current_settings().for_model(name).promotion.metric
+    return metric if kind in quality(metric).kinds else chief[kind]
+
+# %% ../../nbs/api/cli/14_models.ipynb #ac9ac5ba
 @models.command("history", rich_help_panel="Models")
 def history_command(
     model: _model = "",
@@ -115,7 +127,7 @@ def history_command(
     from mlpkg.models.oversight import history, hold_of, missing_champion
 
     name = named_model(model)
-    versions, metric = history(name).head(limit), current_settings().promotion.metric
+    versions, metric = history(name).head(limit), _metric(name)
     table = plain_table("version", "registered", "alias", metric, "decision", "why")
     for row in versions.to_dict("records"):
         table.add_row(*_version_row(row, metric))
@@ -132,6 +144,7 @@ def serve_command(
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on")] = 8001,
     workers: Annotated[int, typer.Option(help="Worker processes", min=1)] = 1,
+    model: _model = "",
 ):
     """Serve the champion's predictions over HTTP; the documentation of the API is at /docs.
 
@@ -139,6 +152,8 @@ def serve_command(
     """
     from mlpkg.serving.app import serve
 
+    if model:
+        os.environ["MLPKG_SERVING__MODEL"] = model  # which worker processes read
     Console().print(f"Starting the API; http://{host}:{port}/docs describes it, Ctrl-C stops it", soft_wrap=True)
     serve(current_settings(), host, port, workers)
 

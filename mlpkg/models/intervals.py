@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['z_95', 'ScoreError', 'checked_scores', 'roc_auc', 'auc_from_counts', 'percentile_interval', 'bin_edges', 'bin_codes',
            'block_counts', 'auc_interval', 'design_effect', 'inflation', 'standard_error', 'Estimate', 'z_score',
-           'estimates', 'Scores', 'bootstrap_units', 'difference_interval']
+           'estimates', 'Scores', 'draw_blocks', 'Losses', 'bootstrap_units', 'difference_interval']
 
 # %% ../../nbs/api/models/16_intervals.ipynb #503321ee
 from collections.abc import Sequence
@@ -263,6 +263,42 @@ def judge(
     negatives = np.bincount(self.place, weights * (1 - self.y))
     return float(auc_from_counts(negatives, positives)), float((weights * self.loss).sum() / weights.sum())
 
+# %% ../../nbs/api/models/16_intervals.ipynb #96be72e5
+def draw_blocks(
+    block: np.ndarray,  # Number of the block of each row, from 0, shape (n,)
+    rng: np.random.Generator,  # Seeded by the caller, for the same digits twice
+) -> np.ndarray:  # Shape (n,): how often the block of each row was drawn
+    "Draw as many blocks as there are, with replacement"
+    count = block.max() + 1
+    return np.bincount(rng.integers(0, count, count), minlength=count)[block]
+
+# %% ../../nbs/api/models/16_intervals.ipynb #34cf2f64
+class Losses:
+    "Two losses for each answer of a model, averaged under many weights"
+
+    def __init__(
+        self,
+        first,  # Shape (n,), no NaN; n may be 0
+        second,  # The same
+        blocks=None,  # As for `Scores`
+        root: bool = False,  # Is the second figure the root of the mean, as for squared errors?
+    ):
+        self.y, self.second, self.root = np.asarray(first, "float64"), np.asarray(second, "float64"), root
+        self.block = np.arange(len(self.y)) if blocks is None else pd.factorize(np.asarray(blocks))[0]
+
+    def judge(
+        self,
+        weights: np.ndarray | None = None,  # Weight of each row, shape (n,); None: every row counts once
+    ) -> tuple[float, float]:  # The two means; of the second one the root where that was asked for
+        "Figures under some weights"
+        weights = np.ones(len(self.y)) if weights is None else weights
+        first, second = ((weights * loss).sum() / weights.sum() for loss in (self.y, self.second))
+        return float(first), float(np.sqrt(second) if self.root else second)
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        "Draw as many blocks as there are, as `Scores.draw` does"
+        return draw_blocks(self.block, rng)
+
 # %% ../../nbs/api/models/16_intervals.ipynb #f5950aaf
 @patch
 def draw(
@@ -270,16 +306,15 @@ def draw(
     rng: np.random.Generator,  # Seeded by the caller, for the same digits twice
 ) -> np.ndarray:  # Shape (n,): how often the block of each row was drawn
     "Draw as many blocks as there are, with replacement"
-    count = self.block.max() + 1
-    return np.bincount(rng.integers(0, count, count), minlength=count)[self.block]
+    return draw_blocks(self.block, rng)
 
 # %% ../../nbs/api/models/16_intervals.ipynb #a12dc199
 def bootstrap_units(
-    models: Sequence[Scores],  # One for each model; blocks are what is drawn
+    models: Sequence[Scores | Losses],  # One for each model; blocks are what is drawn
     paired: bool,  # Do all models have the same rows in the same order?
     draws: int = 500,  # How many resamples
     seed: int = 0,  # Same seed, same draws
-) -> np.ndarray:  # Shape (draws, models, 2): ROC AUC and Brier score; NaN for a model without rows
+) -> np.ndarray:  # Shape (draws, models, 2): the two figures of `judge`; NaN for a model without rows
     "Figures of every model in every draw"
     rng = np.random.default_rng(seed)
     found = np.full((draws, len(models), 2), np.nan)

@@ -32,6 +32,7 @@ from mlpkg.models.registry import (
     version_of,
     versions,
 )
+from ..quality import quality
 from ..settings import PromotionSettings
 
 if TYPE_CHECKING:
@@ -183,13 +184,13 @@ def best_candidate(
     metric: str,  # As in `promotion.metric`
 ) -> Mapping[str, Any]:  # RegistryError if the validation score of one is not known
     "The candidate that is going to challenge"
-    from mlpkg.models.evaluation import higher_is_better
-
     score = f"valid_{metric}"
     for one in candidates:
         if score not in one:
             raise RegistryError(f"model {one['uri']} has no {score}: promotion.metric is {metric}, so train it again")
-    return (max if higher_is_better(metric) else min)(candidates, key=lambda one: one[score])
+        if one[score] != one[score]:
+            raise RegistryError(f"model {one['uri']} has {score} NaN: {metric} is not defined on its validation rows")
+    return (max if quality(metric).higher else min)(candidates, key=lambda one: one[score])
 
 # %% ../../nbs/api/models/25_promotion.ipynb #f4901d92
 def opponent(

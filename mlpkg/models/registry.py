@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['RegistryError', 'unknown_model', 'Version', 'versions', 'get_version', 'champion', 'source_of', 'version_of',
-           'register', 'Loaded', 'load_folder', 'load_model', 'load_logged']
+           'version_task', 'register', 'Loaded', 'load_folder', 'load_model', 'load_logged']
 
 # %% ../../nbs/api/models/22_registry.ipynb #9f2f3e93
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ..data.inputs import Input
 from ..errors import MlpkgError
 from .record import follow, has_served, read_champions, registered_model, registered_version
 from .storage import download, read_folder, skops_flavor
+from .tasks import Task, answer_differences, task_from_json, yes_no
 from ..redaction import redact
 from ..steps.seen import following, note_model
 
@@ -171,9 +173,12 @@ def _tags(
     known, marks = (logged or {}).get("tables", {}), (logged or {}).get("marks", {})
     same = [table for table, version in (tables or {}).items() if table in marks and known.get(table) == version]
 
+    about = (logged or {}).get("task")
+    task = {"task": about["kind"], "task.classes": json.dumps(list(about.get("classes", ())))} if about else {}
     commit = MlflowClient().get_run(run_id).data.tags.get("mlflow.source.git.commit") if run_id else None
     return {
         **(tags or {}),
+        **task,
         **{f"table.{table}": str(version) for table, version in (tables or {}).items()},
         **{f"mark.{table}": str(marks[table]) for table in same},
         **{f"metric.{metric}": str(float(value)) for metric, value in (metrics or {}).items()},
@@ -225,19 +230,45 @@ def _challenge(
         client.set_registered_model_alias(name, "challenger", str(version))
 
 # %% ../../nbs/api/models/22_registry.ipynb #98b85a2a
+def version_task(
+    version: Version,
+) -> Task:  # Kind and classes; binary for versions from before tasks were kept, which could be nothing else
+    "What a version answers, as its tags say"
+    kind: Any = version.tags.get("task", "binary")
+    classes = json.loads(version.tags.get("task.classes", "[0, 1]" if kind == "binary" else "[]"))
+    return Task(kind, tuple(classes))
+
+# %% ../../nbs/api/models/22_registry.ipynb #2633431f
+def _same_task(
+    name: str,  # Registered model
+    logged: Mapping[str, Any],  # Metadata of the logged model
+) -> None:  # RegistryError where versions that are there answer another question
+    "Refuse a version that would answer something else than those before it"
+    known = next(iter(_versions(name)), None)
+    if not known or "task" not in logged:
+        return
+    task, before = task_from_json(logged["task"]), version_task(known)
+    if answer_differences(before, task):
+        raise RegistryError(
+            f"model {name!r}: version {known.version} is a {before} model, and this one is a {task} model. Register it "
+            "under another name"
+        )
+
+# %% ../../nbs/api/models/22_registry.ipynb #762f59aa
 def register(
     model_uri: str,  # As `mlpkg.models.storage.log_model` returned it
     name: str,  # Registered model, made if it does not exist
     tables: Mapping[str, int] | None = None,  # Lake table -> version it was made from
     metrics: Mapping[str, float] | None = None,  # Metrics on the held-out data, NaN allowed
     tags: Mapping[str, str] | None = None,  # Anything else worth knowing: candidate, months
-) -> int:  # Version; UntrustedModelError for a pickle
+) -> int:  # Version; UntrustedModelError for a pickle, RegistryError where the model is one of another task
     "Make a logged model a version of a registered one, and its challenger"
     from mlflow import MlflowClient
     from mlflow.models import get_model_info
 
     client, info = MlflowClient(), get_model_info(model_uri)
     skops_flavor(info.flavors, f"model {model_uri}")
+    _same_task(name, info.metadata or {})
     source = f"models:/{info.model_id}"
     if registered_model(client, name) is None:
         _create(name)
@@ -252,10 +283,11 @@ def register(
 class Loaded:
     "A model ready to predict"
 
-    pipeline: Any  # Fitted scikit-learn Pipeline; `predict_proba` takes raw columns
+    pipeline: Any  # Fitted scikit-learn Pipeline that takes raw columns
     version: Version | None  # What it is; None for a model that is logged and not registered
     columns: dict[str, str]  # Raw columns it takes -> "double" or "string"; each may be missing
     inputs: list[Input]  # The same columns, with what is known about them
+    task: Task = yes_no  # What it answers
 
 # %% ../../nbs/api/models/22_registry.ipynb #8e1b608a
 def load_folder(
@@ -265,7 +297,7 @@ def load_folder(
 ) -> Loaded:  # UntrustedModelError for what must not be loaded
     "Load a model from a folder, without MLflow"
     stored = read_folder(path, what)
-    return Loaded(stored.pipeline, version, stored.columns, stored.inputs)
+    return Loaded(stored.pipeline, version, stored.columns, stored.inputs, stored.task)
 
 # %% ../../nbs/api/models/22_registry.ipynb #00107fc4
 def _fetch(

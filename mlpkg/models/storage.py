@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.inputs import Input, from_json, to_json
 from ..errors import MlpkgError
+from .tasks import Task, task_from_json, task_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 # %% ../../nbs/api/models/20_storage.ipynb #ac5d1f69
 trusted_types: dict[str, str] = {
     "numpy.dtype": "names the type of an array's elements",
+    "sklearn.calibration._CalibratedClassifier": "a fitted model and what calibrates it",
+    "sklearn.calibration._SigmoidCalibration": "the two numbers of a calibration curve",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor": "arrays of a boosted tree",
     "sklearn.model_selection._split.KFold": "three numbers: how TargetEncoder cuts its folds",
     "sklearn.tree._tree.Tree": "arrays of a decision tree or of one in a forest",
@@ -71,7 +74,8 @@ def skops_flavor(
 # %% ../../nbs/api/models/20_storage.ipynb #03454744
 def _signature(
     example: "pd.DataFrame",  # Raw feature columns
-) -> Any:  # mlflow ModelSignature: columns in, two probabilities out
+    task: Task,
+) -> Any:  # mlflow ModelSignature: columns in; a probability for each class, or a number, out
     "Describe what a model takes and what it answers"
     import numpy as np
     import pandas as pd
@@ -81,7 +85,8 @@ def _signature(
     numbers = {name: pd.api.types.is_numeric_dtype(dtype) for name, dtype in example.dtypes.items()}
     kinds = {name: DataType.double if number else DataType.string for name, number in numbers.items()}
     columns: list[ColSpec | TensorSpec] = [ColSpec(kind, str(name), required=False) for name, kind in kinds.items()]
-    return ModelSignature(Schema(columns), Schema([TensorSpec(np.dtype("float64"), (-1, 2))]))
+    answers = (-1, len(task.classes)) if task.classes else (-1,)
+    return ModelSignature(Schema(columns), Schema([TensorSpec(np.dtype("float64"), answers)]))
 
 # %% ../../nbs/api/models/20_storage.ipynb #4b61f1fe
 def _requirements() -> list[str]:  # As pip reads them
@@ -97,15 +102,17 @@ def log_model(
     name: str = "model",  # What MLflow's pages call it
     metadata: Mapping[str, Any] | None = None,  # Stored beside it: candidate, seed and the like
     inputs: Sequence[Input] = (),  # What the columns are, from `mlpkg.data.inputs.inputs_from`
-) -> str:  # Model URI; UntrustedModelError for a type that `read_folder` would refuse
+    task: Task | None = None,  # What it answers; must be given unless the model shows it, see `task_of`
+) -> str:  # Model URI; TaskError where the task is not known, UntrustedModelError for a type that would not be loaded
     "Store a fitted pipeline in the active run, or in the one that the environment names"
     import mlflow.sklearn
     import skops.io
 
+    task = task.check_model(pipeline) if task else task_of(pipeline)
     _refuse("the fitted pipeline", untrusted_types(skops.io.dumps(pipeline)))
     if mlflow.active_run() is None:
         mlflow.start_run()
-    signature, rows = _signature(example), example.head(3)
+    signature, rows = _signature(example, task), example.head(3)
     numbers = [column.name for column in signature.inputs if str(column.type) == "DataType.double"]
     return mlflow.sklearn.log_model(
         pipeline,
@@ -115,8 +122,8 @@ def log_model(
         signature=signature,
         input_example=rows.astype(dict.fromkeys(numbers, "float64")),
         pip_requirements=_requirements(),
-        pyfunc_predict_fn="predict_proba",
-        metadata={**(metadata or {}), "inputs": to_json(inputs)},
+        pyfunc_predict_fn="predict_proba" if task.classes else "predict",
+        metadata={**(metadata or {}), "inputs": to_json(inputs), "task": task.to_json()},
     ).model_uri
 
 # %% ../../nbs/api/models/20_storage.ipynb #c8350622
@@ -134,9 +141,10 @@ def download(
 class StoredModel:
     "What the folder of a model contains"
 
-    pipeline: Any  # Fitted scikit-learn Pipeline; `predict_proba` takes raw columns
+    pipeline: Any  # Fitted scikit-learn Pipeline that takes raw columns
     columns: dict[str, str]  # Raw columns it takes -> "double" or "string"; each may be missing
     inputs: list[Input]  # The same columns, with what is known about them
+    task: Task  # What it answers
 
 # %% ../../nbs/api/models/20_storage.ipynb #f1248ab4
 def _checked_file(
@@ -169,7 +177,7 @@ def _warn_versions(
 def read_folder(
     folder: Path,  # From `download`, now or earlier
     what: str,  # What errors call the model
-) -> StoredModel:  # UntrustedModelError for what must not be loaded
+) -> StoredModel:  # UntrustedModelError for what must not be loaded, TaskError where nobody knows what it answers
     "Read a model without running code that came with it"
     import skops.io
     from mlflow.models import Model
@@ -180,5 +188,7 @@ def read_folder(
     stored = _checked_file(folder, flavor["pickled_model"], what)
     signature = description.signature.inputs if description.signature else []
     columns = {str(column.name): column.type.name for column in signature}
-    inputs = from_json(columns, (description.metadata or {}).get("inputs", ()))
-    return StoredModel(skops.io.load(stored, trusted=sorted(trusted_types)), columns, inputs)
+    known = description.metadata or {}
+    pipeline = skops.io.load(stored, trusted=sorted(trusted_types))
+    task = task_from_json(known["task"]).check_model(pipeline) if "task" in known else task_of(pipeline)
+    return StoredModel(pipeline, columns, from_json(columns, known.get("inputs", ())), task)

@@ -178,17 +178,18 @@ def deliver(self: LakeWriter) -> None:  # Raises whatever the lake raises
 @patch
 def _deliver(self: LakeWriter, found: list[tuple[Segment, pa.Table]]) -> None:
     "Write the rows of these segments in one commit, except those that are there already"
-    rows = pa.concat_tables(_located(rows, segment.name) for segment, rows in found)
-    known = self._known(rows, [segment.name for segment, _ in found if not segment.untried])
-    for segment, _ in found:
-        segment.untried = False
-    new = rows.filter(pc.invert(pc.is_in(rows["segment"], pa.array(known, pa.string()))))
-    if new.num_rows:
-        self.lake.write(self.table, new, partition_by=["date"])
-        self._commits += 1
+    if full := [(segment, rows) for segment, rows in found if rows.num_rows]:  # one without answers has no kind
+        rows = pa.concat_tables(_located(rows, segment.name) for segment, rows in full)
+        known = self._known(rows, [segment.name for segment, _ in full if not segment.untried])
+        for segment, _ in full:
+            segment.untried = False
+        new = rows.filter(pc.invert(pc.is_in(rows["segment"], pa.array(known, pa.string()))))
+        if new.num_rows:
+            self.lake.write(self.table, new, partition_by=["date"])
+            self._commits += 1
+        self.stored += rows.num_rows
     for segment, _ in found:
         self.queue.remove(segment)
-    self.stored += rows.num_rows
 
 # %% ../../nbs/api/serving/18_answer_log.ipynb #f5d8823f
 class AnswerLog:

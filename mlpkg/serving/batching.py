@@ -9,7 +9,7 @@ __all__ = ['PendingRequest', 'predict_together', 'OverloadedError', 'MicroBatche
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from ..errors import MlpkgError
 from ..redaction import get_log
 from .answer_log import AnswerLog
-from .answers import Answer
+from .answers import Answer, answer_values
 from .loader import ServedModel
 from .metrics import Metrics
 from ..settings import ServingSettings
@@ -35,12 +35,12 @@ class PendingRequest:
 
     model: ServedModel
     records: list[dict[str, Any]]  # Checked
-    answer: asyncio.Future  # Gets P(1) for these records, shape (n,)
+    answer: asyncio.Future  # Gets what the model says about these records
 
 # %% ../../nbs/api/serving/26_batching.ipynb #ca60ff50
 def predict_together(
     requests: Sequence[PendingRequest],  # All for the same model
-) -> list[np.ndarray | Exception]:  # P(1) for each request, or why it failed
+) -> list[np.ndarray | Exception]:  # What the model says to each request, or why it failed
     "Predict several requests in one call; if that fails, each in a call of its own"
     try:
         found = requests[0].model.predict([record for request in requests for record in request.records])
@@ -115,7 +115,7 @@ async def predict(
     self: MicroBatcher,
     model: ServedModel,  # Chosen for this request
     records: list[dict[str, Any]],  # Checked
-) -> np.ndarray:  # P(1), shape (n,); OverloadedError if too many wait
+) -> np.ndarray:  # As `Task.predict` gives it; OverloadedError if too many wait
     "Wait for the prediction of this model and no other"
     if len(self.waiting) >= self.limit:
         raise OverloadedError(f"{self.limit} requests are already waiting for the model. Try again in a second")
@@ -145,11 +145,10 @@ def choose_arm(
 def shadow_answer(
     answer: Answer,  # The champion's
     challenger: ServedModel,  # Which version would have answered
-    p: float,  # P(1) that the challenger gives
+    values: Mapping[str, Any],  # From `answer_values`, of the challenger
 ) -> Answer:
     "What the challenger would have answered"
-    number = challenger.version.version
-    return replace(answer, arm="shadow", model_version=number, prediction=int(p >= 0.5), probability=p)
+    return replace(answer, arm="shadow", model_version=challenger.version.version, **values)
 
 # %% ../../nbs/api/serving/26_batching.ipynb #9799de8f
 @dataclass
@@ -193,8 +192,9 @@ def score(self: Shadow) -> None:
             _log.exception("the challenger, version %s, fails", challenger.version.version)
             self.metrics.shadow_lost.inc(len(records))
             continue
-        pairs = zip(answers, found.tolist(), strict=True)
-        self.answers.put([shadow_answer(answer, challenger, p) for answer, p in pairs])
+        task = challenger.loaded.task
+        pairs = zip(answers, answer_values(task, found, task.records(found)), strict=True)
+        self.answers.put([shadow_answer(answer, challenger, values) for answer, values in pairs])
         self.metrics.predictions.labels("shadow", challenger.version.version).inc(len(records))
 
 # %% ../../nbs/api/serving/26_batching.ipynb #20911674

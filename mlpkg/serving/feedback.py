@@ -6,14 +6,15 @@
 __all__ = ['Row', 'Truth', 'TruthError', 'check_truths', 'FeedbackResult', 'FeedbackError', 'NoLakeError', 'Feedback']
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #fa3eb417
+import math
 import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from pydantic import Field
 
 from ..data.lake import Lake
 from ..errors import MlpkgError
+from ..models.tasks import Task, yes_no
 from .answer_log import AnswerLog, LakeWriter, answers_folder, compact_files
 from .answers import from_lines, request_date
 
@@ -34,27 +36,40 @@ class Truth:
 
     request_id: str
     record: int  # Place of the record in its request, from 0
-    truth: int  # 0 or 1, or a boolean
+    truth: Any  # One of the classes of the model's task (booleans for 0 and 1), or a number
 
     def __str__(self) -> str:
         return f"{self.request_id}:{self.record}" if self.record else self.request_id
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #ef351ee9
 class TruthError(MlpkgError, ValueError):
-    "A truth other than 0 or 1, or one about something that cannot be a record"
+    "A truth that the model cannot be about, or one about something that cannot be a record"
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #b1445eb1
+def _stored(truth: Any, task: Task) -> float | None:
+    "A truth as the table has it; None for one that cannot be"
+    if task.kind == "regression":
+        real = isinstance(truth, Real) and not isinstance(truth, bool | np.bool_)
+        return float(truth) if real and math.isfinite(truth) else None
+    if isinstance(truth, bool | np.bool_) and task.classes != (0, 1):
+        return None
+    whole = int(truth) if isinstance(truth, bool | np.bool_ | Integral) else truth
+    return task.classes.index(whole) if isinstance(whole, int | str) and whole in task.classes else None
+
+# %% ../../nbs/api/serving/20_feedback.ipynb #1c9cc90b
 def check_truths(
     items: Iterable[Truth],  # As a client gave them
-) -> list[Truth]:  # With truth as 0 or 1; TruthError that names the first field that is wrong
-    "Refuse a truth other than 0 and 1, and an impossible record"
+    task: Task = yes_no,  # Of the model that answered
+) -> list[Truth]:  # With classes by their place among the classes; TruthError that names the first field that is wrong
+    "Refuse a truth that is not one of the classes, or not a number, and an impossible record"
     found: list[Truth] = []
     for place, item in enumerate(items):
-        if not isinstance(item.truth, bool | np.bool_ | Integral) or item.truth not in (0, 1):
-            raise TruthError(f"items[{place}].truth: {item.truth!r} is neither 0 nor 1")
+        if (truth := _stored(item.truth, task)) is None:
+            told = "a finite number" if task.kind == "regression" else f"one of {', '.join(map(repr, task.classes))}"
+            raise TruthError(f"items[{place}].truth: {item.truth!r} is not {told}")
         if isinstance(item.record, bool) or not isinstance(item.record, Integral) or item.record < 0:
             raise TruthError(f"items[{place}].record: {item.record!r} is not a place in a request: give 0 or more")
-        found.append(Truth(str(item.request_id), int(item.record), int(item.truth)))
+        found.append(Truth(str(item.request_id), int(item.record), truth))
     return found
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #c339e79b
@@ -145,14 +160,14 @@ def _young(self: Feedback, name: str) -> bool:
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #2bdb7a1c
 @patch
-def _given(self: Feedback, names: set[str]) -> dict[Row, int]:
+def _given(self: Feedback, names: set[str]) -> dict[Row, float]:
     "Truth that is stored already"
     names = {name for name in names if request_date(name)}
     return {(name, record): truth for name, record, truth in self._in_lake(self.table, names, "truth")}
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #2e46faef
 @patch
-def _settle(self: Feedback, items: list[Truth], answered: set[Row], given: dict[Row, int]) -> FeedbackResult:
+def _settle(self: Feedback, items: list[Truth], answered: set[Row], given: dict[Row, float]) -> FeedbackResult:
     "Sort the truths, and store those that are new"
     result, new = FeedbackResult([], [], [], []), []
     for item in items:
@@ -183,9 +198,10 @@ def _store(self: Feedback, rows: list[dict]) -> None:
 def give(
     self: Feedback,
     items: Iterable[Truth],  # For one or more requests
-) -> FeedbackResult:  # TruthError for a truth other than 0 and 1, FeedbackError if the lake is unreachable
+    task: Task = yes_no,  # Of the model that answered
+) -> FeedbackResult:  # TruthError for a truth that it cannot be about, FeedbackError if the lake is unreachable
     "Store what is new, and say what became of each truth"
-    items = check_truths(items)
+    items = check_truths(items, task)
     names = {item.request_id for item in items}
     try:
         answered = self.answered(names)

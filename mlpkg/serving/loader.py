@@ -31,6 +31,7 @@ from ..models.record import registered_model
 from ..models.registry import Loaded, Version, get_version, load_folder
 from ..models.scoring import Scorer, synthetic_records
 from ..models.storage import download
+from ..models.tasks import answer_differences
 from ..redaction import get_log
 from .health import Issues
 from .schemas import request_type
@@ -49,7 +50,7 @@ class ServedModel:
 
     loaded: Loaded
     request: TypeAdapter  # Checks the body of a request
-    scorer: Scorer  # Gives the probabilities
+    scorer: Scorer  # Predicts
     source: str  # "MLflow" or "local copy"
     since: datetime = field(default_factory=lambda: datetime.now(UTC))  # When it was ready, UTC
 
@@ -65,8 +66,8 @@ def version(self: ServedModel) -> Version:
 def predict(
     self: ServedModel,
     records: Sequence[Mapping[str, Any]],  # Checked by `request`
-) -> np.ndarray:  # P(1), float64, shape (n,), bit for bit that of `mlpkg.models.scoring.probability`
-    "Probabilities for checked records"
+) -> np.ndarray:  # As `Task.predict` gives it, bit for bit that of `mlpkg.models.scoring.raw_predictions`
+    "What the model says about checked records"
     return self.scorer.records(records)
 
 # %% ../../nbs/api/serving/14_loader.ipynb #0b5ac5e6
@@ -78,18 +79,19 @@ def prepare_model(
     loaded: Loaded,  # A registered version, its columns described
     most: int,  # Records that a request may hold
     source: str = "MLflow",  # Where it was loaded from
-) -> ServedModel:  # ServingError if it does not give probabilities
+) -> ServedModel:  # ServingError if it does not answer as its task says
     "Make a model ready to answer, and try it"
     if loaded.version is None or not loaded.inputs:
         raise ServingError("the model says nothing about its columns. Log it with mlpkg.models.storage.log_model")
     records, what = synthetic_records(loaded.inputs), f"model {loaded.version.name!r} version {loaded.version.version}"
     try:
-        scorer = Scorer(loaded.pipeline, loaded.inputs)
+        scorer = Scorer(loaded.pipeline, loaded.inputs, task=loaded.task)
         found = [scorer.records(some) for some in (records, records[:1])]
     except Exception as error:
         raise ServingError(f"{what} fails on synthetic records: {error!r}") from error
-    if not all(np.isfinite(one).all() and (one >= 0).all() and (one <= 1).all() for one in found):
-        raise ServingError(f"{what} answers synthetic records with something other than probabilities")
+    if not all(loaded.task.is_sound(one) for one in found):
+        told = "probabilities" if loaded.task.classes else "numbers"
+        raise ServingError(f"{what} answers synthetic records with something other than {told}")
     return ServedModel(loaded, TypeAdapter(request_type(loaded.inputs, most)), scorer, source)
 
 # %% ../../nbs/api/serving/14_loader.ipynb #ecd041c5
@@ -175,7 +177,7 @@ class Arms(NamedTuple):
     champion: ServedModel | None = None
     challenger: ServedModel | None = None
 
-# %% ../../nbs/api/serving/14_loader.ipynb #9f309dea
+# %% ../../nbs/api/serving/14_loader.ipynb #0530b806
 def input_differences(
     champion: Sequence[Input],  # Columns of one model
     challenger: Sequence[Input],  # Columns of the other model
@@ -190,6 +192,12 @@ def input_differences(
     return f"it takes another type of {', '.join(changed)}" if changed else ""
 
 # %% ../../nbs/api/serving/14_loader.ipynb #aba7449e
+def _why_apart(champion: Loaded, challenger: Loaded) -> str:
+    "Why a challenger cannot take the champion's place, in words; empty if it can"
+    answers = answer_differences(champion.task, challenger.task)
+    return answers or input_differences(champion.inputs, challenger.inputs)
+
+# %% ../../nbs/api/serving/14_loader.ipynb #f8bad864
 def alias_versions(
     store: "MlflowClient",  # Of the registry to ask
     name: str,  # Registered model
@@ -302,7 +310,7 @@ def _follow_challenger(
         return self.issues.resolve("challenger")
     loaded = now is not None and now.version.version == number
     model = now if loaded else self._load(number, "challenger")
-    if model and (why := input_differences(champion.loaded.inputs, model.loaded.inputs)):
+    if model and (why := _why_apart(champion.loaded, model.loaded)):
         words = f"version {number} takes no part: {why}, unlike version {champion.version.version}"
         self.issues.report("challenger", words)
         model = None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['request_id_pattern', 'field_type', 'strict_type', 'record_type', 'request_type', 'field_path', 'field_errors',
-           'Prediction', 'Predictions', 'whole_number', 'feedback_type']
+           'predictions_type', 'whole_number', 'feedback_type']
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #5dfcf3f3
 import difflib
@@ -12,11 +12,22 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+)
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from ..data.inputs import Input
+from ..models.tasks import Task, yes_no
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #ae7a9359
 def field_type(
@@ -123,20 +134,44 @@ def field_errors(
     return found
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #b437e78b
-class Prediction(BaseModel):
-    "What the model says about a record"
+def _prediction_fields(task: Task) -> dict[str, Any]:
+    "The fields of a prediction, as pydantic's `create_model` takes them"
+    share: dict[str, Any] = {"ge": 0, "le": 1}
+    if task.kind == "regression":
+        wide = f"{task.interval.level:.0%}" if task.interval else ""
+        ends = {"low": "Lower", "high": "Upper"} if task.interval else {}
+        about = {
+            name: f"{word} end of the interval that should hold {wide} of true values" for name, word in ends.items()
+        }
+        fields = {"prediction": (float, Field(description="The predicted number"))}
+        return fields | {name: (float, Field(description=words)) for name, words in about.items()}
+    said: Any = Literal[task.classes]
+    if task.kind == "binary":
+        no, yes = task.classes
+        words = f"{yes} if the probability is {task.threshold:g} or more, otherwise {no}"
+        fields = {"prediction": (said, Field(description=words))}
+        return fields | {"probability": (float, Field(**share, description=f"Of {yes}"))}
+    each = dict[Annotated[str, Field()], Annotated[float, Field(**share)]]
+    return {
+        "prediction": (said, Field(description="The most probable class")),
+        "probability": (float, Field(**share, description="Of this class")),
+        "probabilities": (each, Field(description="Of each class, by its name")),
+    }
 
-    prediction: Literal[0, 1] = Field(description="1 if the probability is one half or more")
-    probability: float = Field(ge=0, le=1, description="Of a 1")
-
-
-class Predictions(BaseModel):
-    "Predictions for all records of a request, in their order, by one version of the model"
-
-    request_id: str = Field(description="Needed to give the truth later, see /v1/feedback")
-    model: str
-    model_version: int
-    predictions: list[Prediction]
+# %% ../../nbs/api/serving/12_schemas.ipynb #fb23eeb9
+def predictions_type(
+    task: Task,  # Of the model that answers
+) -> type[BaseModel]:  # `Predictions`, which holds a list of `Prediction`
+    "What an answer looks like"
+    one = create_model("Prediction", __doc__="What the model says about a record", **_prediction_fields(task))
+    return create_model(
+        "Predictions",
+        __doc__="Predictions for all records of a request, in their order, by one version of the model",
+        request_id=(str, Field(description="Needed to give the truth later, see /v1/feedback")),
+        model=(str, ...),
+        model_version=(int, ...),
+        predictions=(list[one], ...),  # type: ignore[valid-type]
+    )
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #01578c89
 def _as_int(value: float) -> int:
@@ -155,21 +190,39 @@ def whole_number(
     return Annotated[float, Field(ge=0, le=most), AfterValidator(_as_int), WithJsonSchema(schema)]
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #29c4596d
+def _not_a_boolean(value: Any) -> Any:
+    "The same; pydantic's error for true and false, which Python takes for 1 and 0"
+    if isinstance(value, bool):
+        raise PydanticCustomError("bool_type", "this should be one of the classes, and not true or false")
+    return value
+
+# %% ../../nbs/api/serving/12_schemas.ipynb #f2c2cf63
 request_id_pattern: str = "[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9a-f]{32}"  # A date and 32 hexadecimal digits
 
-_truth: Any = strict_type(
-    "Truth",
-    {
-        "request_id": Annotated[str, Field(pattern=f"^{request_id_pattern}$", description="From the answer")],
-        "record": whole_number(10**6, "Place of the record in its request, from 0"),
-        "truth": whole_number(1, "What really happened: 0 or 1"),
-    },
-)
+
+def _truth_type(task: Task) -> Any:
+    "The type of what really happened"
+    if task.kind == "regression":
+        return Annotated[float, Field(description="The true number")]
+    if task.classes == (0, 1):
+        return whole_number(1, "What really happened: 0 or 1")
+    known = ", ".join(map(str, task.classes))
+    about = Field(description=f"What really happened: one of {known}")
+    return Annotated[Literal[task.classes], about, BeforeValidator(_not_a_boolean)]
 
 
 def feedback_type(
     most: int,  # Truths in one request
+    task: Task = yes_no,  # Of the model that answered
 ) -> Any:  # A type, for pydantic's TypeAdapter
     "The type of a request that brings the truth"
     many = Field(min_length=1, max_length=most, description="What really happened")
-    return strict_type("Truths", {"truths": Annotated[list[_truth], many]})
+    one: Any = strict_type(
+        "Truth",
+        {
+            "request_id": Annotated[str, Field(pattern=f"^{request_id_pattern}$", description="From the answer")],
+            "record": whole_number(10**6, "Place of the record in its request, from 0"),
+            "truth": _truth_type(task),
+        },
+    )
+    return strict_type("Truths", {"truths": Annotated[list[one], many]})  # type: ignore[valid-type]
