@@ -204,6 +204,7 @@ class MonitoringSettings(Group):
     missing: float = Field(0.2, gt=0, lt=1, description="By how much the share of missing, or of new, values may rise")
     metric_drop: float = Field(0.02, gt=0, description="By how much ROC AUC may fall below its held-out value")
     calibration: float = Field(0.05, gt=0, lt=1, description="By how much mean prediction and positive rate may differ")
+    error_rise: float = Field(0.2, gt=0, description="By what share the mean error of predicted numbers may rise")
 
 # %% ../nbs/api/07_groups.ipynb #c4bb5136
 class NotifySettings(Group):

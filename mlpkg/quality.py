@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Kind', 'qualities', 'OwnMetric', 'chief', 'Quality', 'metric', 'MetricError', 'known_metric', 'choosing_metric',
-           'own_metric', 'quality']
+           'own_metric', 'get_quality']
 
 # %% ../nbs/api/06_quality.ipynb #dfd428b6
 import re
@@ -111,7 +111,7 @@ def own_metric(
     return found
 
 # %% ../nbs/api/06_quality.ipynb #85fbb044
-def quality(
+def get_quality(
     name: str,  # Of a metric
     kind: Kind | None = None,  # Kind of answer that it is going to judge; any unless given
 ) -> Quality:  # MetricError where there is no such metric, or where it does not judge that kind

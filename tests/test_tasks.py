@@ -36,12 +36,14 @@ from mlpkg.models.scoring import Scorer, raw_predictions
 from mlpkg.models.storage import log_model
 from mlpkg.models.tasks import Task, TaskError, infer_task
 from mlpkg.models.training import SearchError, fit, search
+from mlpkg.monitoring.performance import make_window
+from mlpkg.monitoring.report import monitor
 from mlpkg.quality import MetricError, choosing_metric
 from mlpkg.serving.answer_log import LakeWriter, SegmentQueue
 from mlpkg.serving.answers import Answer, new_request_id, to_line
 from mlpkg.serving.app import create_app
 from mlpkg.serving.comparison import compare_arms, plot_arms
-from mlpkg.settings import PromotionSettings, SettingsError, load_settings
+from mlpkg.settings import MonitoringSettings, PromotionSettings, SettingsError, load_settings
 from mlpkg.testing import TemporaryStore, parcels, temporary_store
 
 
@@ -342,6 +344,29 @@ def test_an_empty_segment_does_not_block_the_answers_of_other_models(tmp_path):
     writer = LakeWriter(lake, "served/price", queue)
     writer.deliver()
     assert lake.read("served/price")["prediction"].tolist() == [12.5]
+
+
+def test_the_monitor_judges_models_of_every_task(case):
+    table = case.table.sample(frac=1, random_state=1, ignore_index=True)
+    pipeline = fit("random_forest", table[:200], case.label, case.numeric, case.categorical, task=case.task)
+    inputs, rules = inputs_from(case.contract, table, case.columns), MonitoringSettings(min_rows=100)
+
+    def window(rows, change=lambda values: values):
+        raw = raw_predictions(pipeline, rows, case.task)
+        return make_window(case.task, rows[case.columns], raw, change(rows[case.label]))
+
+    def wrong(values):
+        "Another truth for every second row"
+        other = values * 1.5 if case.task.kind == "regression" else pd.Series(case.task.classes[0], index=values.index)
+        return values.where(np.arange(len(values)) % 2 == 0, other)
+
+    learned, held = (window(table[a:b]) for a, b in ((0, 200), (200, 360)))
+    calm, bad = (
+        monitor(learned, window(table[360:], change), inputs, rules, held, kind=case.task.kind)
+        for change in (lambda v: v, wrong)
+    )
+    failed = [one.column for one in bad.at("alarm") if one.check == "performance"]
+    assert not [one for one in calm.at("alarm") if one.check == "performance"] and failed
 
 
 def test_a_model_that_answers_nonsense_is_not_believed(store):

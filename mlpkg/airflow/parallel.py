@@ -279,7 +279,7 @@ def make_due(
         ti.try_number += str(ti.state) != "up_for_reschedule"
         ti.state, ti.scheduled_dttm = "scheduled", timezone.utcnow()
     session.commit()
-    found = [ti for ti in run.get_task_instances(session=session) if str(ti.state) == "scheduled"]
+    found = run.get_task_instances(state=["scheduled"], session=session)
     session.commit()
     return sorted(found, key=lambda ti: (ti.task_id, ti.map_index))
 

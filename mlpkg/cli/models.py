@@ -110,12 +110,12 @@ def _version_row(row: Mapping[Any, Any], metric: str) -> tuple[str, ...]:
 def _metric(name: str) -> str:  # The chief one of its task where the settings name one of another task
     "The metric that versions of a model are chosen by"
     from mlpkg.models.registry import versions
-    from mlpkg.quality import chief, quality
+    from mlpkg.quality import chief, get_quality
 
     newest = next(iter(versions(name)), None)
     kind: Any = (newest.tags.get("task") if newest else None) or "binary"
     metric = current_settings().for_model(name).promotion.metric
-    return metric if kind in quality(metric).kinds else chief[kind]
+    return metric if kind in get_quality(metric).kinds else chief[kind]
 
 # %% ../../nbs/api/cli/14_models.ipynb #ac9ac5ba
 @models.command("history", rich_help_panel="Models")

@@ -17,7 +17,7 @@ from ..errors import MlpkgError
 from ..groups import Metric
 from .tasks import Task, TaskError, answer_differences, yes_no
 from ..palette import blue, green, orange
-from ..quality import Kind, chief, quality
+from ..quality import Kind, chief, get_quality
 from ..settings import PromotionSettings
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def rules_for(
         usual = {"metric": name, "margin": {name: 0.0 if own else 0.001}, "tolerance": {} if own else {name: 0.0025}}
         rules = rules.model_copy(update={key: value for key, value in usual.items() if key not in given})
     for metric in (rules.metric, *rules.margin, *rules.tolerance, *rules.minimum):
-        quality(metric, kind)
+        get_quality(metric, kind)
     return rules
 
 # %% ../../nbs/api/models/24_comparison.ipynb #e5b68b6f
@@ -173,7 +173,7 @@ def _unmet(found: Comparison, rules: PromotionSettings) -> Iterable[str]:
     "A sentence for each minimum that is missed"
     level = _floor_level(found, rules)
     for metric, required in rules.minimum.items():
-        one, higher = found.quality.get(metric), quality(metric).higher
+        one, higher = found.quality.get(metric), get_quality(metric).higher
         least, bound = "least" if higher else "most", one.bounds(level)[0 if higher else 1] if one else float("nan")
         if not one or bound != bound:
             yield f"it is not known how good {metric} is at {least}, {required:g} is required"

@@ -18,7 +18,7 @@ from .intervals import auc_interval
 from .metrics import all_metrics, calibration_table, checked_predictions, figure_of, top_class
 from .paired import measure
 from .tasks import Task, yes_no
-from ..quality import chief, quality
+from ..quality import chief, get_quality
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #07f692c9
 class EvaluationError(MlpkgError, ValueError):
@@ -118,7 +118,7 @@ def objective(
     def score(y: Any, p: Any) -> float:
         return figure_of(metric, y, p, task)(np.ones(len(y)))
 
-    return {"score": score, "maximize": quality(metric, task.kind).higher}
+    return {"score": score, "maximize": get_quality(metric, task.kind).higher}
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #67780709
 def compare_models(
@@ -130,4 +130,4 @@ def compare_models(
     by = by or chief[kind]
     table = pd.DataFrame({name: found.metrics for name, found in evaluations.items()}).T
     name = by.removesuffix("_low").removesuffix("_high")
-    return table.rename_axis("model").sort_values(by, ascending=not quality(name, kind).higher, kind="stable")
+    return table.rename_axis("model").sort_values(by, ascending=not get_quality(name, kind).higher, kind="stable")

@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..errors import MlpkgError
-from .tasks import LabelError, Task, infer_task
+from .labels import LabelError
+from .tasks import Task, infer_task
 from ..quality import Kind
 
 # %% ../../nbs/api/models/07_inspection.ipynb #21460f43

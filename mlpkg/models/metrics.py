@@ -15,7 +15,7 @@ import pandas as pd
 
 from .intervals import ScoreError, Scores, checked_scores
 from .tasks import Task, yes_no
-from ..quality import own_metric, qualities, quality
+from ..quality import get_quality, own_metric, qualities
 
 # %% ../../nbs/api/models/17_metrics.ipynb #b5afa43b
 def checked_predictions(
@@ -197,7 +197,7 @@ def figure_of(
     task: Task = yes_no,
 ) -> Weighted:  # MetricError for a metric of another task; ScoreError or LabelError as in `checked_predictions`
     "A metric as a function of the weights of the rows"
-    quality(metric, task.kind)
+    get_quality(metric, task.kind)
     codes, raw = checked_predictions(task, y, raw)
     if metric in _makers:
         return _makers[metric](codes, raw, task.decide(raw), task)

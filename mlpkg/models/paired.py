@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from .metrics import Weighted, figure_of
 from .tasks import Task, yes_no
-from ..quality import quality
+from ..quality import get_quality
 
 # %% ../../nbs/api/models/19_paired.ipynb #2c5a0b1c
 def block_numbers(
@@ -127,7 +127,7 @@ def measure(
     task: Task = yes_no,
 ) -> Measurement:
     "How good one model is"
-    scale: Literal["linear", "logit"] = "logit" if quality(metric, task.kind).limits == (0, 1) else "linear"
+    scale: Literal["linear", "logit"] = "logit" if get_quality(metric, task.kind).limits == (0, 1) else "linear"
     found = jackknife(figure_of(metric, y, raw, task), block_groups(blocks, len(y)), scale)
     return replace(found, error=None, freedom=0.0) if found.error == 0 else found  # Perfect here; nobody knows how far
 
@@ -142,6 +142,6 @@ def gain(
     other: Task | None = None,  # Of the champion; the same unless given
 ) -> Measurement:  # Positive where the challenger is better, for losses too
     "By how much a model is better than another"
-    sign = 1 if quality(metric, task.kind).higher else -1
+    sign = 1 if get_quality(metric, task.kind).higher else -1
     one, their = figure_of(metric, y, ours, task), figure_of(metric, y, theirs, other or task)
     return jackknife(lambda weights: sign * (one(weights) - their(weights)), block_groups(blocks, len(y)))

@@ -32,7 +32,7 @@ from mlpkg.models.registry import (
     version_of,
     versions,
 )
-from ..quality import quality
+from ..quality import get_quality
 from ..settings import PromotionSettings
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def best_candidate(
             raise RegistryError(f"model {one['uri']} has no {score}: promotion.metric is {metric}, so train it again")
         if one[score] != one[score]:
             raise RegistryError(f"model {one['uri']} has {score} NaN: {metric} is not defined on its validation rows")
-    return (max if quality(metric).higher else min)(candidates, key=lambda one: one[score])
+    return (max if get_quality(metric).higher else min)(candidates, key=lambda one: one[score])
 
 # %% ../../nbs/api/models/25_promotion.ipynb #f4901d92
 def opponent(

@@ -28,7 +28,7 @@ from .metrics import figure_of
 from .scoring import features, native_threads, raw_predictions, sample_positions
 from .tasks import Task, yes_no
 from ..palette import blue, orange
-from ..quality import chief, quality
+from ..quality import chief, get_quality
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -268,7 +268,7 @@ def search(
     task.codes(train[label], label)
     parts = [(train, valid)] if valid is not None else cut_folds(train, label, folds, seed, group, task)
     columns, capped = (label, list(numeric), list(categorical)), [(sample_rows(a, row_cap, seed), b) for a, b in parts]
-    score, maximize = score or _chief(task), quality(chief[task.kind]).higher if maximize is None else maximize
+    score, maximize = score or _chief(task), get_quality(chief[task.kind]).higher if maximize is None else maximize
     plan = _Plan(name, capped, columns, score, seed, threads, task)
     reports = _run_trials(plan, max(budget, 1), maximize, on_trial)
     best = (max if maximize else min)(reports, key=lambda report: report.value)
@@ -307,7 +307,7 @@ def importances(
 ) -> pd.Series:  # Mean loss of the chief metric over three shuffles, by column, largest first
     "Permutation importance of the raw columns"
     sample, metric = sample_rows(data, rows, seed), chief[task.kind]
-    X, sign = features(sample, numeric, categorical), 1 if quality(metric).higher else -1
+    X, sign = features(sample, numeric, categorical), 1 if get_quality(metric).higher else -1
 
     def score(model: Any, X: pd.DataFrame, y: pd.Series) -> float:
         return sign * figure_of(metric, y, raw_predictions(model, X, task), task)(np.ones(len(y)))

@@ -19,22 +19,19 @@ from fastcore.basics import patch
 from ..data.inputs import Input
 from ..data.lake import Lake
 from ..errors import MlpkgError
-from ..models.intervals import estimates
 from mlpkg.monitoring.checks import (
     Finding,
     Window,
-    check_brier,
-    check_calibration,
     check_columns,
     check_contract,
     check_joint,
     check_positive_rate,
     check_predictions,
-    check_ranking,
-    check_slices,
     coerce_inputs,
     truth_is_known,
 )
+from .performance import check_performance, leading
+from ..quality import Kind
 from ..settings import MonitoringSettings
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #7e103656
@@ -109,14 +106,19 @@ def _since(
     return f", since {finding.since}" if finding.since and finding.since != window else ""
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #89808ce3
+def _leads(finding: Finding) -> bool:
+    "Is it the figure that a verdict names?"
+    return finding.check == "performance" and finding.column in leading.values()
+
+
 def _first_sentence(report: Report) -> str:
     "The verdict"
-    here, ranking = report.window, report.get("performance", "roc_auc")
+    here, chief = report.window, next((one for one in report.findings if _leads(one)), None)
     if report.status == "unknown":
         return f"{here}: no conclusion, {'; '.join(one.words for one in report.at('unknown'))}."
     if alarms := [f"{one.words}{_since(one, here)}" for one in report.at("alarm")]:
         return f"Alarm in {here}: {'; '.join(alarms)}."
-    fine = ranking.words if ranking and ranking.level == "ok" else "every check that could be made is within bounds"
+    fine = chief.words if chief and chief.level == "ok" else "every check that could be made is within bounds"
     return f"No alarm in {here}: {fine}."
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #0a27e27b
@@ -186,22 +188,6 @@ def _check_data(
         check_joint(before, now, there, rules, truth_known, seed),
     ]
 
-# %% ../../nbs/api/monitoring/14_report.ipynb #b7f8249a
-def _check_performance(
-    held: Window,  # With prediction and truth
-    current: Window,  # The same
-    slices: Sequence[str],
-    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
-) -> list[Finding]:
-    "How well the model does, compared with the held-out rows"
-    now, before = (estimates(window.y, window.p, window.blocks) for window in (current, held))
-    return [
-        check_ranking(now["roc_auc"], before["roc_auc"], rules),
-        check_calibration(now["calibration"], before["calibration"], rules, now["positive_rate"].value),
-        check_brier(now["brier"], before["brier"], rules),
-        *check_slices(held, current, slices, rules),
-    ]
-
 # %% ../../nbs/api/monitoring/14_report.ipynb #5ed3b9b1
 def _unknown(check: str, column: str, words: str) -> Finding:
     "Something that could not be checked"
@@ -209,21 +195,22 @@ def _unknown(check: str, column: str, words: str) -> Finding:
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #ea9ca414
 def _check_model(
-    learned: Window, current: Window, held: Window | None, slices: Sequence[str], rules: MonitoringSettings
+    learned: Window, current: Window, held: Window | None, slices: Sequence[str], rules: MonitoringSettings, kind: Kind
 ) -> list[Finding]:
     "What predictions and truth say"
     answered, known = int(np.isfinite(current.p).sum()), int(np.isfinite(current.y).sum())
-    found = [check_positive_rate(learned, current, rules)] if known >= rules.min_rows else []
+    shares = kind == "binary" and known >= rules.min_rows
+    found = [check_positive_rate(learned, current, rules)] if shares else []
     if answered < rules.min_rows:
         few = f"predictions: the window has {answered:,}, {rules.min_rows:,} are needed"
         return [*found, _unknown("prediction", "psi", few)]
     if held is None or len(held.judged.rows) < rules.min_rows:
-        return [*found, _unknown("performance", "roc_auc", "performance: too few held-out rows to compare with")]
-    found += check_predictions(held.judged, current, rules, truth_is_known(current, rules))
+        return [*found, _unknown("performance", leading[kind], "performance: too few held-out rows to compare with")]
+    found += check_predictions(held.judged, current, rules, truth_is_known(current, rules, kind), kind)
     if len(current.judged.rows) < rules.min_rows:
         few = f"performance: truth is known for {len(current.judged.rows):,} of {answered:,} predictions"
-        return [*found, _unknown("performance", "roc_auc", few)]
-    return [*found, *_check_performance(held.judged, current.judged, slices, rules)]
+        return [*found, _unknown("performance", leading[kind], few)]
+    return [*found, *check_performance(kind, held.judged, current.judged, slices, rules)]
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #50523385
 _learned_rows = 30_000  # A larger reference would cost time and change no verdict
@@ -241,6 +228,7 @@ def monitor(
     model: str = "",  # Name of the model
     model_version: int = 0,  # Whose predictions they are
     seed: int = 0,  # Decides which rows are drawn; same seed, same report
+    kind: Kind = "binary",  # Of the model's task; windows of other tasks come from `make_window`
 ) -> Report:
     "Judge a window"
     wanted = {*(one.name for one in inputs), *slices}
@@ -248,10 +236,10 @@ def monitor(
     drawn = [one.at_most(len(one.rows), seed) for one in (current, *others)]
     learned, current, *rest = _number_blocks(learned.at_most(_learned_rows, seed), *drawn)
     held = rest[0] if rest else None
-    truth_known = truth_is_known(current, rules) and held is not None
+    truth_known = truth_is_known(current, rules, kind) and held is not None
     found = _too_few(learned, current, rules) or [
         *_check_data(learned, current, inputs, rules, max_violation_rate, truth_known, seed),
-        *_check_model(learned, current, held, slices, rules),
+        *_check_model(learned, current, held, slices, rules, kind),
     ]
     return Report(window, len(current.rows), found, model, model_version)
 

@@ -19,7 +19,7 @@ from ..data.lake import Lake
 from ..errors import MlpkgError
 from ..models.intervals import Losses, Scores, bootstrap_units, difference_interval, percentile_interval, z_95
 from ..palette import blue
-from ..quality import Kind, quality
+from ..quality import Kind, get_quality
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #357efe05
 def _read_truth(lake: Lake, model: str, filters: list | None) -> pd.DataFrame:
@@ -175,7 +175,7 @@ def verdict(
         return f"too early to tell: each arm needs at least {minimum_outcomes} answers{of_each}, there are {rarest}"
     found = f"{_titles[metric]} {difference:+.3g} ({low:+.3g} to {high:+.3g})"
     if low > 0 or high < 0:
-        better = (low > 0) == quality(metric).higher
+        better = (low > 0) == get_quality(metric).higher
         return f"the {name} is {'better' if better else 'worse'} than the champion: {found}"
     if max(-low, high) < relevant:
         return f"no relevant difference: {found}"
@@ -282,7 +282,7 @@ def plot_arms(
     labels = [f"{row.arm} v{row.model_version} ({row.with_truth:,})" for row in table.itertuples()][::-1]
     metrics = next(names for names in figures_of.values() if set(names) <= set(table.columns))
     for panel, name in zip(axes, metrics, strict=True):
-        part, title = table[::-1], _titles[name] + ("" if quality(name).higher else " (lower is better)")
+        part, title = table[::-1], _titles[name] + ("" if get_quality(name).higher else " (lower is better)")
         panel.hlines(labels, part[f"{name}_low"], part[f"{name}_high"], color="grey", linewidth=2)
         panel.plot(part[name], labels, "o", color=blue)
         panel.set(title=title, ylim=(-0.6, len(table) - 0.4))
