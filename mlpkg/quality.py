@@ -10,7 +10,7 @@ __all__ = ['Kind', 'qualities', 'OwnMetric', 'chief', 'Quality', 'metric', 'Metr
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 from .errors import MlpkgError
@@ -101,9 +101,8 @@ def own_metric(
     path: str,  # Module and function, like "heart.costs.mean_cost"
 ) -> OwnMetric:  # With its `quality`; MetricError where it is not one
     "Import the function of a metric"
-    module, _, name = path.rpartition(".")
     try:
-        found = getattr(import_module(module), name)
+        found = resolve_name(path)
     except (ImportError, AttributeError) as error:
         raise MetricError(f"metric {path!r} cannot be imported: {error}. Give package, module and function") from error
     if not isinstance(getattr(found, "quality", None), Quality):

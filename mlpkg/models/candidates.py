@@ -9,7 +9,7 @@ __all__ = ['candidates', 'regressors', 'category_codes', 'linear_columns', 'tree
 # %% ../../nbs/api/models/12_candidates.ipynb #1ed251ea
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -189,9 +189,8 @@ class CandidateError(MlpkgError, ValueError):
 # %% ../../nbs/api/models/12_candidates.ipynb #65a876e2
 def _own_candidate(path: str) -> Candidate:  # CandidateError where it cannot be made
     "Call the function that makes a candidate"
-    module, _, name = path.rpartition(".")
     try:
-        made = getattr(import_module(module), name)()
+        made = resolve_name(path)()
     except (ImportError, AttributeError) as error:
         raise CandidateError(
             f"candidate {path!r} cannot be imported: {error}. Give package, module and function"

@@ -8,7 +8,7 @@ __all__ = ['levels', 'WindowError', 'Window', 'Finding', 'level_of', 'coerce_inp
            'check_calibration', 'check_brier', 'check_slices', 'check_positive_rate']
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #03adbd55
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -246,9 +246,6 @@ def check_joint(
     return Finding("joint", "all columns", level, words, found.auc, found.low, found.high, 0.5, rules.joint_auc)
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #edab64db
-_means: dict[Kind, str] = {"binary": "predicted positive rate", "regression": "mean prediction"}
-
-
 def check_predictions(
     held: Window,  # With predictions
     current: Window,  # With predictions
@@ -265,7 +262,8 @@ def check_predictions(
     words = f"predictions: PSI {psi:.2f}, mean {before} -> {now}"
     drift = Finding("prediction", "psi", level, words, psi, threshold=rules.prediction_psi, p_value=p)
     interval = Estimate(mean, standard_error(new.p, new.blocks)).interval
-    words = f"{_means.get(kind, 'mean probability of the predicted class')} {now} (held-out rows: {before})"
+    means = {"binary": "predicted positive rate", "regression": "mean prediction"}
+    words = f"{means.get(kind, 'mean probability of the predicted class')} {now} (held-out rows: {before})"
     return [drift, Finding("prediction", "mean", "ok", words, mean, *interval, old_mean)]
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #b7f7e57b
@@ -364,8 +362,9 @@ def check_slices(
     current: Window,  # The same
     slices: Sequence[str],  # Columns to cut by; those that a window lacks are skipped
     rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
+    judge: Callable[..., Finding] = _slice,  # From name, held, current, rules; its finding has the threshold
 ) -> list[Finding]:  # One for each value with enough rows
-    "Calibration of each part"
+    "Calibration of each part, or what else is asked of it"
     found = []
     for column in slices:
         if column not in held.rows or column not in current.rows:
@@ -373,9 +372,9 @@ def check_slices(
         for value in sorted(current.rows[column].dropna().unique(), key=str):
             old, new = (w.take((w.rows[column] == value).to_numpy()) for w in (held, current))
             if min(len(old.rows), len(new.rows)) >= rules.min_rows:
-                found.append(_slice(f"{column}={value}", old, new, rules))
+                found.append(judge(f"{column}={value}", old, new, rules))
     p_values = adjust_p_values(pd.Series([one.p_value for one in found], dtype="float64"))
-    large = [excess_miscalibration(one.value, one.reference) >= rules.calibration for one in found]
+    large = [excess_miscalibration(one.value, one.reference) >= one.threshold for one in found]
     return [
         replace(one, p_value=p, level=level_of(off, p, rules.alpha))
         for one, off, p in zip(found, large, p_values.tolist(), strict=True)

@@ -27,7 +27,6 @@ from mlpkg.monitoring.checks import (
     excess_miscalibration,
     level_of,
 )
-from .drift import adjust_p_values
 from ..quality import Kind
 from ..settings import MonitoringSettings
 
@@ -122,21 +121,10 @@ def _of_numbers(held: Window, current: Window, rules: MonitoringSettings) -> lis
     return [error, check_bias(now["bias"], before["bias"], before["mae"].value, rules)]
 
 # %% ../../nbs/api/monitoring/13_performance.ipynb #affdada7
-def _number_slices(held: Window, current: Window, slices: Sequence[str], rules: MonitoringSettings) -> list[Finding]:
-    "Bias of each part with enough rows on both sides"
-    found = []
-    for column in (one for one in slices if one in held.rows and one in current.rows):
-        for value in sorted(current.rows[column].dropna().unique(), key=str):
-            old, new = (w.take((w.rows[column] == value).to_numpy()) for w in (held, current))
-            if min(len(old.rows), len(new.rows)) >= rules.min_rows:
-                one = _of_numbers(old, new, rules)[1]
-                found.append(
-                    replace(one, check="slice", column=f"{column}={value}", words=f"{column}={value}: {one.words}")
-                )
-    p_values = adjust_p_values(pd.Series([one.p_value for one in found], dtype="float64")).tolist()
-    large = [excess_miscalibration(one.value, one.reference) >= one.threshold for one in found]
-    levels = [level_of(off, p, rules.alpha) for off, p in zip(large, p_values, strict=True)]
-    return [replace(one, p_value=p, level=level) for one, p, level in zip(found, p_values, levels, strict=True)]
+def _number_slice(name: str, held: Window, current: Window, rules: MonitoringSettings) -> Finding:
+    "Bias of one slice"
+    found = _of_numbers(held, current, rules)[1]
+    return replace(found, check="slice", column=name, words=f"{name}: {found.words}")
 
 # %% ../../nbs/api/monitoring/13_performance.ipynb #a1ddc061
 leading: dict[Kind, str] = {"binary": "roc_auc", "multiclass": "accuracy", "regression": "mae"}  # What a verdict names
@@ -151,7 +139,7 @@ def check_performance(
 ) -> list[Finding]:
     "How well the model does, compared with the held-out rows"
     if kind == "regression":
-        return [*_of_numbers(held, current, rules), *_number_slices(held, current, slices, rules)]
+        return [*_of_numbers(held, current, rules), *check_slices(held, current, slices, rules, _number_slice)]
     if kind == "multiclass":
         return [*_of_several(held, current, rules), *check_slices(held, current, slices, rules)]
     now, before = (estimates(window.y, window.p, window.blocks) for window in (current, held))
