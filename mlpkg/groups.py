@@ -6,7 +6,7 @@
 __all__ = ['Metric', 'Distance', 'Distances', 'Group', 'LakeSettings', 'TrackingSettings', 'StepSettings', 'ContractSettings',
            'parse_pairs', 'parse_list', 'KernelSettings', 'PromotionSettings', 'AirflowSettings', 'ServingSettings',
            'MonitoringSettings', 'NotifySettings', 'SimulationSettings', 'RetentionSettings', 'TestingSettings',
-           'ModelSettings']
+           'PipelineSettings', 'ModelSettings']
 
 # %% ../nbs/api/07_groups.ipynb #b72cf6f4
 from collections.abc import Mapping
@@ -175,6 +175,9 @@ class ServingSettings(Group):
     "How the REST API answers"
 
     model: str = Field("", description="Registered model to serve, promote and look up unless another one is named")
+    models: Annotated[list[str], BeforeValidator(parse_list)] = Field(
+        default_factory=list, description="Other registered models that the same API answers for"
+    )
     folder: str = Field(description="Folder for the last good model and for answers not yet in the lake")
     poll_seconds: float = Field(5, gt=0, description="How often to ask which version is champion, in seconds")
     strategy: Literal["champion", "shadow", "canary"] = Field("champion", description="Release strategy")
@@ -246,9 +249,16 @@ class TestingSettings(Group):
     )
 
 # %% ../nbs/api/07_groups.ipynb #2abf931c
+class PipelineSettings(Group):
+    "Where the pipeline of a model is declared"
+
+    recipe: str = Field("", description="Recipe of the model's pipeline, like 'mlpkg.examples.heart:recipe'")
+
+
 class ModelSettings(Group):
     "What may be set for one model"
 
+    pipeline: PipelineSettings = PipelineSettings(recipe="")
     promotion: PromotionSettings
     serving: ServingSettings
     monitoring: MonitoringSettings

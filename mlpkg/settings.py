@@ -63,15 +63,15 @@ class Settings(Group):
         name: str,  # Of a registered model
     ) -> "Settings":  # The same for a model without a section of its own
         "The settings as they are for one model"
-        own = self.models.get(name)
-        return self.model_copy(
-            update={group: getattr(own, group) for group in ModelSettings.model_fields} if own else {}
-        )
+        own, groups = self.models.get(name), Settings.model_fields.keys() & ModelSettings.model_fields.keys()
+        return self.model_copy(update={group: getattr(own, group) for group in groups} if own else {})
 
 # %% ../nbs/api/00_settings.ipynb #e0fe9530
-def known_keys() -> dict[str, str]:  # Key as written in settings.ini -> what it means
-    "Every key that `settings.ini` may hold"
-    groups = {name: field.annotation for name, field in Settings.model_fields.items()}
+def known_keys(
+    holder: type[Group] = Settings,  # `ModelSettings` for the keys of the section of a model
+) -> dict[str, str]:  # Key as written in settings.ini -> what it means
+    "Every key that a section of `settings.ini` may hold"
+    groups = {name: field.annotation for name, field in holder.model_fields.items()}
     return {
         f"{group}.{name}": field.description or ""
         for group, model in groups.items()
@@ -204,8 +204,8 @@ def _of_models(
     "The values of each model that has a section of its own; SettingsError for a key that is not about models"
     found = {}
     for model, own in _model_sections(path).items():
-        allowed = [key for key in known_keys() if key.partition(".")[0] in ModelSettings.model_fields]
-        for key in own.keys() - set(allowed):
+        allowed = known_keys(ModelSettings)
+        for key in own.keys() - allowed.keys():
             raise SettingsError(f"{path}, section [{_model}{model}], key '{key}': no such setting{_hint(key, allowed)}")
         if _rules & own.keys():  # They belong together: a metric does not go with the margin of another one
             values = {key: value for key, value in values.items() if key not in _rules}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['carriers', 'parcel_numeric', 'parcel_categorical', 'kernel', 'temporary_folder', 'places', 'settings_text',
            'as_environment', 'TemporaryStore', 'temporary_store', 'parcels', 'parcels_contract', 'add_version',
-           'age_table', 'write_notebook', 'step_notebook', 'run_seeds', 'seed']
+           'age_table', 'write_notebook', 'step_notebook', 'known_seeds', 'run_seeds', 'seed']
 
 # %% ../nbs/api/90_testing.ipynb #dca694c3
 import logging
@@ -311,13 +311,30 @@ def step_notebook(
     return write_notebook(temporary_folder() / f"{name}.ipynb", *cells, **options)
 
 # %% ../nbs/api/90_testing.ipynb #e4abd640
+def known_seeds(
+    settings: Settings,
+    about: str = "",  # Code of notebooks
+) -> list[str]:  # Import paths; those whose module the code names, or all where it names none
+    "What can fill a store: functions that `testing.seeds` names, and recipes of models"
+    recipes = [own.pipeline.recipe for own in settings.models.values() if own.pipeline.recipe]
+    known = [*settings.testing.seeds, *recipes]
+    return [path for path in known if re.search(rf"\b{re.escape(path.partition(':')[0])}\b", about)] or known
+
+
 def run_seeds(
     settings: Settings | None = None,  # Read from settings.ini unless given
+    paths: Sequence[str] | None = None,  # From `known_seeds`; all unless given
 ) -> None:  # Raises what a seed raises; ImportError or AttributeError where there is no such function
-    "Call each function that `testing.seeds` names, with the settings"
+    "Fill a store: call functions with the settings, and take recipes through all steps on their samples"
     settings = settings or load_settings()
-    for name in settings.testing.seeds:
-        pkgutil.resolve_name(name)(settings)
+    for path in known_seeds(settings) if paths is None else paths:
+        found = pkgutil.resolve_name(path)
+        if callable(found):
+            found(settings)
+        else:
+            from mlpkg.pipelines.seeding import seed_recipe
+
+            seed_recipe(settings, found)
 
 # %% ../nbs/api/90_testing.ipynb #72ca77d2
 def _is_step(
@@ -335,7 +352,9 @@ def seed(
 
     store = TemporaryStore()
     use_airflow(store.settings)
-    if _is_step(cells):
-        code = "from mlpkg.testing import run_seeds; run_seeds()"
+    if _is_step(cells := list(cells)):
+        about = "\n".join("".join(cell.get("source") or "") for cell in cells)
+        paths = known_seeds(store.settings, about)
+        code = f"from mlpkg.testing import run_seeds; run_seeds(paths={paths!r})"
         subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
     return store

@@ -439,7 +439,7 @@ def test_a_champion_alias_that_is_deleted_while_serving(api):
     ready = api.get("/readyz").json()
     assert ready["ready"] and "version 1 goes on answering" in ready["problems"][0]["words"]
     assert api.get("/v1/model").json()["alias"] is None
-    assert 'mlpkg_problem{about="champion"} 1.0' in api.get("/metrics").text
+    assert 'mlpkg_problem{about="champion",model="parcels"} 1.0' in api.get("/metrics").text
     promote_by_hand("parcels", 2, "back")
     refresh(api)
     assert ask(api, GOOD).json()["model_version"] == 2 and not api.get("/readyz").json()["problems"]
@@ -462,10 +462,10 @@ def test_mlflow_goes_away_and_comes_back(api, monkeypatch):
         ready = api.get("/readyz").json()
         assert ready["ready"] and not ready["mlflow"] and "no route" in ready["problems"][0]["words"]
         assert ready["problems"][0]["since"] and ready["mlflow_seen"] < ready["problems"][0]["since"]
-        assert "mlpkg_mlflow_up 0.0" in api.get("/metrics").text
+        assert 'mlpkg_mlflow_up{model="parcels"} 0.0' in api.get("/metrics").text
         assert ask(api, GOOD).status_code == 200
     refresh(api)
-    assert api.get("/readyz").json()["mlflow"] and "mlpkg_mlflow_up 1.0" in api.get("/metrics").text
+    assert api.get("/readyz").json()["mlflow"] and 'mlpkg_mlflow_up{model="parcels"} 1.0' in api.get("/metrics").text
 
 
 def test_cold_start_without_mlflow(store, monkeypatch):
@@ -499,9 +499,9 @@ def test_a_version_that_cannot_be_loaded(api):
     assert ask(api, GOOD).json()["model_version"] == 1
     words = api.get("/readyz").json()["problems"][0]["words"]
     assert f"version {number} cannot be used as champion" in words and "cloudpickle" in words
-    assert 'mlpkg_reloads_total{result="failed"} 1.0' in api.get("/metrics").text
+    assert 'mlpkg_reloads_total{model="parcels",result="failed"} 1.0' in api.get("/metrics").text
     refresh(api)  # not tried again at once
-    assert 'mlpkg_reloads_total{result="failed"} 1.0' in api.get("/metrics").text
+    assert 'mlpkg_reloads_total{model="parcels",result="failed"} 1.0' in api.get("/metrics").text
 
 
 def test_a_scorer_that_cannot_be_made_is_a_serving_error(store, monkeypatch):
@@ -533,7 +533,7 @@ def test_a_challenger_with_other_columns_takes_no_part(store):
             assert ask(api, GOOD).json()["model_version"] == 1
             words = api.get("/readyz").json()["problems"][0]["words"]
             assert "takes no part: it does not take carrier, weight" in words
-            assert 'mlpkg_problem{about="challenger"} 1.0' in api.get("/metrics").text
+            assert 'mlpkg_problem{about="challenger",model="parcels"} 1.0' in api.get("/metrics").text
 
 
 def test_canary(store):
@@ -569,7 +569,8 @@ def test_clients_do_not_notice_a_shadow_that_fails(store, caplog):
     with serving(store, strategy="shadow") as api:
         score_with(api.app.state.parts.loader.arms.challenger, lambda records: 1 / 0)
         assert ask(api, GOOD).status_code == 200
-        wait_for(lambda: "mlpkg_shadow_lost_total 1.0" in api.get("/metrics").text, 10, "the loss to be counted")
+        lost = 'mlpkg_shadow_lost_total{model="parcels"} 1.0'
+        wait_for(lambda: lost in api.get("/metrics").text, 10, "the loss to be counted")
         assert "ZeroDivisionError" in caplog.text
 
 

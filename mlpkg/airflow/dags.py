@@ -240,6 +240,7 @@ def emit_if(
     scrap: str,  # Name of the value; also the id of the task
     asset: Asset,  # Updated where the value is true
     reason: str = "verdict",  # Scrap that says why, in words; goes into the event as `reason`
+    values: Sequence[str] = (),  # Other scraps that the event carries, by the names of params of waiting DAGs
     **kwargs,  # Passed on to the task
 ):  # The task, after the step
     "Update an asset only if a step says so"
@@ -248,7 +249,8 @@ def emit_if(
     def emit(scraps: dict[str, Any], **context) -> str:
         if not scraps[scrap]:
             raise AirflowSkipException(f"no {scrap}: {scraps.get(reason, '')}")
-        context["outlet_events"][asset].extra = {"reason": f"{scrap}: {scraps[reason]}"}
+        more = {name: scraps[name] for name in values}
+        context["outlet_events"][asset].extra = {"reason": f"{scrap}: {scraps[reason]}", **more}
         context["ti"].task.run_url = step_url(context["dag_run"], step.task_id)
         return scraps[reason]
 

@@ -184,7 +184,8 @@ def _types(
 ) -> dict[str, pa.DataType]:
     "The types of a CSV's columns, as far as they are known"
     known = {column.name: column.type for column in table or ()}
-    known |= {one.name: pa.float64() if one.kind == "number" else pa.string() for one in inputs}
+    numbers = {one.name for one in inputs if one.kind == "number" and not one.time and not one.blanks}
+    known |= {one.name: pa.float64() if one.name in numbers else pa.string() for one in inputs}
     return known | {name: pa.array(values).type for name, _, values in filters}  # type: ignore[misc]
 
 # %% ../../nbs/api/batch/14_predict.ipynb #a341c76e

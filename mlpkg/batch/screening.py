@@ -38,6 +38,11 @@ def _is_number(kind: pa.DataType) -> bool:
     tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, _is_text)
     return any(test(kind) for test in tests)
 
+# %% ../../nbs/api/batch/10_screening.ipynb #46f5b678
+def _is_time(kind: pa.DataType) -> bool:
+    "Times and dates, days since 1970, and texts, which may hold times"
+    return pa.types.is_temporal(kind) or _is_number(kind)
+
 # %% ../../nbs/api/batch/10_screening.ipynb #6ed955b7
 def _misfits(
     schema: pa.Schema,  # Of the source
@@ -51,7 +56,7 @@ def _misfits(
     found = [f"columns that occur twice: {', '.join(twice)}"] if twice else []
     found += [f"missing column {name!r}" for name in dict.fromkeys(needed) if name not in names]
     for one in inputs:
-        fits = _is_number if one.kind == "number" else _is_text
+        fits = _is_time if one.time else _is_number if one.kind == "number" else _is_text
         if one.name in names and one.name not in twice and not fits(kind := schema.field(one.name).type):
             found.append(f"column {one.name!r} is {kind}, the model takes {one.kind}")
     return found

@@ -19,6 +19,7 @@ import typer
 from .doctor import doctor
 from .kernels import kernels
 from .models import models
+from .new import creating
 from .render import current_settings
 from .replay import replaying
 from .runs import runs
@@ -104,7 +105,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for commands in (runs, why, replaying, doctor, interfaces, models, kernels, tidying):
+for commands in (creating, runs, why, replaying, doctor, interfaces, models, kernels, tidying):
     app.add_typer(commands)
 
 # %% ../../nbs/api/cli/18_main.ipynb #d7a96ab6

@@ -144,16 +144,18 @@ def serve_command(
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on")] = 8001,
     workers: Annotated[int, typer.Option(help="Worker processes", min=1)] = 1,
-    model: _model = "",
+    model: Annotated[
+        list[str], typer.Option("--model", help="Registered model, may be given again; /v1/predict asks the first")
+    ] = [],  # noqa: B006
 ):
-    """Serve the champion's predictions over HTTP; the documentation of the API is at /docs.
+    """Serve the champions' predictions over HTTP; the documentation of the API is at /docs.
 
     Example: [bold]mlpkg serve --port 8001 --workers 2[/bold]
     """
     from mlpkg.serving.app import serve
 
-    if model:
-        os.environ["MLPKG_SERVING__MODEL"] = model  # which worker processes read
+    if model:  # which worker processes read
+        os.environ |= {"MLPKG_SERVING__MODEL": model[0], "MLPKG_SERVING__MODELS": ",".join(model[1:])}
     Console().print(f"Starting the API; http://{host}:{port}/docs describes it, Ctrl-C stops it", soft_wrap=True)
     serve(current_settings(), host, port, workers)
 

@@ -34,6 +34,7 @@ from pyarrow.parquet import filters_to_expression
 
 from .arrow import Filters, filter_columns, storage_options
 from .lake import Lake
+from .packages import package_file, package_scheme
 from .spill import FileView, spill_folder
 from ..errors import MlpkgError
 from ..settings import SettingsError, find_settings
@@ -94,7 +95,7 @@ def file_kind(
     if web and not web.hostname:
         raise SourceError(f"source '{web.scheme}://...' cannot be read: {_invalid}")
     suffix = Path(web.path if web else source).suffix.lower()
-    return suffix if suffix in _suffixes and scheme in ("", "http", "https", "s3") else ""
+    return suffix if suffix in _suffixes and scheme in ("", "http", "https", "s3", "package") else ""
 
 # %% ../../nbs/api/data/16_sources.ipynb #a420a33a
 def public_name(
@@ -132,9 +133,11 @@ def reading(
 
 # %% ../../nbs/api/data/16_sources.ipynb #3425323c
 def project_path(
-    path: str | Path,  # Absolute or relative
-) -> Path:  # Absolute
+    path: str | Path,  # Absolute, relative, or package://NAME/FILE for one that came with a package
+) -> Path:  # Absolute; PackageFileError if the package has no such file
     "Where a relative path leads: from the project's folder, or from the working directory if it exists only there"
+    if str(path).startswith(package_scheme):
+        return package_file(str(path))
     try:
         start = find_settings().parent
     except SettingsError:  # there is no project
@@ -225,7 +228,7 @@ def opener(
     folder: str | Path | None = None,  # Where a copy of a file on the web is kept; the temporary folder unless given
 ) -> Callable[[], pa.NativeFile]:  # Opens it from the start, as often as it is called
     "A way to open a file, wherever it is"
-    if "://" in source:
+    if "://" in source and not source.startswith(package_scheme):
         sys.audit("mlpkg.asked", f"what is at {public_name(source)}")
     else:
         sys.audit("mlpkg.read", str(project_path(source)))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['flight_rules', 'flight_key', 'identity', 'weather_columns', 'numeric', 'categorical', 'flight_features', 'leaks',
            'flights_holdout', 'flights_contract', 'features_contract', 'add_label', 'add_schedule', 'add_weather',
-           'add_planes', 'set_aside', 'clean', 'boundaries', 'split', 'write_split', 'day_of', 'month_window',
-           'training_windows', 'known_results', 'seed_lake', 'seed_version', 'seed_reports', 'seed_store']
+           'add_planes', 'clean', 'boundaries', 'split', 'write_split', 'day_of', 'month_window', 'training_windows',
+           'known_results', 'seed_lake', 'seed_version', 'seed_reports', 'seed_store']
 
 # %% ../../nbs/api/examples/12_flights.ipynb #6670fb63
 from typing import Any
@@ -112,45 +112,35 @@ categorical = ["carrier", "origin", "dest"]
 flight_features = [*numeric, *categorical]
 leaks = ["dep_time", "dep_delay", "arr_time", "arr_delay", "air_time"]  # Known only after departure
 
-# %% ../../nbs/api/examples/12_flights.ipynb #24774371
-def _number(
-    low: float,
-    high: float,
-    description: str,
-    nullable: bool = True,  # May it be missing?
-) -> Any:  # pandera.pandas.Column
-    "A numeric feature"
-    import pandera.pandas as pa
-
-    return pa.Column("float64", pa.Check.in_range(low, high), nullable=nullable, description=description)
-
 # %% ../../nbs/api/examples/12_flights.ipynb #3b50dfdd
 def features_contract() -> Any:  # pandera.pandas.DataFrameSchema
     "What the features of a flight must look like"
     import pandera.pandas as pa
 
+    from mlpkg.data.contracts import number_column
+
     known = pa.Check.isin(["EWR", "JFK", "LGA"], error="a New York airport")
     return pa.DataFrameSchema(
         {
-            "sched_hour": _number(0, 23, "Scheduled hour of departure, local time", nullable=False),
-            "sched_minute": _number(0, 59, "Scheduled minute of departure", nullable=False),
-            "weekday": _number(0, 6, "Day of departure, 0 for Monday", nullable=False),
-            "sched_duration": _number(
-                0, 1439, "Scheduled arrival minus scheduled departure on local clocks, minutes", nullable=False
+            "sched_hour": number_column("Scheduled hour of departure, local time", 0, 23),
+            "sched_minute": number_column("Scheduled minute of departure", 0, 59),
+            "weekday": number_column("Day of departure, 0 for Monday", 0, 6),
+            "sched_duration": number_column(
+                "Scheduled arrival minus scheduled departure on local clocks, minutes", 0, 1439
             ),
-            "distance": _number(1, 10_000, "Distance between the airports, miles", nullable=False),
-            "plane_age": _number(0, 100, "Age of the plane, years"),
-            "seats": _number(1, 900, "Seats of the plane"),
-            "engines": _number(1, 8, "Engines of the plane"),
-            "temp": _number(-60, 140, "Temperature at departure, degrees Fahrenheit"),
-            "dewp": _number(-80, 100, "Dew point at departure, degrees Fahrenheit"),
-            "humid": _number(0, 101, "Relative humidity at departure, percent"),
-            "wind_dir": _number(0, 360, "Direction the wind comes from, degrees"),
-            "wind_speed": _number(0, 200, "Wind speed, miles per hour"),
-            "wind_gust": _number(0, 250, "Speed of gusts, miles per hour"),
-            "precip": _number(0, 20, "Rain or snow in the hour, inches"),
-            "pressure": _number(850, 1100, "Pressure at sea level, millibars"),
-            "visib": _number(0, 20, "Visibility, miles"),
+            "distance": number_column("Distance between the airports, miles", 1, 10_000),
+            "plane_age": number_column("Age of the plane, years", 0, 100, nullable=True),
+            "seats": number_column("Seats of the plane", 1, 900, nullable=True),
+            "engines": number_column("Engines of the plane", 1, 8, nullable=True),
+            "temp": number_column("Temperature at departure, degrees Fahrenheit", -60, 140, nullable=True),
+            "dewp": number_column("Dew point at departure, degrees Fahrenheit", -80, 100, nullable=True),
+            "humid": number_column("Relative humidity at departure, percent", 0, 101, nullable=True),
+            "wind_dir": number_column("Direction the wind comes from, degrees", 0, 360, nullable=True),
+            "wind_speed": number_column("Wind speed, miles per hour", 0, 200, nullable=True),
+            "wind_gust": number_column("Speed of gusts, miles per hour", 0, 250, nullable=True),
+            "precip": number_column("Rain or snow in the hour, inches", 0, 20, nullable=True),
+            "pressure": number_column("Pressure at sea level, millibars", 850, 1100, nullable=True),
+            "visib": number_column("Visibility, miles", 0, 20, nullable=True),
             "carrier": pa.Column("str", pa.Check.str_matches(r"^[A-Z0-9]{2}$"), description="Airline, two characters"),
             "origin": pa.Column("str", known, description="Airport of departure"),
             "dest": pa.Column(
@@ -200,15 +190,6 @@ def add_planes(
     register = planes.drop_duplicates("tailnum")[["tailnum", "year", "seats", "engines"]]
     joined = flights.merge(register.rename(columns={"year": "built"}), on="tailnum", how="left", validate="many_to_one")
     return joined.assign(plane_age=joined["year"] - joined["built"])
-
-# %% ../../nbs/api/examples/12_flights.ipynb #292958cc
-def set_aside(
-    flights: pd.DataFrame,  # Raw flights
-    bad: pd.DataFrame,  # Rows of the quarantine
-) -> pd.DataFrame:  # In their order, with a new index
-    "The flights that are not in quarantine"
-    marked = flights.merge(bad[flight_key].drop_duplicates(), on=flight_key, how="left", indicator="found")
-    return marked[marked["found"] == "left_only"].drop(columns="found").reset_index(drop=True)
 
 # %% ../../nbs/api/examples/12_flights.ipynb #9bff9b36
 def clean(

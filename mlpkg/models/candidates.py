@@ -34,6 +34,7 @@ from sklearn.svm import SVC, SVR
 
 from ..errors import MlpkgError
 from .tasks import Task, yes_no
+from .times import time_columns
 
 # %% ../../nbs/api/models/12_candidates.ipynb #2967f6eb
 def category_codes(
@@ -113,6 +114,7 @@ def build(
     task: Task = yes_no,
     rows: int = 10_000,  # Of the table that it is going to be fitted on
     params: Mapping[str, Any] | None = None,  # `model__argument` -> value, in place of the defaults
+    times: Sequence[str] = (),  # Those of the numeric columns that are times, in days since 1970
 ) -> Pipeline:  # Unfitted, with steps `columns` and `model`
     "The pipeline of a candidate"
     model = clone(self.model).set_params(**self.sized(rows))
@@ -120,7 +122,9 @@ def build(
     model.set_params(**random)
     if task.scale == "log":
         model = TransformedTargetRegressor(model, func=np.log1p, inverse_func=np.expm1)
-    columns = self.columns(numeric, categorical, seed, task, rows)
+    columns = self.columns([name for name in numeric if name not in times], categorical, seed, task, rows)
+    if times:
+        columns.transformers.append(("times", time_columns(), list(times)))
     return Pipeline([("columns", columns), ("model", model)]).set_params(**_inside(params or {}, task))
 
 # %% ../../nbs/api/models/12_candidates.ipynb #cbbc0e0a

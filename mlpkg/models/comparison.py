@@ -55,6 +55,7 @@ class ComparisonError(MlpkgError, ValueError):
 # %% ../../nbs/api/models/24_comparison.ipynb #0ea5bd3f
 def as_comparison(
     given: Mapping[str, Any],  # What `asdict` made of one; empty: nothing was compared
+    kind: Kind = "binary",  # Of the models, where nothing was compared
 ) -> Comparison:  # ComparisonError if another version of mlpkg has made it
     "Read a comparison back"
     from mlpkg.models.paired import Measurement
@@ -65,7 +66,7 @@ def as_comparison(
             for name in ("gains", "quality")
             if name in given
         }
-        return Comparison(**{**given, **measured})
+        return Comparison(**{"kind": kind, **given, **measured})
     except (TypeError, AttributeError) as error:
         words = "this comparison was made by another version of mlpkg, and this one cannot read it"
         raise ComparisonError(f"{words} ({error}). Evaluate again: clear the evaluate step") from error
@@ -115,7 +116,8 @@ def compare(
     if why := answer_differences(other, task):
         raise TaskError(f"the challenger cannot be compared with the champion: {why}. Register it under another name")
     if fair.problem:
-        return Comparison(fair.problem, champion=champion, uses=uses, alarms=alarms, left_out=fair.left_out)
+        about: dict[str, Any] = {"champion": champion, "uses": uses, "alarms": alarms, "left_out": fair.left_out}
+        return Comparison(fair.problem, kind=task.kind, **about)
     y, blocks, rules = fair.rows[label], fair.blocks, rules_for(rules, task.kind)
     named = {rules.metric, *rules.margin, *rules.tolerance, *rules.minimum}
     against = {

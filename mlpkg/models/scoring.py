@@ -21,6 +21,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 from threadpoolctl import ThreadpoolController
 
+from ..data.columns import times_as_days
 from ..data.inputs import Input, prepare
 from ..errors import MlpkgError
 from .encoding import ColumnBlock, column_blocks
@@ -37,8 +38,9 @@ class ScoringError(MlpkgError, ValueError):
 def _plain(
     data: pd.DataFrame,  # Any dtypes
 ) -> pd.DataFrame:  # The same with NaN for everything that is missing
-    "One kind of missing value"
+    "One kind of missing value, and times as days since 1970"
     strings = {name: "str" for name, dtype in data.dtypes.items() if isinstance(dtype, pd.StringDtype)}
+    data = times_as_days(data)
     return data.astype(strings).mask(data.isna(), np.nan)
 
 # %% ../../nbs/api/models/10_scoring.ipynb #6481b708

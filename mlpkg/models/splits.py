@@ -16,7 +16,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..errors import MlpkgError
-from .holdout import HoldoutRule, block_names
+from .holdout import HoldoutRule, block_texts
 
 # %% ../../nbs/api/models/24_splits.ipynb #127d4031
 class SplitError(MlpkgError, ValueError):
@@ -29,7 +29,7 @@ class SplitRule:
 
     by: Literal["time", "group", "row"]
     columns: tuple[str, ...] = ()  # The time; what names a group; for rows, what identifies one (all columns if empty)
-    validation: float = 0.2  # Share of the rows that chooses among models
+    validation: float = 0.2  # Share of the rows that chooses among models; 0: none, folds of the others do
     holdout: float = 0.2  # Share of the rows that judges
 
 # %% ../../nbs/api/models/24_splits.ipynb #aa6ba2d1
@@ -38,8 +38,10 @@ def row_names(
     columns: Sequence[str],  # That identify a row, or a group
 ) -> pd.Series:  # 16 hexadecimal digits for each row, the same for the same values; a missing value is one
     "What stands for a row, or for a group of rows"
-    texts = block_names(table, columns)
-    codes, distinct = pd.factorize(texts, use_na_sentinel=False)
+    first, *others = (block_texts(table[name]).fillna("\0") for name in columns)  # no text is a missing one
+    for other in others:
+        first = first.str.cat(other, sep="\x1f")
+    codes, distinct = pd.factorize(first)
     digests = [hashlib.sha256(str(text).encode()).hexdigest()[:16] for text in distinct]
     return pd.Series(np.array(digests, dtype=object)[codes], index=table.index, dtype="str")
 
@@ -83,7 +85,7 @@ def divide(
                 f"{int(times.isna().sum())} rows have no {columns[0]}, by which they are split: drop them first"
             )
         validation, holdout = _boundaries(times, self)
-        later = [times >= holdout, times >= validation]
+        later = [times >= holdout, (times >= validation) & bool(self.validation)]
         return table.assign(part=np.select(later, ["holdout", "validation"], "train"))
     names = row_names(table, columns)
     place, ends = _places(names), (self.holdout, self.holdout + self.validation)
@@ -94,7 +96,8 @@ def divide(
 @patch
 def _checked(self: SplitRule, table: pd.DataFrame) -> pd.DataFrame:
     "SplitError where a part has no rows"
-    if lacking := {"train", "validation", "holdout"} - set(table["part"]):
+    wanted = {"train", "holdout"} | ({"validation"} if self.validation else set())
+    if lacking := wanted - set(table["part"]):
         count = table["row"].nunique()
         raise SplitError(
             f"split by {self.by}: {count} different ones are too few, no row is for {', '.join(sorted(lacking))}. "

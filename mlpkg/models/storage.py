@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.columns import times_as_days
 from ..data.inputs import Input, from_json, to_json
 from ..errors import MlpkgError
 from .tasks import Task, task_from_json, task_of
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/api/models/20_storage.ipynb #ac5d1f69
 trusted_types: dict[str, str] = {
+    "mlpkg.models.times.TimeParts": "turns days into parts of a time; has one number",
     "numpy.dtype": "names the type of an array's elements",
     "sklearn.calibration._CalibratedClassifier": "a fitted model and what calibrates it",
     "sklearn.calibration._SigmoidCalibration": "the two numbers of a calibration curve",
@@ -112,6 +114,7 @@ def log_model(
     _refuse("the fitted pipeline", untrusted_types(skops.io.dumps(pipeline)))
     if mlflow.active_run() is None:
         mlflow.start_run()
+    example = times_as_days(example)
     signature, rows = _signature(example, task), example.head(3)
     numbers = [column.name for column in signature.inputs if str(column.type) == "DataType.double"]
     return mlflow.sklearn.log_model(

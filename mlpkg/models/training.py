@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import optuna
 import pandas as pd
+from pandas.api.types import is_datetime64_any_dtype
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.inspection import permutation_importance
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
@@ -91,7 +92,8 @@ def fit(
     y = task.codes(data[label], label)  # of all rows, so that a label that does not fit is found
     rows = sample_rows(data, candidate.most, seed)
     X = _hold_empty(features(rows, numeric, categorical), numeric)
-    pipeline = candidate.build(numeric, categorical, seed, task, len(rows), params)
+    times = [name for name in numeric if is_datetime64_any_dtype(data[name])]
+    pipeline = candidate.build(numeric, categorical, seed, task, len(rows), params, times)
     with _quiet(), native_threads(threads):
         pipeline.fit(X, y if rows is data else y[sample_positions(data, candidate.most, seed)])
     return _one_job(pipeline)

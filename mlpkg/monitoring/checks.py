@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from scipy import stats
 
 from ..data.contracts import check
-from ..data.inputs import Input, as_contract
+from ..data.inputs import Input, as_contract, as_numbers, without_blanks
 from ..errors import MlpkgError
 from ..models.intervals import Estimate, estimates, standard_error, z_95, z_score
 from mlpkg.monitoring.drift import (
@@ -133,9 +133,9 @@ def _absent(rows: pd.DataFrame, one: Input) -> tuple[pd.Series, list[Finding]]:
     return empty, [Finding("contract", one.name, "alarm", words, 1.0, threshold=0.0)]
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #bf4c69ee
-def _as_numbers(given: pd.Series, name: str) -> tuple[pd.Series, list[Finding]]:
+def _as_numbers(given: pd.Series, one: Input) -> tuple[pd.Series, list[Finding]]:
     "Numbers, and an alarm where some were not"
-    made = pd.to_numeric(given, errors="coerce").astype("float64")
+    name, made, given = one.name, as_numbers(given, one), without_blanks(given, one.blanks)
     lost = float((made.isna() & given.notna()).mean())
     words = f"column {name}: {lost:.1%} of the values are not numbers"
     return made, [Finding("contract", name, "alarm", words, lost, threshold=0.0)] if lost else []
@@ -154,9 +154,9 @@ def coerce_inputs(
         if name not in rows:
             made[name], more = _absent(rows, one)
         elif one.kind == "number":
-            made[name], more = _as_numbers(rows[name], name)
+            made[name], more = _as_numbers(rows[name], one)
         else:
-            made[name] = rows[name].astype("str")
+            made[name] = without_blanks(rows[name], one.blanks).astype("str")
         found += more
     return pd.DataFrame(made, index=rows.index), found
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .checks import Window
+from .performance import leading
 from .report import Report, window_names
 from ..palette import blue, grey, orange
 
@@ -119,8 +120,9 @@ def _plot_panels(
     history: pd.DataFrame,
     places: pd.Series,  # Place of each row of `history`, by its index
 ) -> None:
-    "Draw ROC AUC into one panel, and observed and predicted positive rate into the other"
-    ranked = _rows_of(history, "performance", "roc_auc")
+    "Draw the figure that leads into one panel, and what was observed and predicted on average into the other"
+    names = [_rows_of(history, "performance", column) for column in leading.values()]
+    ranked = next((rows for rows in names if len(rows)), names[0])
     x = places[ranked.index].to_numpy()
     _series(auc, ranked, x, "in the window", _now, "o")
     auc.plot(x, ranked["reference"], color=_before, marker="_", linestyle="--", label="held out")
@@ -145,13 +147,26 @@ def _label_axis(
     ax.set(ylabel=title, xlim=(-0.6, len(names) - 0.4))
     ax.legend(frameon=False, fontsize="small", ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
+# %% ../../nbs/api/monitoring/16_plots.ipynb #3446d86b
+_axis_titles = {
+    "roc_auc": ("ROC AUC", "positive rate"),
+    "accuracy": ("share predicted right", "mean probability"),
+    "mae": ("mean error", "mean prediction"),
+}
+
+
+def _titles(history: pd.DataFrame) -> tuple[str, str]:
+    "What the axes of both panels are called"
+    there = set(history.loc[history["check"] == "performance", "column"])
+    return next((titles for column, titles in _axis_titles.items() if column in there), _axis_titles["roc_auc"])
+
 # %% ../../nbs/api/monitoring/16_plots.ipynb #7f2174dd
 def plot_history(
     history: pd.DataFrame,  # From `mlpkg.monitoring.report.read_history`
     windows: int = 24,  # At most this many, the last ones
     window_column: str = "window",  # Column of `history` that names the window
 ) -> "Figure":  # HistoryError if there is no such column
-    "Performance, and predicted and observed positive rates, over time"
+    "Performance, and what was predicted and observed on average, over time"
     import matplotlib.pyplot as plt
 
     names = sorted(window_names(history, window_column).unique())[-windows:]
@@ -159,6 +174,6 @@ def plot_history(
     places = table[window_column].map({name: place for place, name in enumerate(names)})
     figure, (auc, rate) = plt.subplots(1, 2, figsize=(8, 2.5), dpi=60, layout="constrained")
     _plot_panels(auc, rate, table, places)
-    for ax, title in ((auc, "ROC AUC"), (rate, "positive rate")):
+    for ax, title in zip((auc, rate), _titles(table), strict=True):
         _label_axis(ax, title, names, places[table["alarm"]].unique().tolist())
     return figure

@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from ..data.inputs import Input
 from ..data.lake import Lake
 from ..errors import MlpkgError
+from ..models.tasks import Task, yes_no
 from mlpkg.monitoring.checks import (
     Finding,
     Window,
@@ -180,12 +181,14 @@ def _check_data(
     if not there:
         return found
     before = replace(learned, rows=coerce_inputs(learned.rows, inputs)[0])
-    now = replace(current, rows=rows)
+    now, steady = replace(current, rows=rows), [one for one in there if not one.time]  # Times move on, and should
+    found = [*found, check_contract(rows, there, max_rate)]
+    if not steady:
+        return found
     return [
         *found,
-        check_contract(rows, there, max_rate),
-        *check_columns(before, now, there, rules),
-        check_joint(before, now, there, rules, truth_known, seed),
+        *check_columns(before, now, steady, rules),
+        check_joint(before, now, steady, rules, truth_known, seed),
     ]
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #5ed3b9b1
@@ -246,20 +249,24 @@ def monitor(
 # %% ../../nbs/api/monitoring/14_report.ipynb #12719024
 def stored_predictions(
     lake: Lake,  # Where the table is
-    name: str,  # Table with the window's column, the keys, probability, model and model_version
+    name: str,  # Table with the window's column, the keys, what was predicted, model and model_version
     window: str,  # Which window, such as "2013-12"
     rows: pd.DataFrame,  # Rows of the window
     keys: Sequence[str],  # Columns that identify a row, on both sides
     model: str,  # Registered name
     version: int,  # Predictions of other versions are ignored
     window_column: str = "window",  # Column of the table that names the window
-) -> np.ndarray:  # Probabilities in the order of the rows, NaN where there is none
+    task: Task = yes_no,  # Of the model
+) -> np.ndarray:  # As `Task.predict` gives it, in the order of the rows, NaN where there is none
     "What a model said about rows at the time"
-    if not lake.exists(name):
-        return np.full(len(rows), np.nan)
+    several = task.kind == "multiclass"
+    columns = task.class_columns() if several else ["probability" if task.classes else "prediction"]
+    if not lake.exists(name) or not set(columns) <= set(lake.schema(name).names):
+        return np.full((len(rows), len(columns)) if several else len(rows), np.nan)
     filters = [(window_column, "=", window), ("model", "=", model), ("model_version", "=", version)]
-    given = lake.read(name, [*keys, "probability"], filters).drop_duplicates(list(keys), keep="last")
-    return rows[list(keys)].merge(given, on=list(keys), how="left")["probability"].to_numpy()
+    given = lake.read(name, [*keys, *columns], filters).drop_duplicates(list(keys), keep="last")
+    found = rows[list(keys)].merge(given, on=list(keys), how="left")[columns].to_numpy("float64")
+    return found if several else found[:, 0]
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #d1cf8766
 class HistoryError(MlpkgError, ValueError):

@@ -23,7 +23,7 @@ from ..redaction import get_log
 from .answer_log import AnswerLog
 from .answers import Answer, answer_values
 from .loader import ServedModel
-from .metrics import Metrics
+from .metrics import ModelMetrics
 from ..settings import ServingSettings
 
 _log = get_log("mlpkg.serving.batching")
@@ -61,7 +61,7 @@ class MicroBatcher:
         self,
         limit: int,  # Requests that may wait
         rows: int,  # Records up to which requests share a call
-        metrics: Metrics,  # Counts requests and records of each call
+        metrics: ModelMetrics,  # Counts requests and records of each call
     ):
         self.limit, self.rows, self.metrics = limit, rows, metrics
         self.waiting: deque[PendingRequest] = deque()
@@ -156,7 +156,7 @@ class Shadow:
     "Lets the challenger predict what the champion has answered"
 
     answers: AnswerLog
-    metrics: Metrics
+    metrics: ModelMetrics
     room: int  # Records that may wait
     seconds: float = 0.25  # Between two calls of the challenger
     waiting: list[tuple[ServedModel, list[Answer], list[dict[str, Any]]]] = field(default_factory=list)
@@ -195,7 +195,7 @@ def score(self: Shadow) -> None:
         task = challenger.loaded.task
         pairs = zip(answers, answer_values(task, found, task.records(found)), strict=True)
         self.answers.put([shadow_answer(answer, challenger, values) for answer, values in pairs])
-        self.metrics.predictions.labels("shadow", challenger.version.version).inc(len(records))
+        self.metrics.predicted("shadow", challenger.version.version, len(records))
 
 # %% ../../nbs/api/serving/26_batching.ipynb #20911674
 @patch

@@ -10,8 +10,10 @@ __all__ = ['request_id_pattern', 'field_type', 'strict_type', 'record_type', 're
 import difflib
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, NotRequired
 
+import pandas as pd
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -26,6 +28,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
+from ..data.columns import as_days, days_to_text
 from ..data.inputs import Input
 from ..models.tasks import Task, yes_no
 
@@ -40,9 +43,29 @@ def field_type(
     kind: Any = float if one.kind == "number" else str
     if one.closed:
         kind, rules = Literal[one.categories], {}
+    if one.time:
+        kind, rules = Annotated[str, AfterValidator(_days_of), WithJsonSchema(_time_schema)], {}
     plain = Annotated[kind, Field(**{name: rule for name, rule in rules.items() if rule is not None})]
-    about = Field(description=_describe(one), examples=None if one.example is None else [one.example])
-    return Annotated[plain | None if one.nullable else plain, about]
+    example = days_to_text(float(one.example)) if one.time and one.example is not None else one.example
+    about = Field(description=_describe(one), examples=None if example is None else [example])
+    known: Any = Annotated[plain | None if one.nullable else plain, about]
+    return Annotated[known, BeforeValidator(partial(_unless_blank, one.blanks))] if one.blanks else known
+
+# %% ../../nbs/api/serving/12_schemas.ipynb #6d2f473f
+_time_schema = {"type": "string", "format": "date-time"}
+
+
+def _days_of(text: str) -> float:
+    "Days since 1970 of a time such as 2026-11-03T10:00:00Z"
+    try:
+        return float(as_days(pd.Series([text]))[0])
+    except ValueError:
+        raise PydanticCustomError("time", "this should be a time like 2026-11-03T10:00:00Z") from None
+
+# %% ../../nbs/api/serving/12_schemas.ipynb #52c719bb
+def _unless_blank(blanks: tuple[float | str, ...], value: Any) -> Any:
+    "The value, or None if it stands for a missing one"
+    return None if isinstance(value, str | int | float) and value in blanks else value
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #0a476deb
 def _describe(one: Input) -> str:
@@ -50,6 +73,8 @@ def _describe(one: Input) -> str:
     notes = [one.description or one.name]
     if one.nullable:
         notes.append("null if it is not known")
+    if one.blanks:
+        notes.append(f"{', '.join(map(str, one.blanks))} counts as not known")
     if one.categories and not one.closed:
         known = ", ".join(one.categories[:20]) + (", ..." if len(one.categories) > 20 else "")
         notes.append(f"known values: {known}; others count as not known")
@@ -210,7 +235,7 @@ def _truth_type(task: Task) -> Any:
     about = Field(description=f"What really happened: one of {known}")
     return Annotated[Literal[task.classes], about, BeforeValidator(_not_a_boolean)]
 
-
+# %% ../../nbs/api/serving/12_schemas.ipynb #3d164260
 def feedback_type(
     most: int,  # Truths in one request
     task: Task = yes_no,  # Of the model that answered
