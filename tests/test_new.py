@@ -22,7 +22,7 @@ from sklearn.datasets import load_wine
 from mlpkg.data.lake import Lake
 from mlpkg.errors import MlpkgError
 from mlpkg.models.inspection import InspectionError
-from mlpkg.pipelines.drafting import draft
+from mlpkg.pipelines.drafting import draft_pipeline
 from mlpkg.pipelines.scaffold import check_name_of, find_project
 from mlpkg.serving.app import create_app
 from mlpkg.settings import load_settings
@@ -212,7 +212,7 @@ def refused(folder: Path, table: pd.DataFrame | str | bytes, target: str = "y", 
     else:
         path.write_bytes(table.encode() if isinstance(table, str) else table)
     with pytest.raises(MlpkgError) as found:
-        draft("given", str(path), target, **asked)
+        draft_pipeline("given", str(path), target, **asked)
     return str(found.value)
 
 
@@ -250,14 +250,14 @@ def test_bad_tables_are_refused_in_words(tmp_path, table, asked, words):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(MlpkgError, match="nowhere.csv' cannot be read"):
-        draft("given", str(tmp_path / "nowhere.csv"), "y")
+        draft_pipeline("given", str(tmp_path / "nowhere.csv"), "y")
 
 
 def test_files_of_other_habits_are_read(tmp_path):
     text = "Größe;Preis €\n" + "".join(f"{n % 9},5;{1000 + 3 * (n % 50)},25\n" for n in range(200))
     for encoding in ("cp1252", "utf-8-sig", "utf-16"):
         (tmp_path / "given.csv").write_bytes(text.encode(encoding))
-        made = draft("given", str(tmp_path / "given.csv"), "Preis €")
+        made = draft_pipeline("given", str(tmp_path / "given.csv"), "Preis €")
         assert (made.task.kind, made.label, list(made.found.columns)) == ("regression", "preis", ["größe", "preis"])
         assert made.found.table["größe"].max() == 8.5
 
@@ -266,7 +266,7 @@ def test_a_wide_table_is_drafted_with_a_warning(tmp_path):
     rng = np.random.default_rng(0)
     table = pd.DataFrame(rng.normal(size=(120, 2000)), columns=[f"gene {n}" for n in range(2000)])
     table.assign(y=(table["gene 7"] > 0).map({True: "ill", False: "well"})).to_csv(tmp_path / "given.csv", index=False)
-    made = draft("genes", str(tmp_path / "given.csv"), "y")
+    made = draft_pipeline("genes", str(tmp_path / "given.csv"), "y")
     assert any("features: the contract gets long" in words for words in made.warnings)
     assert len(made.sample().to_csv()) < 3_000_000
 
@@ -291,4 +291,4 @@ def test_a_pipeline_whose_name_is_taken_by_something_else_is_not_touched(tmp_pat
 def test_labels_with_a_gap_are_told(tmp_path):
     frame(y=[0, 1, None] * 20).to_csv(tmp_path / "given.csv", index=False)
     with pytest.raises(InspectionError, match="rows that differ are too few"):
-        draft("given", str(tmp_path / "given.csv"), "y")
+        draft_pipeline("given", str(tmp_path / "given.csv"), "y")

@@ -86,12 +86,12 @@ def new_command(
 
     Example: [bold]mlpkg new heart --data heart.csv --target target[/bold]
     """
-    from mlpkg.pipelines.drafting import draft
+    from mlpkg.pipelines.drafting import draft_pipeline
     from mlpkg.pipelines.scaffold import check_name_of, find_project, in_the_way, new_files, write_pipeline
 
     console, project = Console(), find_project()
     check_name_of(name, project)
-    made = draft(name, data, target, time, group, task.value if task else None)
+    made = draft_pipeline(name, data, target, time, group, task.value if task else None)
     _show_found(console, made)
     if there := in_the_way(made, project):
         _show_diff(console, made, project, there)

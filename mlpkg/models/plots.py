@@ -112,6 +112,7 @@ def _draw_values(axes: "Sequence[Axes]", found: Evaluation, name: str, shade: st
         agree.fill_between(line, ends["low"], ends["high"], color="grey", alpha=0.2, linewidth=0)
     agree.set(title=name, ylabel="true")
     error.set(xlabel="predicted", ylabel="true less predicted")
+    error.locator_params(axis="x", nbins=4)
 
 # %% ../../nbs/api/models/18_plots.ipynb #2a30740a
 def plot_values(

@@ -16,6 +16,7 @@ from .checks import Window
 from .performance import leading
 from .report import Report, window_names
 from ..palette import blue, grey, orange
+from ..quality import Kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,16 +156,17 @@ _axis_titles = {
 }
 
 
-def _titles(history: pd.DataFrame) -> tuple[str, str]:
+def _titles(history: pd.DataFrame, kind: Kind) -> tuple[str, str]:
     "What the axes of both panels are called"
     there = set(history.loc[history["check"] == "performance", "column"])
-    return next((titles for column, titles in _axis_titles.items() if column in there), _axis_titles["roc_auc"])
+    return next((titles for column, titles in _axis_titles.items() if column in there), _axis_titles[leading[kind]])
 
 # %% ../../nbs/api/monitoring/16_plots.ipynb #7f2174dd
 def plot_history(
     history: pd.DataFrame,  # From `mlpkg.monitoring.report.read_history`
     windows: int = 24,  # At most this many, the last ones
     window_column: str = "window",  # Column of `history` that names the window
+    kind: Kind = "binary",  # Of the model's task, for windows in which nothing could be concluded
 ) -> "Figure":  # HistoryError if there is no such column
     "Performance, and what was predicted and observed on average, over time"
     import matplotlib.pyplot as plt
@@ -174,6 +176,6 @@ def plot_history(
     places = table[window_column].map({name: place for place, name in enumerate(names)})
     figure, (auc, rate) = plt.subplots(1, 2, figsize=(8, 2.5), dpi=60, layout="constrained")
     _plot_panels(auc, rate, table, places)
-    for ax, title in zip((auc, rate), _titles(table), strict=True):
+    for ax, title in zip((auc, rate), _titles(table, kind), strict=True):
         _label_axis(ax, title, names, places[table["alarm"]].unique().tolist())
     return figure
