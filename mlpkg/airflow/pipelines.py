@@ -42,6 +42,7 @@ def etl_params(
     return {
         "source": Param(source, type="string", description=f"A {_source}"),
         "batches": batches_param("", "batches to take; all that the file has unless given"),
+        "replace": Param(False, type="boolean", description="May it take the place of another file's batches?"),
     }
 
 # %% ../../nbs/api/airflow/15_pipelines.ipynb #a261d5a3

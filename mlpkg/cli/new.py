@@ -109,7 +109,8 @@ def _show_diff(console: Console, made: "Draft", project: "Project", there: list[
     "How the contract would change; typer.Exit with 1 where what is there is not a pipeline of this name"
     from mlpkg.pipelines.scaffold import ScaffoldError, contract_diff
 
-    if not (project.root / project.notebooks / "pipelines" / made.name).is_dir():
+    whole = (project.root / project.notebooks / "pipelines" / made.name).is_dir() and len(there) > 5
+    if not whole:
         raise ScaffoldError(f"pipeline {made.name!r}: {', '.join(there[:3])} exist already. Choose another name")
     diff = contract_diff(made, project)
     console.print(f"\nThe pipeline {made.name} exists already, so nothing is written.")

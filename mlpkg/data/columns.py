@@ -21,33 +21,41 @@ def time_values(
     if not pd.api.types.is_string_dtype(column.dropna().infer_objects()):
         return pd.to_datetime(column, utc=True, errors="coerce").astype("datetime64[us, UTC]")
     known = column.dropna().astype("str").str.strip()
+    known = known[
+        known.str.match(r"\d{4}-\d{2}|\d{1,4}[-/. ]\w{1,9}[-/. ]\d{1,4}|[A-Za-z]{3,9} \d")
+    ]  # not `now`, or 10:00
     found = pd.to_datetime(known, utc=True, errors="coerce", format="ISO8601")
     if found.isna().any():
         ways = [
             pd.to_datetime(known, utc=True, errors="coerce", dayfirst=order, format="mixed") for order in (False, True)
         ]
-        whole = [way for way in ways if not way.isna().any()]
-        if len(whole) == 2 and _day_first(known) is None and (whole[0] != whole[1]).any():
+        first, differ = _day_first(known), bool((ways[0] != ways[1]).any())
+        if differ and first is None:
             raise SourceError(
                 f"column {column.name!r}: it cannot be told whether {known.iloc[0]!r} begins with the day or the "
                 "month. Write dates like 2026-11-03"
             )
-        found = ways[_day_first(known) or 0]
+        found = ways[bool(first)]
     return found.reindex(column.index).astype("datetime64[us, UTC]")
 
-# %% ../../nbs/api/data/17_columns.ipynb #13ca2a2f
-def _day_first(texts: pd.Series) -> bool | None:  # None where either order fits
+
+def _day_first(texts: pd.Series) -> bool | None:  # None where either order fits, or neither
     "Do dates like 13/11/2026 begin with the day?"
     parts = texts.str.extract(r"^(\d{1,2})[-/. ](\d{1,2})[-/. ]\d{2,4}").astype("float64")
-    first, second = parts.max()
-    return True if first > 12 else False if second > 12 else None
+    day, month = parts.max() > 12
+    return None if day == month else bool(day)
 
 # %% ../../nbs/api/data/17_columns.ipynb #8e6b42a5
+_last_day = 200_000  # In the year 2517
+
+
 def as_days(
     column: pd.Series,  # Texts, timestamps, or days already; NaN allowed
 ) -> pd.Series:  # float64, NaN for missing times; SourceError for what is not a time
     "Times as days since 1970, UTC"
     if pd.api.types.is_numeric_dtype(column):
+        if (far := column[column.abs() > _last_day]).size:
+            raise SourceError(f"column {column.name!r} should hold days since 1970 or times, found {far.iloc[0]!r}")
         return column.astype("float64")
     times = time_values(column)
     if (wrong := column[column.notna() & times.isna()]).size:
@@ -90,6 +98,8 @@ def as_type(
     "Cast a column to its type"
     if kind == "str":
         return column.astype("str")
+    if kind == "time" and pd.api.types.is_numeric_dtype(column) and column.notna().any():
+        raise SourceError(f"column {column.name!r} should hold times, found the number {column.dropna().iloc[0]!r}")
     values = _read_values(column, kind)
     if (wrong := column[column.notna() & values.isna()]).size:
         found = f"{wrong.iloc[0]!r} in row {wrong.index[0]}"

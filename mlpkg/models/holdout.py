@@ -113,7 +113,14 @@ def unnamed_blocks(
             return f"column {column!r}, which names the blocks, held {before} and holds {now} now. {by_hand}"
         if rows[column].isna().any() or held[column].isna().any():
             return f"column {column!r}, which names the blocks, has missing values. {by_hand}"
+        if now == "text" and len(rows) and len(held) and _editions(rows[column]) != _editions(held[column]):
+            return f"rows were told apart by other columns then than they are now. {by_hand}"
     return ""
+
+
+def _editions(names: pd.Series) -> set[str]:
+    "What names of rows were made of, as far as they say so; see `mlpkg.models.splits`"
+    return set(names.astype("str").str.extract(r"^[0-9a-f]{16}(-[0-9a-f]{4})$", expand=False).dropna())
 
 # %% ../../nbs/api/models/23_holdout.ipynb #f4308186
 def _learned(

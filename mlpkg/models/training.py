@@ -178,12 +178,17 @@ def cut_folds(
     "Cut a table into folds"
     codes = task.codes(table[label], label)
     groups = None if not group else pd.factorize(table[group], use_na_sentinel=False)[0]
-    rarest = np.bincount(codes)[np.unique(codes)].min() if task.classes else len(table)
+    counts = np.bincount(codes)[np.unique(codes)] if task.classes else np.array([len(table)])
+    rarest = (
+        counts[counts > 1].min(initial=len(table)) if len(counts) > 2 else counts.min()
+    )  # A stray row stops nothing
     most = min(count, int(rarest), len(table) if groups is None else len(np.unique(groups)))
     if most < 2:
         raise SearchError(f"{len(table)} rows cannot be cut into folds: the rarest class, or group, is there only once")
     cutter = _cutter(groups is not None, bool(task.classes), most, seed)
-    return [(table.iloc[a], table.iloc[b]) for a, b in cutter.split(table, codes, groups)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")
+        return [(table.iloc[a], table.iloc[b]) for a, b in cutter.split(table, codes, groups)]
 
 # %% ../../nbs/api/models/14_training.ipynb #210fea4f
 def _study(

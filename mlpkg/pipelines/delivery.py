@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['DeliveryError', 'file_batch', 'select_batches', 'read_table', 'Delivery', 'add_columns', 'read_delivery',
-           'write_batches', 'stored_batches']
+           'write_batches', 'stored_batches', 'check_sources']
 
 # %% ../../nbs/api/pipelines/12_delivery.ipynb #f5f21f36
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -20,7 +21,8 @@ from ..data.lake import Lake
 from ..data.sources import public_name
 from ..data.tabular import Found, read_any
 from ..errors import MlpkgError
-from .recipe import Recipe, batch_column, day_column, reserved
+from ..models.splits import row_names, with_edition
+from .recipe import Recipe, batch_column, day_column, id_column, reserved, source_column
 
 # %% ../../nbs/api/pipelines/12_delivery.ipynb #c339e5e3
 class DeliveryError(MlpkgError, ValueError):
@@ -31,7 +33,8 @@ def file_batch(
     source: str,  # Path or URL
 ) -> str:
     "The name of the batch in a file"
-    return PurePosixPath(public_name(source)).name.split(".")[0] or "file"
+    name = re.sub(r"(\.csv)?\.(csv|zip|gz|parquet)$", "", PurePosixPath(public_name(source)).name, flags=re.IGNORECASE)
+    return re.sub(r"[^\w.-]+", "_", name).strip("_.") or "file"
 
 # %% ../../nbs/api/pipelines/12_delivery.ipynb #91a94859
 def select_batches(
@@ -56,10 +59,13 @@ def select_batches(
 # %% ../../nbs/api/pipelines/12_delivery.ipynb #dfb87e58
 def read_table(
     source: str,  # As for `mlpkg.data.tabular.read_any`
+    texts: Sequence[str] = (),  # Columns that are texts, whatever is in them
 ) -> Found:  # SourceError as there
     "Read a file, without the names that pipelines use themselves"
-    found = read_any(source)
+    found = read_any(source, texts)
     taken = {name: f"{name}_given" for name in reserved if name in found.table}
+    if twice := [new for new in taken.values() if new in found.table]:
+        raise DeliveryError(f"source {public_name(source)!r}: rename column {', '.join(twice)}, whose name is needed")
     notes = [f"columns renamed, since pipelines use the name: {', '.join(taken)}"] if taken else []
     names = {old: taken.get(new, new) for old, new in found.names.items()}
     return Found(found.table.rename(columns=taken), [*found.notes, *notes], names)
@@ -100,9 +106,13 @@ def add_columns(
     rows: pd.DataFrame,  # Typed, as the contract of the recipe says
     recipe: Recipe,
     source: str,  # Names the batch of a file, and is named in errors
-) -> pd.DataFrame:  # With the batch and, where there is a time, the day of each row; DeliveryError without one
+) -> pd.DataFrame:  # With batch, identity, source and, where there is a time, day of each row; DeliveryError
     "Add what pipelines know of each row"
-    made = {batch_column: _batch_names(rows, recipe, source)}
+    made = {
+        batch_column: _batch_names(rows, recipe, source),
+        id_column: with_edition(row_names(rows, recipe.telling), recipe.telling),
+    }
+    made[source_column] = pd.Series(public_name(source), index=rows.index, dtype="str")
     if recipe.time:
         made[day_column] = rows[recipe.time].dt.strftime("%Y-%m-%d").astype("str")
     return rows.assign(**made)
@@ -114,21 +124,22 @@ def read_delivery(
     batches: str = "",  # As for `select_batches`
 ) -> Delivery:  # SourceError or DeliveryError, in words that say what to mend
     "Read what a pipeline needs from a file"
-    found = read_table(source)
     types = contract_types(recipe.contract())
-    unused = [name for name in found.table if name not in types]
-    rows = add_columns(cast_columns(_with_all(found.table, recipe), types, source), recipe, source)
+    found = read_table(source, [name for name, kind in types.items() if kind == "str"])
+    table, notes = found.table, list(found.notes)
+    if recipe.copies == "once" and (copies := int(table.duplicated().sum())):
+        table = table.drop_duplicates(ignore_index=True)
+        notes.append(f"{copies:,} of {len(found.table):,} rows are copies of others: kept once")
+    unused = [str(name) for name in table if name not in types]
+    rows = add_columns(cast_columns(_with_all(table, recipe), types, source), recipe, source)
     wanted = select_batches(batches, rows[batch_column].unique().tolist(), f"source {public_name(source)!r}")
     rows = rows[rows[batch_column].isin(wanted)].reset_index(drop=True)
-    notes = [
-        *found.notes,
-        *([f"columns that no model asks for, left out: {', '.join(map(str, unused))}"] if unused else []),
-    ]
-    if recipe.label not in found.table:
+    notes += [f"columns that no model asks for, left out: {', '.join(unused)}"] if unused else []
+    if recipe.label not in table:
         notes.append(f"there is no {recipe.label}: its values are taken as not known yet")
     return Delivery(rows, wanted, notes)
 
-# %% ../../nbs/api/pipelines/12_delivery.ipynb #8fcbab7c
+# %% ../../nbs/api/pipelines/12_delivery.ipynb #5880a953
 def write_batches(
     lake: Lake,
     table: str,  # Like "raw/parcels"
@@ -136,12 +147,36 @@ def write_batches(
     batches: Sequence[str],  # That they are; one without rows is emptied
 ) -> int:  # Version written
     "Replace batches of a table"
+    if lake.exists(table) and set(lake.schema(table).names) != set(rows.columns):
+        old = lake.read(table, version="newest")
+        kept = old[~old[batch_column].isin(batches)].reindex(columns=rows.columns)
+        whole = pd.concat([kept.astype(rows.dtypes.to_dict(), errors="ignore"), rows], ignore_index=True)
+        return lake.write(table, whole, mode="overwrite", partition_by=[batch_column], change_schema=True)
     return lake.write(table, rows, mode="replace", partition={batch_column: list(batches)}, allow_empty=True)
 
-# %% ../../nbs/api/pipelines/12_delivery.ipynb #d2ce0858
+# %% ../../nbs/api/pipelines/12_delivery.ipynb #ff7f8ef3
 def stored_batches(
     lake: Lake,
     table: str,  # Need not exist
 ) -> list[str]:  # Sorted
     "The batches that a table has"
     return sorted(lake.read(table, [batch_column])[batch_column].unique()) if lake.exists(table) else []
+
+# %% ../../nbs/api/pipelines/12_delivery.ipynb #bbb6ad90
+def check_sources(
+    lake: Lake,
+    recipe: Recipe,
+    delivery: Delivery,
+) -> Delivery:  # The same; DeliveryError where other rows would be lost
+    "Refuse a delivery that would replace what came from another file"
+    table, where = recipe.table("raw"), [(batch_column, "in", delivery.batches)]
+    if not lake.exists(table) or source_column not in lake.schema(table).names:
+        return delivery
+    there = lake.read(table, [batch_column, source_column], where).drop_duplicates()
+    given = set(delivery.rows[source_column])
+    for row in there[~there[source_column].isin(given)].itertuples(index=False):
+        raise DeliveryError(
+            f"batch {row[0]!r} came from {row[1]!r}, and would be replaced by rows of {', '.join(sorted(given))!r}. "
+            "Give a file with all rows of the batch and the parameter replace=true, or another name to the file"
+        )
+    return delivery

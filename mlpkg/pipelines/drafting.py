@@ -6,6 +6,7 @@
 __all__ = ['widened', 'column_rule', 'Draft', 'with_scale', 'draft_pipeline', 'request_of']
 
 # %% ../../nbs/api/pipelines/30_drafting.ipynb #81935e8d
+import html
 import json
 import math
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+from scipy import stats
 
 from ..data.sources import public_name
 from mlpkg.models.inspection import (
@@ -126,14 +128,14 @@ def split(self: Draft) -> SplitRule:
 
 # %% ../../nbs/api/pipelines/30_drafting.ipynb #ad3d87fe
 @patch
-def batch(self: Draft) -> str:  # file, month or day
+def batch(self: Draft) -> str:  # file or month; days are too short to be judged each by itself
     "What arrives together"
     if not self.time:
         return "file"
     times = self.found.table[self.time]
-    return "month" if times.max() - times.min() > pd.Timedelta(days=62) else "day"
+    return "month" if times.max() - times.min() > pd.Timedelta(days=62) else "file"
 
-# %% ../../nbs/api/pipelines/30_drafting.ipynb #b0a88bd8
+# %% ../../nbs/api/pipelines/30_drafting.ipynb #53f65559
 @patch
 def slices(self: Draft) -> list[str]:  # At most three
     "Features by which results are cut"
@@ -147,9 +149,10 @@ def with_scale(
     y: pd.Series,  # The target, no NaN
 ) -> tuple[Task, str]:  # And what was decided, "" if nothing was
     "The task, on the log scale where numbers are skewed to the right"
-    if task.kind != "regression" or y.min() < 0:
+    if task.kind != "regression" or bool((y < 0).any()):
         return task, ""
-    skewed, less = float(y.skew()), float(np.log1p(y.astype("float64")).skew())
+    numbers = y.to_numpy("float64")
+    skewed, less = (float(stats.skew(some)) for some in (numbers, np.log1p(numbers)))
     if skewed < 1 or abs(less) > skewed / 2:
         return task, ""
     return replace(
@@ -173,7 +176,7 @@ def _with_times(table: pd.DataFrame, time: str, source: str) -> pd.DataFrame:
 # %% ../../nbs/api/pipelines/30_drafting.ipynb #eb8a5f55
 def _plain_columns(table: pd.DataFrame, label: str) -> tuple[pd.DataFrame, dict[str, list[float | str]], list[str]]:
     "The table without what stands for missing values, what that was in each column, and notes"
-    names = [str(name) for name in table if name != label]
+    names = [str(name) for name in table]
     blanks = {name: found for name in names if (found := find_blanks(table[name]))}
     plain = {name: as_plain(table[name], blanks.get(name, [])) for name in names}
     counts = {name: int(table[name].isin(some).sum()) for name, some in blanks.items()}
@@ -201,23 +204,34 @@ def draft_pipeline(
     found = inspect_table(table, names[target], names[time], names[group], kind)
     task, scale = with_scale(found.task, found.table[names[target]])
     found = replace(found, task=task)
-    notes = [*read.notes, *told, *gone, *found.notes, *filter(None, [scale])]
-    made = Draft(name, shown, names[target], found, notes, found.warnings, names[time], names[group], blanks)
+    notes, doubts = [*read.notes, *gone, *found.notes, *filter(None, [scale])], [*told, *found.warnings]
+    made = Draft(name, shown, names[target], found, notes, doubts, names[time], names[group], blanks)
     return replace(made, warnings=[*made.warnings, *_cautions(made)])
 
 # %% ../../nbs/api/pipelines/30_drafting.ipynb #37b33abe
 def _cautions(made: Draft) -> list[str]:
     "What a person should know before trusting a model from this table"
-    judges, features = (
-        round(made.rows * made.split().holdout),
-        sum(one.use == "feature" for one in made.found.columns.values()),
-    )
+    rule, features = made.split(), sum(one.use == "feature" for one in made.found.columns.values())
+    judges, blocks = round(made.rows * rule.holdout), made.judging_blocks()
+    by_hand = f"the rules will promote no model: decide with `mlpkg promote 1 --model {made.name} --why ...`"
     words = []
     if judges < 200:
         words.append(f"{judges} rows will judge: intervals are wide, and only a large gain can be told from chance")
+    if judges < 45 or blocks < 8:
+        words.append(f"about {judges} rows in {blocks} independent blocks will judge, which is too little: {by_hand}")
     if features > 200:
         words.append(f"{features:,} features: the contract gets long. A file with those that matter is easier to keep")
     return words
+
+# %% ../../nbs/api/pipelines/30_drafting.ipynb #b6a89a54
+@patch
+def judging_blocks(self: Draft) -> int:
+    "About how many days, groups or rows will judge"
+    rule, table = self.split(), self.found.table
+    if self.time:
+        days = table[self.time].dt.strftime("%Y-%m-%d").value_counts().sort_index()
+        return int((days[::-1].cumsum() <= rule.holdout * len(table)).sum())
+    return round(rule.holdout * (table[self.group].nunique() if self.group else len(table)))
 
 # %% ../../nbs/api/pipelines/30_drafting.ipynb #34ac452f
 _tolerated = {"binary": "roc_auc: 0.0025, brier: 0.0025", "multiclass": "log_loss: 0.0025", "regression": "r2: 0.0025"}
@@ -238,14 +252,13 @@ def rules(self: Draft) -> dict[str, str]:  # Key of settings.ini -> value
         found["monitoring.min_rows"] = str(max(30, int(0.8 * usual)))
     return found
 
-
+# %% ../../nbs/api/pipelines/30_drafting.ipynb #7b762fda
 @patch
 def _batch_rows(self: Draft) -> int:
     "Rows that a batch is likely to have; a tenth of a file, since later ones may be smaller"
-    if not self.time:
+    if self.batch() == "file":
         return self.rows // 10
-    form = "%Y-%m" if self.batch() == "month" else "%Y-%m-%d"
-    return int(self.found.table[self.time].dt.strftime(form).value_counts().median())
+    return int(self.found.table[self.time].dt.strftime("%Y-%m").value_counts().median())
 
 # %% ../../nbs/api/pipelines/30_drafting.ipynb #fdb25f29
 @patch
@@ -372,9 +385,10 @@ def values(
     sample: str,  # Path of the sample in the project
 ) -> dict[str, Any]:  # Name in a template -> value
     "What templates are filled with"
-    own = {name: getattr(self, name) for name in ("name", "label", "time", "group", "source")}
+    own = {name: getattr(self, name) for name in ("name", "label", "time", "group")}
     where = {"module": module, "export": module.partition(".")[2], "sample": sample}
-    about = {"kind": self.task.kind, "batch": self.batch(), "notes": self.notes + self.warnings, "rules": self.rules()}
+    notes = [html.escape(one, quote=False).replace("{{", "{ {") for one in self.notes + self.warnings]
+    about = {"kind": self.task.kind, "batch": self.batch(), "notes": notes, "rules": self.rules()}
     return own | where | about | self._words() | self._code()
 
 # %% ../../nbs/api/pipelines/30_drafting.ipynb #43ade237

@@ -15,7 +15,7 @@ from ..data.lake import Lake
 from ..data.sources import file_kind
 from ..data.spill import spill_folder
 from ..models.registry import Loaded
-from .delivery import read_delivery, select_batches, stored_batches
+from .delivery import file_batch, read_delivery, select_batches, stored_batches
 from .preparation import clean_rows
 from .recipe import Recipe, batch_column
 
@@ -38,8 +38,7 @@ def predict_batches_of(
         return score(lake, loaded, source, to, where, recipe.identity, recipe.slices, limit), wanted
     delivery = read_delivery(recipe, source, batches)
     with TemporaryDirectory(dir=spill_folder(lake.spill), prefix="spill-") as folder:
-        rows = Path(folder) / "rows.parquet"
-        clean_rows(recipe, delivery.rows).to_parquet(rows)
-        where = {batch_column: delivery.batches}
-        done = score(lake, loaded, str(rows), to, where, recipe.identity, recipe.slices, limit)
-    return done, delivery.batches
+        rows, name = Path(folder) / "rows.parquet", file_batch(source)
+        clean_rows(recipe, delivery.rows).assign(**{batch_column: name}).to_parquet(rows)
+        done = score(lake, loaded, str(rows), to, {batch_column: name}, recipe.identity, recipe.slices, limit)
+    return done, [name]

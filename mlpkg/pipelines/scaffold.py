@@ -22,6 +22,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
+from ..data.sources import project_path
 from ..errors import MlpkgError
 from .drafting import Draft, request_of
 from ..settings import find_settings, load_settings
@@ -56,7 +59,9 @@ def find_project(
     start: str | Path | None = None,  # Folder to search from, upwards; the working directory unless given
 ) -> Project:  # ScaffoldError where nbdev does not know a package
     "The project that a pipeline is written into"
-    root = find_settings(start, {} if start else None).parent
+    root, here = find_settings(start, {} if start else None).parent, Path(start or Path.cwd()).absolute()
+    if not here.is_relative_to(root) and not os.environ.get("MLPKG_SETTINGS"):  # found beside the installed package
+        raise ScaffoldError(f"no settings.ini in {here} or above it: go to the folder of your project")
     file = root / "pyproject.toml"
     known = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}).get("nbdev", {}) if file.is_file() else {}
     if not known.get("lib_path"):
@@ -132,6 +137,14 @@ def _recipe_path(project: Project, name: str) -> Path:
     return folder / f"{min(max(numbers, default=8) + 2, 99):02d}_{name}.ipynb"
 
 # %% ../../nbs/api/pipelines/32_scaffold.ipynb #e0db081c
+def _from_project(source: str, root: Path) -> str:
+    "A path as a run finds it: from the project's folder if it is there"
+    if "://" in source:
+        return source
+    path = Path(source).absolute() if Path(source).exists() else project_path(source)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+# %% ../../nbs/api/pipelines/32_scaffold.ipynb #a3298ea3
 def new_files(
     made: Draft,
     project: Project,
@@ -140,6 +153,7 @@ def new_files(
     root, name, templates = project.root, made.name, templates_path() / "pipeline"
     steps, sample = root / project.notebooks / "pipelines" / name, made.sample()
     values = made.values(project.module(name), (steps / "sample.csv").relative_to(root).as_posix())
+    values["source_code"] = json.dumps(_from_project(made.source, root), ensure_ascii=False)
 
     def filled(template: str) -> str:
         fill = fill_notebook if template.endswith(".ipynb") else fill_text
@@ -177,17 +191,27 @@ def write_pipeline(
     made: Draft,
     project: Project,
 ) -> list[str]:  # Paths in the project; ScaffoldError where something is in the way, and nothing is written then
-    "Write a new pipeline"
-    if there := in_the_way(made, project):
-        raise ScaffoldError(f"pipeline {made.name!r}: {', '.join(there[:3])} exist already. Nothing was written")
-    found = new_files(made, project)
-    for path, text in found.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    with (project.root / "settings.ini").open("a", encoding="utf-8") as file:
-        file.write(new_section(made, project))
-    _tidy([*found], project)
-    return [path.relative_to(project.root).as_posix() for path in found] + ["settings.ini"]
+    "Write a new pipeline, or nothing of it"
+    settings, written = project.root / "settings.ini", list[Path]()
+    with FileLock(project.root / ".mlpkg-new.lock", timeout=60):
+        if there := in_the_way(made, project):
+            raise ScaffoldError(f"pipeline {made.name!r}: {', '.join(there[:3])} exist already. Nothing was written")
+        try:
+            for path, text in new_files(made, project).items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                written.append(path)
+                path.write_text(text, encoding="utf-8")
+            _tidy(written, project)
+            with settings.open("a", encoding="utf-8") as file:
+                file.write(new_section(made, project))
+        except (OSError, ScaffoldError) as error:
+            for path in written:
+                path.unlink(missing_ok=True)
+            raise ScaffoldError(
+                f"pipeline {made.name!r} cannot be written, and nothing of it stays: {error}"
+            ) from error
+    (project.root / ".mlpkg-new.lock").unlink(missing_ok=True)
+    return [path.relative_to(project.root).as_posix() for path in [*written, settings]]
 
 # %% ../../nbs/api/pipelines/32_scaffold.ipynb #1e31334b
 def _tidy(paths: list[Path], project: Project) -> None:
@@ -204,7 +228,7 @@ def _tidy(paths: list[Path], project: Project) -> None:
         done = subprocess.run(command, capture_output=True, text=True, cwd=project.root, env=env)  # noqa: S603
         if done.returncode:
             raise ScaffoldError(
-                f"the files are written, but {tool} refuses them: {(done.stdout + done.stderr).strip()[-500:]}"
+                f"{tool} refuses what the templates became: {(done.stdout + done.stderr).strip()[-500:]}"
             )
 
 # %% ../../nbs/api/pipelines/32_scaffold.ipynb #f3429fac

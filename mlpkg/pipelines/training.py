@@ -55,7 +55,8 @@ def search_candidate(
     train, valid = training_parts(parts)
     return search(
         candidate, train, valid, recipe.label, recipe.numeric, recipe.categorical, budget=budget, seed=seed,
-        row_cap=row_cap, on_trial=on_trial, task=recipe.task, group=recipe.group, **objective(metric, recipe.task),
+        row_cap=row_cap, on_trial=on_trial, task=recipe.task, group="row" if "row" in parts else recipe.group,
+        **objective(metric, recipe.task),
     )  # fmt: skip
 
 # %% ../../nbs/api/pipelines/16_training.ipynb #24dc899e

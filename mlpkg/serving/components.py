@@ -19,7 +19,7 @@ from .feedback import Feedback
 from .http import is_local, rate_limit
 from .loader import ModelLoader
 from .metrics import Metrics, ModelMetrics, StateCollector
-from ..settings import Settings, SettingsError
+from ..settings import ServingSettings, Settings, SettingsError
 
 # %% ../../nbs/api/serving/28_components.ipynb #7d4b754b
 def check_serving(
@@ -84,6 +84,21 @@ def make_components(
     return Components(settings, ModelLoader(settings), answers, truths, metrics, counts, batcher, shadow)
 
 # %% ../../nbs/api/serving/28_components.ipynb #805af224
+_shared = ("keys", "rate", "cors", "max_bytes")  # What the server decides before it knows which model is asked
+
+
+def _check_shared(model: str, own: ServingSettings, default: ServingSettings) -> None:
+    "Refuse what a server would ignore"
+    if other := [name for name in _shared if getattr(own, name) != getattr(default, name)]:
+        names = ", ".join(f"serving.{name}" for name in other)
+        raise SettingsError(
+            f"[model {model}] sets {names}, which hold for all models of a server: set them in the profile, or serve "
+            f"{model!r} by a server of its own"
+        )
+    if not re.fullmatch(r"[\w.-]+", model):
+        raise SettingsError(f"model {model!r} cannot be part of an address: give letters, digits, '_', '.' and '-'")
+
+# %% ../../nbs/api/serving/28_components.ipynb #9e65dd05
 def served_components(
     settings: Settings,  # `serving.model`, and the others in `serving.models`
 ) -> dict[str, Components]:  # By model, the default one first; SettingsError if a server cannot work with them
@@ -91,6 +106,8 @@ def served_components(
     metrics, default = Metrics(), check_serving(settings).serving.model
     names = dict.fromkeys([default, *settings.serving.models])
     found = {name: make_components(settings, name, metrics) for name in names}
+    for name, parts in found.items():
+        _check_shared(name, parts.settings.serving, found[default].settings.serving)
     loaders, logs = ({name: getattr(one, part) for name, one in found.items()} for part in ("loader", "answers"))
     metrics.registry.register(StateCollector(loaders, logs))
     return found

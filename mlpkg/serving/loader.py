@@ -33,6 +33,7 @@ from ..models.scoring import Scorer, synthetic_records
 from ..models.storage import download
 from ..models.tasks import answer_differences
 from ..redaction import get_log
+from .cleaning import Clean, cleaned, cleaner_of
 from .health import Issues
 from .schemas import request_type
 from ..settings import Settings
@@ -52,6 +53,7 @@ class ServedModel:
     request: TypeAdapter  # Checks the body of a request
     scorer: Scorer  # Predicts
     source: str  # "MLflow" or "local copy"
+    clean: Clean | None = None  # What is done to rows first
     since: datetime = field(default_factory=lambda: datetime.now(UTC))  # When it was ready, UTC
 
 # %% ../../nbs/api/serving/14_loader.ipynb #a42222fe
@@ -68,7 +70,9 @@ def predict(
     records: Sequence[Mapping[str, Any]],  # Checked by `request`
 ) -> np.ndarray:  # As `Task.predict` gives it, bit for bit that of `mlpkg.models.scoring.raw_predictions`
     "What the model says about checked records"
-    return self.scorer.records(records)
+    if self.clean is None:
+        return self.scorer.records(records)
+    return self.scorer.frame(cleaned(records, self.loaded.inputs, self.clean))
 
 # %% ../../nbs/api/serving/14_loader.ipynb #0b5ac5e6
 class ServingError(MlpkgError, RuntimeError):
@@ -79,20 +83,22 @@ def prepare_model(
     loaded: Loaded,  # A registered version, its columns described
     most: int,  # Records that a request may hold
     source: str = "MLflow",  # Where it was loaded from
+    clean: Clean | None = None,  # What is done to rows first, see `mlpkg.serving.cleaning`
 ) -> ServedModel:  # ServingError if it does not answer as its task says
     "Make a model ready to answer, and try it"
     if loaded.version is None or not loaded.inputs:
         raise ServingError("the model says nothing about its columns. Log it with mlpkg.models.storage.log_model")
     records, what = synthetic_records(loaded.inputs), f"model {loaded.version.name!r} version {loaded.version.version}"
     try:
-        scorer = Scorer(loaded.pipeline, loaded.inputs, task=loaded.task)
-        found = [scorer.records(some) for some in (records, records[:1])]
+        scorer, request = Scorer(loaded.pipeline, loaded.inputs, task=loaded.task), request_type(loaded.inputs, most)
+        made = ServedModel(loaded, TypeAdapter(request), scorer, source, clean)
+        found = [made.predict(some) for some in (records, records[:1])]
     except Exception as error:
         raise ServingError(f"{what} fails on synthetic records: {error!r}") from error
     if not all(loaded.task.is_sound(one) for one in found):
         told = "probabilities" if loaded.task.classes else "numbers"
         raise ServingError(f"{what} answers synthetic records with something other than {told}")
-    return ServedModel(loaded, TypeAdapter(request_type(loaded.inputs, most)), scorer, source)
+    return made
 
 # %% ../../nbs/api/serving/14_loader.ipynb #ecd041c5
 def local_copy(
@@ -221,7 +227,7 @@ class ModelLoader:
         settings: Settings,  # Tracking, and the group `serving`
     ):
         self.settings, self.name, self.root = settings, settings.serving.model, Path(settings.serving.folder)
-        self.arms = Arms()
+        self.arms, self.clean = Arms(), cleaner_of(settings, settings.serving.model)
         self.issues = Issues(_log)  # About mlflow, champion, challenger, watch
         self.reloads = {"done": 0, "failed": 0}
         self.seen: datetime | None = None  # When MLflow last answered, UTC
@@ -251,7 +257,7 @@ def _load(self: ModelLoader, number: int, role: str) -> ServedModel | None:
         version = get_version(self.name, number)
         with self._lock():
             loaded = load_copy(fetch_copy(version, self.root))
-        model = prepare_model(loaded, self.settings.serving.max_records)
+        model = prepare_model(loaded, self.settings.serving.max_records, clean=self.clean)
     except Exception as error:  # a version that cannot be used must not stop the one that can
         pause = min(300.0, self.settings.serving.poll_seconds * 2**times)
         self._failed[number] = (times + 1, time.monotonic() + pause)
@@ -326,7 +332,8 @@ def _cold_start(self: ModelLoader) -> None:
         try:
             if (place := last_good_copy(self.name, self.root)) is None:
                 return self.issues.report("champion", "MLflow does not answer, and there is no copy of a model here")
-            model = prepare_model(load_copy(place), self.settings.serving.max_records, "local copy")
+            most = self.settings.serving.max_records
+            model = prepare_model(load_copy(place), most, "local copy", self.clean)
         except Exception as error:  # then nothing can be served until MLflow is back
             return self.issues.report("champion", f"the copy in {self.root} cannot be used: {error}", error)
         if self.arms.champion is None:

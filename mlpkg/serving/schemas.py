@@ -57,6 +57,8 @@ _time_schema = {"type": "string", "format": "date-time"}
 
 def _days_of(text: str) -> float:
     "Days since 1970 of a time such as 2026-11-03T10:00:00Z"
+    if not re.match(r"\d{4}-\d{2}-\d{2}", text):  # others would have two meanings, or that of this moment
+        raise PydanticCustomError("time", "this should be a time like 2026-11-03T10:00:00Z")
     try:
         return float(as_days(pd.Series([text]))[0])
     except ValueError:
@@ -65,7 +67,8 @@ def _days_of(text: str) -> float:
 # %% ../../nbs/api/serving/12_schemas.ipynb #52c719bb
 def _unless_blank(blanks: tuple[float | str, ...], value: Any) -> Any:
     "The value, or None if it stands for a missing one"
-    return None if isinstance(value, str | int | float) and value in blanks else value
+    known = isinstance(value, str | int | float) and not isinstance(value, bool)
+    return None if known and value in blanks else value
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #0a476deb
 def _describe(one: Input) -> str:
