@@ -1619,6 +1619,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mlpkg/pipelines/delivery.py'),
                                           'mlpkg.pipelines.delivery._batch_names': ( 'api/pipelines/delivery.html#_batch_names',
                                                                                      'mlpkg/pipelines/delivery.py'),
+                                          'mlpkg.pipelines.delivery._source_name': ( 'api/pipelines/delivery.html#_source_name',
+                                                                                     'mlpkg/pipelines/delivery.py'),
                                           'mlpkg.pipelines.delivery._with_all': ( 'api/pipelines/delivery.html#_with_all',
                                                                                   'mlpkg/pipelines/delivery.py'),
                                           'mlpkg.pipelines.delivery.add_columns': ( 'api/pipelines/delivery.html#add_columns',

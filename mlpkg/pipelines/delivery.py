@@ -18,7 +18,7 @@ import pandas as pd
 from ..data.columns import cast_columns, contract_types
 from ..data.inputs import without_blanks
 from ..data.lake import Lake
-from ..data.sources import public_name
+from ..data.sources import project_path, public_name
 from ..data.tabular import Found, read_any
 from ..errors import MlpkgError
 from ..models.splits import row_names, with_edition
@@ -102,6 +102,14 @@ def _batch_names(rows: pd.DataFrame, recipe: Recipe, source: str) -> pd.Series:
     return times.dt.strftime("%Y-%m" if recipe.batch == "month" else "%Y-%m-%d").astype("str")
 
 # %% ../../nbs/api/pipelines/12_delivery.ipynb #98ccce18
+def _source_name(source: str) -> str:
+    "What a source is called in the lake: the same for a path from the project's folder and for a whole one"
+    if "://" in source:
+        return public_name(source)
+    path, root = project_path(source).resolve(), project_path(".").resolve()
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+# %% ../../nbs/api/pipelines/12_delivery.ipynb #d2607550
 def add_columns(
     rows: pd.DataFrame,  # Typed, as the contract of the recipe says
     recipe: Recipe,
@@ -112,7 +120,7 @@ def add_columns(
         batch_column: _batch_names(rows, recipe, source),
         id_column: with_edition(row_names(rows, recipe.telling), recipe.telling),
     }
-    made[source_column] = pd.Series(public_name(source), index=rows.index, dtype="str")
+    made[source_column] = pd.Series(_source_name(source), index=rows.index, dtype="str")
     if recipe.time:
         made[day_column] = rows[recipe.time].dt.strftime("%Y-%m-%d").astype("str")
     return rows.assign(**made)
