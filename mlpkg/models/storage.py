@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.columns import times_as_days
 from ..data.inputs import Input, from_json, to_json
 from ..errors import MlpkgError
 from .tasks import Task, task_from_json, task_of
@@ -109,6 +108,8 @@ def log_model(
     "Store a fitted pipeline in the active run, or in the one that the environment names"
     import mlflow.sklearn
     import skops.io
+
+    from mlpkg.data.columns import times_as_days
 
     task = task.check_model(pipeline) if task else task_of(pipeline)
     _refuse("the fitted pipeline", untrusted_types(skops.io.dumps(pipeline)))

@@ -26,6 +26,7 @@ from mlpkg.models.inspection import (
     as_plain,
     find_blanks,
     inspect_table,
+    is_personal,
 )
 from ..models.splits import SplitRule
 from ..models.tasks import Task
@@ -219,6 +220,10 @@ def _cautions(made: Draft) -> list[str]:
         words.append(f"{judges} rows will judge: intervals are wide, and only a large gain can be told from chance")
     if judges < 45 or blocks < 8:
         words.append(f"about {judges} rows in {blocks} independent blocks will judge, which is too little: {by_hand}")
+    if made.group and is_personal(made.found.table[made.group]):
+        words.append(
+            f"{made.group} identifies people, and goes into the lake and the sample: give numbers in place of it"
+        )
     if features > 200:
         words.append(f"{features:,} features: the contract gets long. A file with those that matter is easier to keep")
     return words
