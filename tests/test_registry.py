@@ -226,7 +226,7 @@ def test_every_trusted_type_exists_and_is_needed(parcels):
     for name in trusted_types:
         module, _, kind = name.rpartition(".")
         assert hasattr(importlib.import_module(module), kind)
-    timed = parcels.assign(sent=pd.to_datetime(parcels["month"] + "-01", utc=True))
+    timed = parcels.assign(sent=pd.date_range("2026-01-01", periods=len(parcels), freq="h", tz="UTC"))
     fitted = [fit(name, timed, "late", [*NUMERIC, "sent"], CATEGORICAL) for name in candidates]
     used = {kind for model in fitted for kind in skops.io.get_untrusted_types(data=skops.io.dumps(model))}
     assert used == set(trusted_types)

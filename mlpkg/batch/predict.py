@@ -297,6 +297,7 @@ def score(
     threshold: float | None = None,  # Of two classes, from which probability on the positive one; the model's own
     rows: int = 49_152,  # Scored at once
     threads: int | None = None,  # As many as there are cores, at most 8, unless given
+    origin: str = "",  # What the source is called in the table; its own name unless given
 ) -> BatchResult:  # BatchError, SourceError, LakeError or ContractError if it cannot be scored; nothing is written
     "Score a table or a file, and write the predictions"
     began = time.perf_counter()
@@ -306,6 +307,7 @@ def score(
     filters, aside = _partition_filters(partition), f"quarantine/{check_name(to)}"
     there = {name: lake.schema(name) if lake.exists(name) else None for name in (to, aside)}
     given = open_source(lake, source, _types(loaded.inputs, filters, there[to]))
+    given = replace(given, name=origin) if origin else given
     kept, groups = (list(dict.fromkeys([*partition, *more])) for more in (keep, by))
     job = _prepare(loaded, given, filters, kept, groups, there[to])
     for (name, table), schema in zip(there.items(), job.schemas(), strict=True):

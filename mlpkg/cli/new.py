@@ -54,9 +54,8 @@ def _show_written(console: Console, made: "Draft", paths: list[str], would: bool
         folders.setdefault(folder, []).append(name)
     console.print("\n[bold]Would write[/bold]" if would else "\n[bold]Written[/bold]")
     for folder, names in folders.items():
-        console.print(
-            f"  {folder + '/' if folder else ''}[dim] {' '.join(names)}[/dim]", soft_wrap=True, highlight=False
-        )
+        shown = f"{folder}/[dim] {' '.join(names)}[/dim]" if folder else f"[dim]{' '.join(names)}[/dim]"
+        console.print(f"  {shown}", soft_wrap=True, highlight=False)
 
 # %% ../../nbs/api/cli/13_new.ipynb #be0f0b3a
 def _show_next(console: Console, made: "Draft", paths: list[str]) -> None:

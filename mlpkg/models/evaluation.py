@@ -71,13 +71,16 @@ def _interval(
     if task.kind == "binary":
         low, high = auc_interval(checked_predictions(task, y, raw)[0], raw, blocks, seed=seed)
     else:
-        low, high = measure(name, y, raw, blocks, task).bounds(0.975)
+        least, most = get_quality(name, task.kind).limits
+        low, high = (min(max(end, least), most) for end in measure(name, y, raw, blocks, task).bounds(0.975))
     return {f"{name}_low": low, f"{name}_high": high}
 
 
 def _facts(codes: np.ndarray, raw: np.ndarray, task: Task) -> dict[str, float]:
     "What a metric is read beside"
     more = {"flagged": task.decide(raw).mean(), "base_rate": codes.mean()} if task.kind == "binary" else {}
+    if ends := task.bounds(raw) if task.kind == "regression" else {}:
+        more["coverage"] = ((ends["low"] <= codes) & (codes <= ends["high"])).mean()
     return {**more, "n": len(codes)}
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #46dcb46c

@@ -80,9 +80,12 @@ class Delivery:
     notes: list[str]  # What was found out, and what was left out
 
 # %% ../../nbs/api/pipelines/12_delivery.ipynb #01f110fe
-def _with_all(table: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+def _with_all(table: pd.DataFrame, recipe: Recipe, source: str) -> pd.DataFrame:
     "Without what stands for missing values, and with empty columns where that is allowed: for a label not known yet"
     contract = recipe.contract()
+    needed = {name: "" for name, one in contract.columns.items() if not one.nullable and name != recipe.label}
+    if not needed.keys() <= set(table):
+        cast_columns(table, needed, source)  # which names those that are not there
     optional = [name for name, one in contract.columns.items() if one.nullable or name == recipe.label]
     blanks = {name: (one.metadata or {}).get("blanks", ()) for name, one in contract.columns.items() if name in table}
     plain = {name: without_blanks(table[name], some) for name, some in blanks.items() if some}
@@ -139,7 +142,7 @@ def read_delivery(
         table = table.drop_duplicates(ignore_index=True)
         notes.append(f"{copies:,} of {len(found.table):,} rows are copies of others: kept once")
     unused = [str(name) for name in table if name not in types]
-    rows = add_columns(cast_columns(_with_all(table, recipe), types, source), recipe, source)
+    rows = add_columns(cast_columns(_with_all(table, recipe, source), types, source), recipe, source)
     wanted = select_batches(batches, rows[batch_column].unique().tolist(), f"source {public_name(source)!r}")
     rows = rows[rows[batch_column].isin(wanted)].reset_index(drop=True)
     notes += [f"columns that no model asks for, left out: {', '.join(unused)}"] if unused else []

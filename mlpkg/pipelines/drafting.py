@@ -86,6 +86,9 @@ def column_rule(
         kind = "number" if all(isinstance(one, int) for one in task.classes) else "text"
         among = json.dumps(list(task.classes), ensure_ascii=False)
         return f"{kind}_column({', '.join([title, f'among={among}', *gaps])})"
+    if task:  # Nobody knows how far a number to be predicted will rise
+        limits = ["0"] if (facts.low or 0.0) >= 0 else []
+        return f"number_column({', '.join([title, *limits, *gaps])})"
     if facts.kind == "time":
         return f"time_column({', '.join([title, *gaps])})"
     if facts.kind == "text":
@@ -118,6 +121,13 @@ class Draft:
         return len(self.found.table)
 
 # %% ../../nbs/api/pipelines/30_drafting.ipynb #fda19f97
+_split_titles = {
+    "time": "Rows are split by time: the past teaches, and the last days judge.",
+    "group": "Rows are split by group: rows that belong together teach, or judge, and never both.",
+    "row": "A digest of what a row says decides whether it teaches or judges, and never changes its mind.",
+}
+
+
 @patch
 def split(self: Draft) -> SplitRule:
     "Which rows teach, choose and judge"
@@ -207,6 +217,8 @@ def draft_pipeline(
     found = replace(found, task=task)
     notes, doubts = [*read.notes, *gone, *found.notes, *filter(None, [scale])], [*told, *found.warnings]
     made = Draft(name, shown, names[target], found, notes, doubts, names[time], names[group], blanks)
+    by = f" ({names[time]} itself is no feature)" if time else ""
+    made.notes.append(f"{_split_titles[made.split().by]}{by}")
     return replace(made, warnings=[*made.warnings, *_cautions(made)])
 
 # %% ../../nbs/api/pipelines/30_drafting.ipynb #37b33abe
@@ -217,9 +229,16 @@ def _cautions(made: Draft) -> list[str]:
     by_hand = f"the rules will promote no model: decide with `mlpkg promote 1 --model {made.name} --why ...`"
     words = []
     if judges < 200:
-        words.append(f"{judges} rows will judge: intervals are wide, and only a large gain can be told from chance")
+        words.append(
+            f"about {judges} rows will judge: intervals are wide, and only a large gain can be told from chance"
+        )
     if judges < 45 or blocks < 8:
         words.append(f"about {judges} rows in {blocks} independent blocks will judge, which is too little: {by_hand}")
+    if other := [name for name, one in made.found.columns.items() if one.kind == "time" and one.use == "feature"]:
+        when = " or ".join(f"--time {name}" for name in other)
+        words += (
+            [] if made.time else [f"{', '.join(other)}: times. Does one say when a row was known? Then give {when}"]
+        )
     if made.group and is_personal(made.found.table[made.group]):
         words.append(
             f"{made.group} identifies people, and goes into the lake and the sample: give numbers in place of it"
@@ -321,11 +340,6 @@ def _split_code(rule: SplitRule) -> str:
     return f'SplitRule("{rule.by}", {_sequence(rule.columns)}{shares})'
 
 # %% ../../nbs/api/pipelines/30_drafting.ipynb #515e36fe
-_split_titles = {
-    "time": "By time: models are trained on the past, and the last days judge.",
-    "group": "By group: rows that belong together teach, or judge, and never both.",
-    "row": "By what a row says: a row that judges never teaches, whatever comes in later.",
-}
 _block_words = {
     "time": "Rows of a day depend on each other, so intervals count a day as one observation.",
     "group": "Rows of a group depend on each other, so intervals count a group as one observation.",
@@ -350,7 +364,7 @@ def _words(self: Draft) -> dict[str, str]:
         "task_words": f"A model says {wanted}.",
         "predict_title": f"Rows that are new: {wanted}?",
         "split_title": _split_titles[rule.by],
-        "split_words": f"{_split_titles[rule.by]} {self._share_words()}",
+        "split_words": self._share_words(),
         "block_words": _block_words[rule.by],
         "batch_words": batches or f"Batches are the {self.batch()}s of `{self.time}`.",
         "batch_example": {"month": "2026-01", "day": "2026-01-31"}.get(self.batch(), file_batch(self.source)),

@@ -112,7 +112,7 @@ def judge(
 _shown = {
     "binary": ("roc_auc", "roc_auc_low", "roc_auc_high", "pr_auc", "brier", "log_loss", "calibration_error"),
     "multiclass": ("log_loss", "log_loss_low", "log_loss_high", "balanced_accuracy", "f1_macro", "accuracy"),
-    "regression": ("r2", "r2_low", "r2_high", "mae", "rmse", "mape"),
+    "regression": ("r2", "r2_low", "r2_high", "mae", "rmse", "mape", "coverage"),
 }
 
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from ..batch.predict import score
 from ..batch.summary import BatchResult
 from ..data.lake import Lake
-from ..data.sources import file_kind
+from ..data.sources import file_kind, public_name
 from ..data.spill import spill_folder
 from ..models.registry import Loaded
 from .delivery import file_batch, read_delivery, select_batches, stored_batches
@@ -40,5 +40,6 @@ def predict_batches_of(
     with TemporaryDirectory(dir=spill_folder(lake.spill), prefix="spill-") as folder:
         rows, name = Path(folder) / "rows.parquet", file_batch(source)
         clean_rows(recipe, delivery.rows).assign(**{batch_column: name}).to_parquet(rows)
-        done = score(lake, loaded, str(rows), to, {batch_column: name}, recipe.identity, recipe.slices, limit)
+        where, origin = {batch_column: [name]}, public_name(source)
+        done = score(lake, loaded, str(rows), to, where, recipe.identity, recipe.slices, limit, origin=origin)
     return done, [name]

@@ -211,7 +211,8 @@ def write_pipeline(
                 f"pipeline {made.name!r} cannot be written, and nothing of it stays: {error}"
             ) from error
     (project.root / ".mlpkg-new.lock").unlink(missing_ok=True)
-    return [path.relative_to(project.root).as_posix() for path in [*written, settings]]
+    module = project.root.joinpath(*project.module(made.name).split(".")).with_suffix(".py")
+    return [path.relative_to(project.root).as_posix() for path in [*written, module, settings] if path.exists()]
 
 # %% ../../nbs/api/pipelines/32_scaffold.ipynb #1e31334b
 def _tidy(paths: list[Path], project: Project) -> None:
