@@ -177,6 +177,8 @@ def test_a_new_file_is_predicted_and_the_lake_is_watched(made):
 
 def test_the_api_answers_raw_rows(made, monkeypatch):
     case, project, _, _, _ = made
+    for name in [name for name in sys.modules if name.partition(".")[0] == "team"]:  # of another case
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(project.root)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     values = {"MLPKG_SERVING__MODEL": case.name, "MLPKG_SERVING__POLL_SECONDS": "3600"}
