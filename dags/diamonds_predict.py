@@ -17,7 +17,7 @@ with DAG(
     "diamonds_predict",
     doc_md=__doc__,
     schedule=[Asset("clean/diamonds")],
-    params=predict_params("diamonds"),
+    params=predict_params("diamonds", binary=False),
     tags=["diamonds", "predict"],
     **dag_defaults(),
 ):

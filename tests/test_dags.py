@@ -98,6 +98,9 @@ def test_every_asset_that_a_dag_waits_for_is_updated_by_another(dags):
         "flights_predict": ["clean/flights"],
         "flights_monitor": ["predictions/flights"],
         "flights_train": ["flights/drift", "flights/retrain"],
+        "diamonds_predict": ["clean/diamonds"],
+        "diamonds_monitor": ["predictions/diamonds"],
+        "diamonds_train": ["diamonds/drift", "diamonds/retrain"],
     }
     assert {name for names in waited.values() for name in names} <= updated
 

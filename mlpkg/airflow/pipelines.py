@@ -116,17 +116,17 @@ def train_steps(
 # %% ../../nbs/api/airflow/15_pipelines.ipynb #b054928e
 def predict_params(
     name: str,  # Of the pipeline
+    binary: bool = True,  # Does the model tell two classes apart, so that a threshold can be given?
 ) -> dict[str, Param]:
     "Params of a DAG that predicts"
+    words = "Probability from which the positive class is predicted; that of the model unless given"
+    limit = Param(None, type=["number", "null"], minimum=0, maximum=1, description=words)
     return {
         "source": Param(f"clean/{name}", type="string", description=f"Lake table, or {_source}"),
         "batches": batches_param("", "batches to predict; all that the source has unless given"),
         "which": Param("champion", type="string", description="Alias or number of the model's version"),
-        "threshold": Param(
-            None, type=["number", "null"], minimum=0, maximum=1,
-            description="Of two classes: probability from which the positive one is predicted; that of the model",
-        ),
-    }  # fmt: skip
+        **({"threshold": limit} if binary else {}),
+    }
 
 # %% ../../nbs/api/airflow/15_pipelines.ipynb #090f53c6
 def predict_steps(

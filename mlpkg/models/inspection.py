@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['Use', 'too_good', 'too_good_rank', 'ColumnFacts', 'column_facts', 'is_personal', 'is_identifier', 'find_blanks',
-           'as_plain', 'InspectionError', 'Inspection', 'inspect_table']
+           'as_plain', 'InspectionError', 'Inspection', 'inspect_table', 'with_scale']
 
 # %% ../../nbs/api/models/07_inspection.ipynb #0b855b9b
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from ..data.columns import as_days, time_values
 from ..data.inputs import without_blanks
@@ -301,3 +302,19 @@ def _without_leaks(found: Inspection, target: str) -> Inspection:
     if not any(one.use == "feature" for one in columns.values()):
         raise InspectionError(f"no column is left to predict {target} from: {'; '.join(found.notes)}")
     return Inspection(found.table, found.task, columns, found.notes, found.warnings)
+
+# %% ../../nbs/api/models/07_inspection.ipynb #6a04de4f
+def with_scale(
+    task: Task,
+    y: pd.Series,  # The target, no NaN
+) -> tuple[Task, str]:  # And what was decided, "" if nothing was
+    "The task, on the log scale where numbers are skewed to the right"
+    if task.kind != "regression" or bool((y < 0).any()):
+        return task, ""
+    numbers = y.to_numpy("float64")
+    skewed, less = (float(stats.skew(some)) for some in (numbers, np.log1p(numbers)))
+    if skewed < 1 or abs(less) > skewed / 2:
+        return task, ""
+    return replace(
+        task, scale="log"
+    ), f"{y.name}: most values are small and a few are large, so log(1 + {y.name}) is learned"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DeliveryError', 'file_batch', 'select_batches', 'read_table', 'Delivery', 'add_columns', 'read_delivery',
-           'write_batches', 'stored_batches', 'check_sources']
+           'write_batches', 'stored_batches', 'check_replaced']
 
 # %% ../../nbs/api/pipelines/12_delivery.ipynb #f5f21f36
 import re
@@ -174,7 +174,7 @@ def stored_batches(
     return sorted(lake.read(table, [batch_column])[batch_column].unique()) if lake.exists(table) else []
 
 # %% ../../nbs/api/pipelines/12_delivery.ipynb #bbb6ad90
-def check_sources(
+def check_replaced(
     lake: Lake,
     recipe: Recipe,
     delivery: Delivery,
