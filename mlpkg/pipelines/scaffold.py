@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ScaffoldError', 'Project', 'find_project', 'check_name_of', 'templates_path', 'fill_text', 'fill_notebook',
-           'new_files', 'new_section', 'in_the_way', 'write_pipeline', 'contract_diff']
+           'request_of', 'new_files', 'new_section', 'in_the_way', 'write_pipeline', 'contract_diff']
 
 # %% ../../nbs/api/pipelines/32_scaffold.ipynb #3229b5f4
 import ast
@@ -22,11 +22,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from filelock import FileLock
 
 from ..data.sources import project_path
 from ..errors import MlpkgError
-from .drafting import Draft, request_of
+from .drafting import Draft
 from ..settings import find_settings, load_settings
 
 # %% ../../nbs/api/pipelines/32_scaffold.ipynb #f7ef43e7
@@ -143,6 +144,14 @@ def _from_project(source: str, root: Path) -> str:
         return source
     path = Path(source).absolute() if Path(source).exists() else project_path(source)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+# %% ../../nbs/api/pipelines/32_scaffold.ipynb #6b9e3cab
+def request_of(
+    rows: pd.DataFrame,  # Features of some rows
+) -> str:  # JSON
+    "A request to the API"
+    records = json.loads(rows.to_json(orient="records"))
+    return json.dumps({"records": records}, indent=2, ensure_ascii=False) + "\n"
 
 # %% ../../nbs/api/pipelines/32_scaffold.ipynb #a3298ea3
 def new_files(
