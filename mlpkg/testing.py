@@ -332,7 +332,7 @@ def run_seeds(
         if callable(found):
             found(settings)
         else:
-            from mlpkg.pipelines.seeding import seed_recipe
+            from mlpkg.recipes.seeding import seed_recipe
 
             seed_recipe(settings, found)
 

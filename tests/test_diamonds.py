@@ -9,8 +9,8 @@ import pytest
 from mlpkg.data.contracts import check
 from mlpkg.examples.diamonds import diamonds_contract, recipe
 from mlpkg.models.registry import champion
-from mlpkg.pipelines.delivery import read_delivery
-from mlpkg.pipelines.preparation import clean_rows
+from mlpkg.recipes.delivery import read_delivery
+from mlpkg.recipes.preparation import clean_rows
 from mlpkg.steps.tracking import connect
 from mlpkg.testing import TemporaryStore
 

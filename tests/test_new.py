@@ -22,8 +22,8 @@ from sklearn.datasets import load_wine
 from mlpkg.data.lake import Lake
 from mlpkg.errors import MlpkgError
 from mlpkg.models.inspection import InspectionError
-from mlpkg.pipelines.drafting import draft_pipeline
-from mlpkg.pipelines.scaffold import check_name_of, find_project
+from mlpkg.recipes.drafting import draft_pipeline
+from mlpkg.recipes.scaffold import check_name_of, find_project
 from mlpkg.serving.app import create_app
 from mlpkg.settings import load_settings
 from mlpkg.testing import parcels, settings_text

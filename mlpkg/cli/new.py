@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from mlpkg.pipelines.drafting import Draft
-    from mlpkg.pipelines.scaffold import Project
+    from mlpkg.recipes.drafting import Draft
+    from mlpkg.recipes.scaffold import Project
 
 # %% ../../nbs/api/cli/13_new.ipynb #3ffeee4c
 class TaskKind(StrEnum):
@@ -85,8 +85,8 @@ def new_command(
 
     Example: [bold]mlpkg new heart --data heart.csv --target target[/bold]
     """
-    from mlpkg.pipelines.drafting import draft_pipeline
-    from mlpkg.pipelines.scaffold import check_name_of, find_project, in_the_way, new_files, write_pipeline
+    from mlpkg.recipes.drafting import draft_pipeline
+    from mlpkg.recipes.scaffold import check_name_of, find_project, in_the_way, new_files, write_pipeline
 
     console, project = Console(), find_project()
     check_name_of(name, project)
@@ -106,7 +106,7 @@ def new_command(
 # %% ../../nbs/api/cli/13_new.ipynb #fb886684
 def _show_diff(console: Console, made: "Draft", project: "Project", there: list[str]) -> None:
     "How the contract would change; typer.Exit with 1 where what is there is not a pipeline of this name"
-    from mlpkg.pipelines.scaffold import ScaffoldError, contract_diff
+    from mlpkg.recipes.scaffold import ScaffoldError, contract_diff
 
     whole = (project.root / project.notebooks / "pipelines" / made.name).is_dir() and len(there) > 5
     if not whole:

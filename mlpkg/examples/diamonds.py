@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..models.splits import SplitRule
 from ..models.tasks import Task
-from ..pipelines.recipe import Recipe
+from ..recipes.recipe import Recipe
 
 # %% ../../nbs/api/examples/14_diamonds.ipynb #2ae1c3d1
 cuts = ["Fair", "Good", "Very Good", "Premium", "Ideal"]
