@@ -86,7 +86,7 @@ bench-steps: setup ## Measure what a step costs, in all ways to run one; with Ce
 bench-peers: setup ## Measure what a step costs with other tools, each in an environment of its own
 	@$(BIN)/python bench/peers.py
 
-targets: setup ## Measure everything that has a target, in one run of more than an hour, and print the table
+targets: setup ## Measure everything that has a target, part by part (two hours), and print the table
 	@$(BIN)/python bench/targets.py
 
 hooks: setup ## Let git merge and diff notebooks cell by cell, and refuse those with noise or conflicts

@@ -1,6 +1,7 @@
 """Are the targets reached? Runs the benchmarks, and the commands of a newcomer in a fresh clone, and prints one table.
 
-It takes more than an hour on a machine with nothing else to do.
+All of it takes two hours on a machine with nothing else to do. Each part keeps what it measured as soon as it ends, so
+that a run which was stopped goes on with the parts that are missing; the table names the commit of each figure.
 """
 
 import contextlib
@@ -11,17 +12,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from measure import BENCH, CommandError, finish, machine, measure, new_console, print_load, run, scratch
+from measure import BENCH, CommandError, measure, new_console, run, scratch
 from rich.table import Table
 
 ROOT = BENCH.parent
+RECORDS = BENCH / "results" / "targets"
 HISTORY = BENCH / "history.json"  # What the page on speed shows
 
 
@@ -112,62 +114,151 @@ def fresh_clone(folder: Path) -> Iterator[dict[str, str]]:
     yield env | {"HOME": str(folder / "home"), "XDG_RUNTIME_DIR": str(folder / "run"), "XDG_CACHE_HOME": cache}
 
 
-def newcomer(runs: int, suite: bool, tell) -> Iterator[Target]:
+def of_newcomer(clone: Path, env: dict[str, str], runs: int) -> Iterator[Target]:
     "What somebody waits for who has just cloned"
+    log, taken = clone.parent / "output.log", []
+    yield Target("`make setup` in a fresh clone", "145 s", measure(["make", "setup"], clone, env, log).seconds, 60)
+    for _ in range(runs):
+        shutil.rmtree(clone / "var", ignore_errors=True)
+        taken.append(measure(["make", "run"], clone, env, log).seconds)
+        subprocess.run([clone / ".venv/bin/mlpkg", "kernels", "stop", "--all"], cwd=clone, env=env, check=True)
+    yield Target("`make run` after set-up", "115 s", statistics.median(taken), 60)
+
+
+def of_suite(clone: Path, env: dict[str, str]) -> Iterator[Target]:
+    "What somebody waits for who has changed something"
+    log = clone.parent / "output.log"
+    measure(["make", "setup"], clone, env, log)
+    yield Target("`make test`", "13 min", measure(["make", "test"], clone, env, log).seconds / 60, 8, "min")
+
+
+@dataclass(frozen=True)
+class Options:
+    "How often, and how long"
+
+    repeat: int
+    grow: tuple[int, ...]
+
+
+Found = tuple[list[Target], dict[str, Any]]  # What has a target, and the record of the benchmark
+
+
+def steps(options: Options) -> Found:
+    "Chains of notebooks, in all ways to run one"
+    record = benchmark("steps", f"--repeat={options.repeat}", *(f"--grow={count}" for count in options.grow))
+    return [*of_steps(record)], record
+
+
+def training(options: Options) -> Found:
+    "The example's training"
+    record = benchmark("train", f"--repeat={options.repeat}")
+    return [*of_training(record)], record
+
+
+def newcomer(options: Options) -> Found:
+    "Set-up and first run in a fresh clone"
     with scratch() as folder, fresh_clone(folder) as env:
-        clone, log, taken = folder / "clone", folder / "output.log", []
-        tell("make setup")
-        yield Target("`make setup` in a fresh clone", "145 s", measure(["make", "setup"], clone, env, log).seconds, 60)
-        for turn in range(runs):
-            tell(f"make run, {turn + 1} of {runs}")
-            shutil.rmtree(clone / "var", ignore_errors=True)
-            taken.append(measure(["make", "run"], clone, env, log).seconds)
-            subprocess.run([clone / ".venv/bin/mlpkg", "kernels", "stop", "--all"], cwd=clone, env=env, check=True)
-        yield Target("`make run` after set-up", "115 s", statistics.median(taken), 60)
-        if suite:
-            tell("make test")
-            yield Target("`make test`", "13 min", measure(["make", "test"], clone, env, log).seconds / 60, 8, "min")
+        return [*of_newcomer(folder / "clone", env, options.repeat)], {}
 
 
-def remember(record: dict[str, Any]) -> None:
-    "Add a record to the history, without what identifies a machine; figures with four digits are enough"
-    for one in (record, *record.values()):
-        if isinstance(one, dict) and "machine" in one:
-            one["machine"].pop("system")
+def suite(_: Options) -> Found:
+    "All tests in a fresh clone"
+    with scratch() as folder, fresh_clone(folder) as env:
+        return [*of_suite(folder / "clone", env)], {}
+
+
+def serving(_: Options) -> Found:
+    "The API"
+    record = benchmark("serve")
+    return [*of_serving(record)], record
+
+
+def batch(_: Options) -> Found:
+    "Predictions of a year"
+    record = benchmark("batch")
+    return [*of_batch(record)], record
+
+
+def peers(_: Options) -> Found:
+    "Other tools, for the page on speed"
+    return [], benchmark("peers")
+
+
+PARTS: dict[str, Callable[[Options], Found]] = {
+    one.__name__: one for one in (steps, training, newcomer, suite, serving, batch, peers)
+}
+
+
+def commit() -> str:
+    "What is measured; an error if it is nothing that somebody could check out"
+    asked = ("status", "--porcelain", "--untracked-files=no"), ("rev-parse", "--short", "HEAD")
+    changed, head = (subprocess.check_output(["git", *words], cwd=ROOT, text=True).strip() for words in asked)
+    if changed:
+        raise CommandError(f"commit these changes first, so that the figures are those of a commit:\n{changed}")
+    return head
+
+
+def kept(part: str) -> dict[str, Any] | None:
+    "The newest record of a part"
+    path = RECORDS / f"{part}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def measure_part(part: str, options: Options, head: str) -> None:
+    "Measure a part, and keep its record"
+    load, begun = os.getloadavg(), time.perf_counter()
+    found, record = PARTS[part](options)
+    about = {"commit": head, "date": time.strftime("%Y-%m-%d"), "minutes": (time.perf_counter() - begun) / 60}
+    about |= {"load_average": [load, os.getloadavg()], "targets": [asdict(one) for one in found], "record": record}
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    (RECORDS / f"{part}.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def table_of(records: dict[str, dict[str, Any]]) -> Table:
+    "Each target, and what was found"
+    table = Table(*("", "before", "target", "found", "reached", "commit"), box=None, pad_edge=False)
+    for record in records.values():
+        for target in record["targets"]:
+            table.add_row(*Target(**target).row(), record["commit"])
+    return table
+
+
+def remember(records: dict[str, dict[str, Any]]) -> None:
+    "Add records to the history, without what identifies a machine; figures with four digits are enough"
+    about = {name: {k: v for k, v in one.items() if k not in ("targets", "record")} for name, one in records.items()}
+    found = [target for one in records.values() for target in one["targets"]]
+    more = {name: records[name]["record"] for name in ("steps", "training", "peers")}
+    for record in more.values():
+        record["machine"].pop("system", None)
+    entry = {"date": time.strftime("%Y-%m-%d"), "version": version("mlpkg"), "targets": found, "parts": about, **more}
     history = json.loads(HISTORY.read_text(encoding="utf-8")) if HISTORY.exists() else []
-    short = json.loads(json.dumps([*history, record]), parse_float=lambda text: float(f"{float(text):.4g}"))
+    short = json.loads(json.dumps([*history, entry]), parse_float=lambda text: float(f"{float(text):.4g}"))
     HISTORY.write_text(json.dumps(short, indent=1) + "\n", encoding="utf-8")
 
 
 def main(
+    part: Annotated[list[str], typer.Argument(help="Measure these again; without: those that this commit lacks")] = [],  # noqa: B006
     repeat: Annotated[int, typer.Option(help="Runs of each way to run a step, and of `make run`", min=1)] = 5,
-    suite: Annotated[bool, typer.Option(help="Also run the whole test suite?")] = True,
-    peers: Annotated[bool, typer.Option(help="Also run other tools, for the page on speed?")] = True,
-    grow: Annotated[list[int], typer.Option(help="Lengths of longer chains; repeat for each")] = [10, 100, 1000],  # noqa: B006
+    grow: Annotated[list[int], typer.Option(help="Lengths of longer chains; repeat for each")] = [10, 100],  # noqa: B006
     keep: Annotated[bool, typer.Option(help="Add what was found to bench/history.json?")] = False,
 ):
-    """Run every benchmark that has a target; the exit code is 1 if one is missed."""
-    console, load, begun = new_console(), [os.getloadavg()], time.perf_counter()
-    lengths = [f"--grow={count}" for count in grow]
-    steps = benchmark("steps", f"--repeat={repeat}", *lengths)
-    found = [*of_steps(steps), *of_training(benchmark("train", f"--repeat={repeat}"))]
-    load.append(os.getloadavg())
-    with console.status("") as status:
-        found += newcomer(repeat, suite, status.update)
-    load.append(os.getloadavg())
-    found += [*of_serving(benchmark("serve")), *of_batch(benchmark("batch"))]
-    load.append(os.getloadavg())
-    table = Table(*("", "before", "target", "found", "reached"), box=None, pad_edge=False)
-    for target in found:
-        table.add_row(*target.row())
-    console.print("\n", table)
-    print_load(console, load, "at the start, after the steps, after the fresh clone, at the end")
-    minutes = (time.perf_counter() - begun) / 60
-    record = {"targets": [asdict(one) for one in found], "minutes": minutes, "machine": machine(), "load_average": load}
+    """Run every benchmark that has a target, part by part; the exit code is 1 if one is missed or lacks a part."""
+    if unknown := set(part) - PARTS.keys():
+        raise CommandError(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    console, head = new_console(), commit()
+    for name in part or [one for one in PARTS if (kept(one) or {}).get("commit") != head]:
+        console.rule(name)
+        measure_part(name, Options(repeat, tuple(grow)), head)
+    records = {name: record for name in PARTS if (record := kept(name))}
+    console.print("\n", table_of(records))
+    loads = ", ".join(f"{name} {one['load_average'][0][0]:.1f}" for name, one in records.items())
+    console.print(f"{os.cpu_count()} cores; load average before each part: {loads}")
+    missed = [one["name"] for record in records.values() for one in record["targets"] if not Target(**one).reached]
+    for fault in (faults := [f"missed: {name}" for name in missed] + [f"lacking: {n}" for n in PARTS if not kept(n)]):
+        console.print(fault, style="red")
     if keep:
-        more = {"steps": steps} | ({"peers": benchmark("peers")} if peers else {})
-        remember({"date": time.strftime("%Y-%m-%d"), "version": version("mlpkg"), **record, **more})
-    finish(console, "targets", record, [f"missed: {one.name}" for one in found if not one.reached])
+        remember(records)
+    raise typer.Exit(int(bool(faults)))
 
 
 if __name__ == "__main__":
