@@ -69,6 +69,14 @@ def check_exported(root: Path = ROOT) -> None:
         raise SystemExit(f"{PACKAGE}/ is out of step with nbs/. Run `make prepare` and look at the change:\n{diff}")
 
 
+def copy_shared(package: Path, root: Path = ROOT) -> None:
+    "Put files of this repository that `mlpkg init` gives to others beside the templates"
+    for name in (root / PACKAGE / "templates" / "shared.txt").read_text(encoding="utf-8").split():
+        target = package / "templates" / "shared" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / name, target)
+
+
 class CheckedBuild(build_py):
     "build_py that checks first; an editable install builds nothing, so there is nothing to check"
 
@@ -76,6 +84,8 @@ class CheckedBuild(build_py):
         if not self.editable_mode:
             check_exported()
         super().run()
+        if not self.editable_mode:
+            copy_shared(Path(self.build_lib) / PACKAGE)
 
 
 class CheckedSdist(sdist):

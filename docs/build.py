@@ -36,9 +36,10 @@ LAYERS = {  # folder in nbs/api/ -> title and first line of its page
     "batch": ("Batch", "Predictions for a table or a file of any size."),
     "monitoring": ("Monitoring", "Whether the world has moved away from a model, and when to train again."),
     "serving": ("Serving", "Predictions over HTTP, the answers that were given, and the truth about them."),
+    "recipes": ("Recipes", "What a pipeline for any table has to know, and what writes a new one."),
     "airflow": ("Airflow", "Step notebooks as tasks, and DAG files that also run in one process."),
     "cli": ("Command line", "What `mlpkg` does when you type it."),
-    "examples": ("Example", "The flights example: no other module knows about flights."),
+    "examples": ("Examples", "Flights and diamonds: no other module knows about them."),
 }
 
 

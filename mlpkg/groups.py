@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Metric', 'Distance', 'Distances', 'Group', 'LakeSettings', 'TrackingSettings', 'StepSettings', 'ContractSettings',
-           'parse_pairs', 'parse_list', 'KernelSettings', 'PromotionSettings', 'AirflowSettings', 'ServingSettings',
-           'MonitoringSettings', 'NotifySettings', 'SimulationSettings', 'RetentionSettings', 'TestingSettings',
-           'PipelineSettings', 'ModelSettings']
+           'parse_pairs', 'parse_list', 'KernelSettings', 'parse_threshold', 'PromotionSettings', 'AirflowSettings',
+           'ServingSettings', 'MonitoringSettings', 'NotifySettings', 'SimulationSettings', 'RetentionSettings',
+           'TestingSettings', 'PipelineSettings', 'ModelSettings']
 
 # %% ../nbs/api/07_groups.ipynb #b72cf6f4
 from collections.abc import Mapping
@@ -109,6 +109,25 @@ class KernelSettings(Group):
     idle: float = Field(900, gt=0, description="Seconds without a kernel after which it ends")
     most: int = Field(32, gt=0, description="Most kernels that it has at the same time; the next one starts cold")
 
+# %% ../nbs/api/07_groups.ipynb #f0a0b0c1
+def parse_threshold(
+    text: object,  # "0.3", "cost 1:5", "f1" or "youden", or a number
+) -> float | str | None:  # Between 0 and 1, or the name of a rule; None for ""; ValueError for anything else
+    "Read from which probability on the positive class is predicted"
+    words = "" if text is None else str(text).strip().lower()
+    if words in ("f1", "youden", ""):
+        return words or None
+    alarm, colon, miss = words.removeprefix("cost").partition(":")
+    try:
+        value = float(alarm) / (float(alarm) + float(miss)) if colon else float(words)
+        if 0 < value < 1:
+            return value
+    except (ValueError, ZeroDivisionError):
+        pass
+    raise ValueError(
+        "expected a number between 0 and 1, 'f1', 'youden', or costs of a false alarm and a miss: 'cost 1:5'"
+    )
+
 # %% ../nbs/api/07_groups.ipynb #1652df31
 Metric = Annotated[str, AfterValidator(known_metric)]
 Distance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -133,6 +152,11 @@ class PromotionSettings(Group):
     level: float = Field(0.95, ge=0.5, lt=1, description="Confidence of gains, one-sided, over all uses of a holdout")
     min_rows: int = Field(200, gt=0, description="Rows that a comparison needs")
     min_blocks: int = Field(5, ge=2, description="Blocks of dependent rows, such as days, that a comparison needs")
+    threshold: Annotated[float | str | None, BeforeValidator(parse_threshold)] = Field(
+        None,
+        description="Probability from which the positive class is predicted: a number, 'cost 1:5', 'f1' or 'youden'; "
+        "empty: that of the task, 0.5",
+    )
     approval: Literal["automatic", "manual"] = Field("automatic", description="Who promotes: rules, or people")
     minimum: Annotated[dict[Metric, FiniteFloat], BeforeValidator(parse_pairs)] = Field(
         default_factory=dict,
@@ -167,6 +191,7 @@ class AirflowSettings(Group):
     preload: Annotated[list[str], BeforeValidator(parse_list)] = Field(
         ["usual"], description="Modules that the scheduler imports before it forks workers; empty: none"
     )
+    arrival_schedule: str = Field("*/10 * * * *", description="When to look for files that have arrived")
     arrival: str = Field("", description="DAG that brings in a month of data; `mlpkg simulate` begins with it")
     training: str = Field("", description="DAG that trains; `mlpkg simulate` runs it while there is no model")
 
@@ -253,12 +278,13 @@ class PipelineSettings(Group):
     "Where the pipeline of a model is declared"
 
     recipe: str = Field("", description="Recipe of the model's pipeline, like 'mlpkg.examples.heart:recipe'")
+    incoming: str = Field("", description="Files that arrive, like 'data/incoming/heart-*.csv'; empty: none expected")
 
 
 class ModelSettings(Group):
     "What may be set for one model"
 
-    pipeline: PipelineSettings = PipelineSettings(recipe="")
+    pipeline: PipelineSettings = PipelineSettings(recipe="", incoming="")
     promotion: PromotionSettings
     serving: ServingSettings
     monitoring: MonitoringSettings

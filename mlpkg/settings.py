@@ -24,6 +24,7 @@ from mlpkg.groups import (
     ModelSettings,
     MonitoringSettings,
     NotifySettings,
+    PipelineSettings,
     PromotionSettings,
     RetentionSettings,
     ServingSettings,
@@ -65,6 +66,14 @@ class Settings(Group):
         "The settings as they are for one model"
         own, groups = self.models.get(name), Settings.model_fields.keys() & ModelSettings.model_fields.keys()
         return self.model_copy(update={group: getattr(own, group) for group in groups} if own else {})
+
+    def pipeline_of(
+        self,
+        name: str,  # Of a registered model
+    ) -> PipelineSettings:  # Without values for a model that has no section of its own
+        "Where the pipeline of a model is declared, and what arrives for it"
+        own = self.models.get(name)
+        return own.pipeline if own else PipelineSettings(recipe="", incoming="")
 
 # %% ../nbs/api/00_settings.ipynb #e0fe9530
 def known_keys(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['carriers', 'parcel_numeric', 'parcel_categorical', 'kernel', 'temporary_folder', 'places', 'settings_text',
            'as_environment', 'TemporaryStore', 'temporary_store', 'parcels', 'parcels_contract', 'add_version',
-           'age_table', 'write_notebook', 'step_notebook', 'known_seeds', 'run_seeds', 'seed']
+           'age_table', 'write_notebook', 'step_notebook', 'exploratory_project', 'known_seeds', 'run_seeds',
+           'run_notebooks', 'seed']
 
 # %% ../nbs/api/90_testing.ipynb #dca694c3
 import logging
@@ -310,6 +311,37 @@ def step_notebook(
     "Write a step notebook in a temporary folder"
     return write_notebook(temporary_folder() / f"{name}.ipynb", *cells, **options)
 
+# %% ../nbs/api/90_testing.ipynb #b4f0c3d2
+_explored = (
+    "# Parcels\nWhich ones are late?",
+    "!pip install pandas\nimport pandas as pd\nfrom sklearn.linear_model import LogisticRegression",
+    "## Load",
+    "df = pd.read_csv('parcels.csv')\nlongest = 500",
+    "## Clean\nFar ones are another business.",
+    "def near(table, limit):\n    return table[table['distance'] < limit]\n\ndf = near(df, longest).dropna()",
+    "## Train",
+    "X, y = df[['distance', 'weight']], df['late']\nmodel = LogisticRegression().fit(X, y)",
+    "## Evaluate",
+    "from sklearn.metrics import roc_auc_score\nauc = roc_auc_score(y, model.predict_proba(X)[:, 1])\nauc",
+)
+
+
+def exploratory_project() -> Path:  # Temporary folder with parcels.csv, the notebook old.ipynb and a package `team`
+    "Make a project in which somebody has looked at parcels"
+    import nbformat
+
+    root, notebook = temporary_folder(), nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    for text in _explored:
+        make: Any = nbformat.v4.new_markdown_cell if text.startswith("#") else nbformat.v4.new_code_cell
+        notebook.cells.append(make(text))
+    nbformat.write(notebook, root / "old.ipynb")
+    parcels(400).to_csv(root / "parcels.csv", index=False)
+    (root / "settings.ini").write_text(settings_text())
+    (root / "pyproject.toml").write_text('[tool.nbdev]\nlib_path = "team"\nnbs_path = "nbs"\n')
+    (root / "team").mkdir()
+    (root / "team" / "__init__.py").write_text('__version__ = "0.1"\n')
+    return root
+
 # %% ../nbs/api/90_testing.ipynb #e4abd640
 def known_seeds(
     settings: Settings,
@@ -335,6 +367,21 @@ def run_seeds(
             from mlpkg.recipes.seeding import seed_recipe
 
             seed_recipe(settings, found)
+
+# %% ../nbs/api/90_testing.ipynb #b2f0c3d2
+def run_notebooks(
+    folder: str | Path,  # Of step notebooks, from the project's folder
+    *names: str,  # Of notebooks in it, in the order in which they run
+) -> None:  # papermill's error for the first one that fails
+    "Run step notebooks one after the other, as they are, to fill the store that the settings name"
+    import papermill
+
+    from mlpkg.data.sources import project_path
+
+    for name in names:
+        path = project_path(folder) / f"{name}.ipynb"
+        output = temporary_folder() / path.name
+        papermill.execute_notebook(str(path), str(output), cwd=str(path.parent), progress_bar=False, log_output=False)
 
 # %% ../nbs/api/90_testing.ipynb #72ca77d2
 def _is_step(

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def test_what_it_writes_is_clean_short_and_complete(made):
         )
         assert done.returncode == 0, done.stdout
     assert {path.stem.rpartition("_")[2] for path in (root / "dags").glob(f"{case.name}_*.py")} == {
-        "etl", "train", "predict", "monitor", "watch",
+        "arrive", "etl", "train", "predict", "monitor", "watch",
     }  # fmt: skip
     assert (steps / "sample.csv").stat().st_size < 100_000
     assert "@example.org" not in (steps / "sample.csv").read_text()
@@ -173,6 +174,49 @@ def test_a_new_file_is_predicted_and_the_lake_is_watched(made):
     wanted = {"binary": "probability", "multiclass": "probability_Barolo", "regression": "low"}[case.kind]
     assert wanted in said
     assert {"contract", "drift", "prediction"} <= set(lake.read(f"monitoring/{case.name}")["check"])
+
+
+def test_a_file_that_arrives_is_taken_in_once_with_all_that_follows(made):
+    case, project, _, _, env = made
+    if case.name != "wine":  # one is enough: the tasks are the same
+        return
+    incoming = project.root / "incoming"
+    incoming.mkdir()
+    case.table.head(60).to_csv(incoming / "later.csv", index=False)
+    case.table.tail(60).to_csv(incoming / "last, but one.csv", index=False)  # no name for a list
+    os.utime(incoming / "later.csv", (time.time() - 300,) * 2)
+    file = project.root / "settings.ini"
+    file.write_text(file.read_text().replace("[model wine]\n", "[model wine]\npipeline.incoming = incoming/*.csv\n"))
+    project.mlpkg("run", "wine_arrive", "--follow", **env)
+    lake = Lake(project.settings.lake.root)
+    assert set(lake.read("raw/wine")["from_batch"]) == {"given", "later"}
+    assert "later" in set(lake.read("predictions/wine")["from_batch"])
+    assert "later" in set(lake.read("monitoring/wine")["from_batch"])
+    version = lake.version("raw/wine")
+    project.mlpkg("run", "wine_arrive", "--follow", **env)
+    assert lake.version("raw/wine") == version
+    for name in ("one.csv", "two.csv"):  # two at once are one delivery
+        case.table.head(50).to_csv(incoming / name, index=False)
+        os.utime(incoming / name, (time.time() - 100,) * 2)
+    project.mlpkg("run", "wine_arrive", "--follow", **env)
+    assert set(lake.read("raw/wine")["from_batch"]) == {"given", "later", "one", "two"}
+
+
+def test_months_of_a_pipeline_can_be_simulated_and_files_cannot(made):
+    case, project, _, _, env = made
+    empty = {f"MLPKG_{name}": f"{project.root}/again/{place}" for name, place in {"LAKE__ROOT": "lake"}.items()}
+    empty |= {"MLPKG_TRACKING__URI": f"sqlite:///{project.root}/again/mlflow.db"}
+    asked = ("simulate", "--model", case.name, "--from", "2026-04", "--to", "2026-05", "-p", "budget=0")
+    more = ("-p", "source=given.csv", "-p", f'candidates=["{case.candidate}"]')
+    if case.name != "sales":
+        said = project.mlpkg(*asked, *more, code=2, **env, **empty)
+        assert f"batches of {case.name} are files, which have no order in time" in " ".join(said.split())
+        return
+    said = project.mlpkg(*asked, *more, code=2, **env)
+    assert "would know its future" in " ".join(said.split())
+    (project.root / "again").mkdir()
+    said = " ".join(project.mlpkg(*asked, *more, **env, **empty).split())
+    assert "month 2026-04" in said and "month 2026-05" in said and "champion 1" in said and "champion_score" in said
 
 
 def test_the_api_answers_raw_rows(made, monkeypatch):

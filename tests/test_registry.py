@@ -27,10 +27,10 @@ from mlpkg.models.oversight import history
 from mlpkg.models.paired import Measurement
 from mlpkg.models.registry import RegistryError, champion, get_version, load_model, register, versions
 from mlpkg.models.scoring import probability
-from mlpkg.models.storage import UntrustedModelError, log_model, trusted_types
+from mlpkg.models.storage import UntrustedModelError, download, log_model, read_folder, trusted_types
 from mlpkg.models.training import fit
-from mlpkg.settings import PromotionSettings
-from mlpkg.testing import temporary_store
+from mlpkg.settings import PromotionSettings, SettingsError
+from mlpkg.testing import settings_text, temporary_store
 
 NUMERIC, CATEGORICAL = ["distance", "weight"], ["carrier"]
 
@@ -230,6 +230,45 @@ def test_every_trusted_type_exists_and_is_needed(parcels):
     fitted = [fit(name, timed, "late", [*NUMERIC, "sent"], CATEGORICAL) for name in candidates]
     used = {kind for model in fitted for kind in skops.io.get_untrusted_types(data=skops.io.dumps(model))}
     assert used == set(trusted_types)
+
+
+OWN = """from types import SimpleNamespace
+
+from sklearn.base import BaseEstimator, TransformerMixin
+
+
+class Same(TransformerMixin, BaseEstimator):
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        return X
+
+
+recipe = SimpleNamespace(trusted={"teamtypes.Same": "does nothing"})
+"""
+
+
+def test_a_type_for_which_a_recipe_vouches_is_stored_and_loaded(parcels, store, tmp_path, monkeypatch):
+    from sklearn.pipeline import make_pipeline
+
+    (tmp_path / "teamtypes.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    import teamtypes
+    from sklearn.linear_model import LogisticRegression
+
+    own = make_pipeline(teamtypes.Same(), LogisticRegression()).fit(parcels[["distance"]], parcels["late"].astype(int))
+    with pytest.raises(UntrustedModelError, match=r"teamtypes.Same.*Recipe\(..., trusted="):
+        log_model(own, parcels[["distance"]])
+    settings = tmp_path / "settings.ini"
+    settings.write_text(settings_text() + "\n[model parcels]\npipeline.recipe = teamtypes:recipe\n")
+    monkeypatch.setenv("MLPKG_SETTINGS", str(settings))
+    uri = log_model(own, parcels[["distance"]])
+    found = read_folder(download(uri, tmp_path / "model"), "the model")
+    assert isinstance(found.pipeline[0], teamtypes.Same)
+    settings.write_text(settings_text() + "\n[model parcels]\npipeline.recipe = nowhere:recipe\n")
+    with pytest.raises(SettingsError, match="'nowhere:recipe' cannot be imported"):
+        read_folder(tmp_path / "model", "the model")
 
 
 def known(value: float, error: float | None = 0.001) -> Measurement:

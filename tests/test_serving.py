@@ -38,8 +38,9 @@ from mlpkg.models.scoring import probability, records_frame
 from mlpkg.models.storage import log_model
 from mlpkg.models.training import fit
 from mlpkg.serving.app import check_host, create_app
+from mlpkg.serving.copies import last_good_copy
 from mlpkg.serving.http import new_key
-from mlpkg.serving.loader import ServedModel, ServingError, last_good_copy, prepare_model
+from mlpkg.serving.loader import ServedModel, ServingError, prepare_model
 from mlpkg.settings import Settings, load_settings
 from mlpkg.testing import temporary_store
 
@@ -523,6 +524,22 @@ def test_the_loader_keeps_watching_after_an_error(store, monkeypatch):
         assert last_good_copy("parcels", store / "serving").name.startswith("2-")
         promote_by_hand("parcels", 1, "and on")
         wait_for(lambda: api.get("/v1/model").json()["version"] == 1, 20, "version 1 to answer")
+
+
+def test_a_challenger_that_fails_costs_no_answer_and_is_taken_out(store, monkeypatch):
+    with serving(store, strategy="canary", share=1.0) as api:
+        loader = api.app.state.parts.loader
+        wait_for(lambda: loader.arms.challenger, 20, "the challenger to take part")
+        monkeypatch.setattr(loader.arms.challenger.scorer, "records", failing(ZeroDivisionError("of the challenger")))
+        found = [ask(api, GOOD) for _ in range(5)]
+        assert [(one.status_code, one.json()["model_version"]) for one in found] == [(200, 1)] * 5
+        assert loader.arms.challenger is None, "three failures are enough"
+        words = {one["about"]: one["words"] for one in api.get("/readyz").json()["problems"]}
+        assert "version 2 fails on requests, which the champion answers" in words["challenger"]
+        assert "takes no part for 1 min" in words["challenger"]
+        assert 'mlpkg_challenger_failed_total{model="parcels"} 3.0' in api.get("/metrics").text
+        refresh(api)
+        assert loader.arms.challenger is None, "not before its time is over"
 
 
 def test_a_challenger_with_other_columns_takes_no_part(store):

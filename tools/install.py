@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
+WHEELS = ROOT / "wheels"  # Of packages that no index has
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 UV = [str(Path(sys.executable).parent / "uv"), "pip", "install", "--quiet", "--python", sys.executable]
 NAMES = {
@@ -63,7 +64,8 @@ def main() -> None:
     env = {**uv_settings(told), **os.environ}
     # As in pip's case, modules are compiled now: otherwise each of the first processes would do it
     offline = ["--no-index"] if re.search(r"\.no-index='(1|true|yes|on)'", told, re.IGNORECASE) else []
-    install, lock = UV, ["--require-hashes", "--requirement", LOCK]
+    wheels = ["--find-links", WHEELS] if WHEELS.is_dir() else []
+    install, lock = UV, [*wheels, "--require-hashes", "--requirement", LOCK]
     if not succeeds([*UV, *offline, "--compile-bytecode", *lock], env):
         print("uv could not install, for the reason above. pip does it now, which takes some minutes.", flush=True)
         install = [*PIP, "install", "--quiet"]

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .doctor import doctor
+from .importing import importing
+from .init import initing
 from .kernels import kernels
 from .models import models
 from .new import creating
@@ -105,7 +107,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for commands in (creating, runs, why, replaying, doctor, interfaces, models, kernels, tidying):
+for commands in (initing, creating, importing, runs, why, replaying, doctor, interfaces, models, kernels, tidying):
     app.add_typer(commands)
 
 # %% ../../nbs/api/cli/18_main.ipynb #d7a96ab6

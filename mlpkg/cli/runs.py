@@ -201,23 +201,24 @@ def simulate_months(
 # %% ../../nbs/api/cli/12_runs.ipynb #f4a5ab3d
 @runs.command("simulate", rich_help_panel="Pipelines")
 def simulate_command(
-    first: Annotated[str, typer.Option("--from", help="First month, like 2013-02")],
-    last: Annotated[str, typer.Option("--to", help="Last month")],
+    first: Annotated[str, typer.Option("--from", help="First month, like 2013-02, or day, like 2013-02-01")],
+    last: Annotated[str, typer.Option("--to", help="Last month, or day")],
+    model: Annotated[str, typer.Option(help="Model with a recipe; the one of the settings unless given")] = "",
     param: _Params = [],  # noqa: B006
     jobs: JobsOption = None,
 ):
-    """Replay months in order: load, predict, monitor, and train when the alarm fires.
+    """Replay months or days in order: load, predict, monitor, and train when the alarm fires.
 
     Example: [bold]mlpkg simulate --from 2013-10 --to 2013-12[/bold]
     """
     import pandas as pd
 
     from mlpkg.airflow.local import load_dags, output_to, prepare_database, read_params, run_dag, use_airflow
-    from mlpkg.airflow.simulation import check_no_future, record_simulation
-    from mlpkg.data.months import month_range
+    from mlpkg.airflow.simulation import batch_range, check_no_future, recipe_variables, record_simulation
     from mlpkg.steps.tracking import client
 
-    given, months = read_params(param), month_range(first, last)
+    given, months = read_params(param), batch_range(first, last)
+    os.environ.update(recipe_variables(current_settings(), model) if model else {})
     os.environ["MLPKG_AIRFLOW__RETRAIN_WAIT"] = "1e-9"  # Months pass in seconds here: no month is to wait two hours
     settings, asked = prepare_steps(jobs)
     client(settings)

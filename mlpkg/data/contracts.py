@@ -131,15 +131,24 @@ def _tabulate(found: list[tuple[str, str, int, str]], rows: int) -> pd.DataFrame
     table = table.assign(rate=table["count"] / max(rows, 1))[violation_columns]
     return table.sort_values(["count", "check", "column"], ascending=[False, True, True], ignore_index=True)
 
+# %% ../../nbs/api/data/18_contracts.ipynb #ab01cd04
+def _unreadable(unread: pd.Series | None) -> dict[tuple[str, str], np.ndarray]:
+    "Values that could not be read, as faults"
+    if unread is None:
+        return {}
+    marks = unread.reset_index(drop=True).fillna("").str.split(",").explode()
+    return {("cannot be read", column): rows.index.to_numpy() for column, rows in marks[marks != ""].groupby(marks)}
+
 # %% ../../nbs/api/data/18_contracts.ipynb #0bd6166d
 def check(
     data: pd.DataFrame,  # Its index is ignored
     schema: pa.DataFrameSchema,  # The contract
     name: str = "data",  # What to call the table in errors
+    unread: pd.Series | None = None,  # For each row the columns, separated by commas, whose value could not be read
 ) -> Outcome:  # ContractError if columns or types are not those of the contract, or a rule fails to run
     "Apply every rule to every row"
     data = data.reset_index(drop=True)
-    faults = _faults(data, schema, name)
+    faults = _faults(data, schema, name) | _unreadable(unread)
     found = [(rule, column, len(rows), _examples(data, column, rows)) for (rule, column), rows in faults.items()]
     reasons = pd.Series("", index=data.index, dtype=str)
     for (rule, column), rows in sorted(faults.items()):

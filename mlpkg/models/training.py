@@ -28,6 +28,7 @@ from .candidates import get_candidate
 from .metrics import figure_of
 from .scoring import features, native_threads, raw_predictions, sample_positions
 from .tasks import Task, yes_no
+from .thresholds import choose_threshold
 from ..palette import blue, orange
 from ..quality import chief, get_quality
 
@@ -126,7 +127,7 @@ class SearchResult:
     trials: pd.DataFrame  # A row for each trial: number, value, its parameters, seconds
     pipeline: Pipeline  # Fitted on training and validation part together
     maximize: bool = True  # Was a larger score better?
-    task: Task = yes_no  # That of the search; for regression with the interval of its predictions
+    task: Task = yes_no  # That of the search, with the interval of predicted numbers, or the threshold
 
 # %% ../../nbs/api/models/14_training.ipynb #2a4bce25
 Parts = list[tuple[pd.DataFrame, pd.DataFrame]]  # To fit on, and to score on
@@ -211,11 +212,17 @@ def _words(
     return ", ".join(f"{name}={text}" for name, text in shown.items()) or "defaults"
 
 # %% ../../nbs/api/models/14_training.ipynb #f090ba37
-def _interval(plan: _Plan, params: Mapping[str, Any]) -> Task:
-    "The task with the interval of predicted numbers, measured on rows that were scored on and not fitted on"
-    if plan.task.kind != "regression":
-        return plan.task
-    return replace(plan.task, interval=plan.task.measure_interval(*plan.predict(params)))
+def _measured(plan: _Plan, params: Mapping[str, Any], threshold: float | str | None) -> Task:
+    "The task with interval or threshold, from rows that were scored on and not fitted on"
+    task = plan.task
+    if task.kind == "regression":
+        return replace(task, interval=task.measure_interval(*plan.predict(params)))
+    if task.kind != "binary" or threshold is None:
+        return task
+    if not isinstance(threshold, str):
+        return replace(task, threshold=threshold)
+    y, p = plan.predict(params)
+    return replace(task, threshold=choose_threshold(threshold, task.codes(y, plan.columns[0]), p))
 
 # %% ../../nbs/api/models/14_training.ipynb #9ea1e468
 def _defaults(plan: _Plan) -> dict[str, Any]:
@@ -268,6 +275,9 @@ def search(
     task: Task = yes_no,
     folds: int = 5,  # Without a validation part: how many, see `cut_folds`
     group: str = "",  # Column whose values stay in one fold
+    threshold: float
+    | str
+    | None = None,  # Of two classes, see `mlpkg.models.thresholds`; that of the task unless given
 ) -> SearchResult:  # SearchError for a negative budget; LabelError, CandidateError and ScoringError as in `fit`
     "Search parameters on the validation part, then refit on all rows"
     if budget < 0:
@@ -282,7 +292,7 @@ def search(
     everything = train if valid is None else pd.concat([train, valid])
     pipeline = fit(name, everything, *columns, best.params, seed, threads, task)
     return SearchResult(
-        name, best.params, best.value, _trials(reports), pipeline, maximize, _interval(plan, best.params)
+        name, best.params, best.value, _trials(reports), pipeline, maximize, _measured(plan, best.params, threshold)
     )
 
 # %% ../../nbs/api/models/14_training.ipynb #7d9a79ad

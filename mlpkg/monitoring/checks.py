@@ -230,16 +230,15 @@ def check_joint(
     current: Window,  # The window to judge
     inputs: Sequence[Input],  # What the model takes
     rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
-    truth_known: bool,  # See `truth_is_known`: is this only a warning?
     seed: int = 0,  # Decides which rows are drawn
-) -> Finding:  # "unknown" if blocks are too few for an interval
+) -> Finding:  # Never an alarm; "unknown" if blocks are too few for an interval
     "Drift of all columns together"
     names = [one.name for one in inputs]
     found = joint_drift(learned.rows, current.rows, names, (learned.blocks, current.blocks), seed=seed)
     large = found.auc >= rules.joint_auc and found.low > 0.5
     by = ", ".join(str(name) for name, loss in found.columns.head(3).items() if loss > 0.01)
     words = f"a classifier tells new rows from old ones with an AUC of {found.auc:.2f}"
-    level = ("warning" if truth_known else "alarm") if large else "ok"
+    level = "warning" if large else "ok"
     if np.isnan(found.low):
         level, words = "unknown", f"{words}, but there are too few blocks to say how certain that is"
     words += f", mainly by {by}" if large and by else ""
@@ -250,14 +249,13 @@ def check_predictions(
     held: Window,  # With predictions
     current: Window,  # With predictions
     rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
-    truth_known: bool,  # See `truth_is_known`: is this only a warning?
     kind: Kind = "binary",  # Of the model's task
-) -> list[Finding]:  # Two: prediction psi, and prediction mean, which raises nothing
+) -> list[Finding]:  # Two: prediction psi, never an alarm, and prediction mean, which raises nothing
     "Drift of what the model says"
     old, new = (w.take(np.isfinite(w.p)) for w in (held, current))
     found = prediction_drift(old.p, new.p, (old.blocks, new.blocks))
     psi, mean, old_mean, p = found["psi"], found["mean_now"], found["mean_before"], found["p_value"]
-    level = level_of(psi >= rules.prediction_psi, p, rules.alpha, "warning" if truth_known else "alarm")
+    level = level_of(psi >= rules.prediction_psi, p, rules.alpha)
     now, before = (f"{one:.4g}" if kind == "regression" else f"{one:.1%}" for one in (mean, old_mean))
     words = f"predictions: PSI {psi:.2f}, mean {before} -> {now}"
     drift = Finding("prediction", "psi", level, words, psi, threshold=rules.prediction_psi, p_value=p)

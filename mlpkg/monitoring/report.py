@@ -31,6 +31,7 @@ from mlpkg.monitoring.checks import (
     coerce_inputs,
     truth_is_known,
 )
+from .estimation import check_expected
 from .performance import check_performance, leading
 from ..quality import Kind
 from ..settings import MonitoringSettings
@@ -109,12 +110,12 @@ def _since(
 # %% ../../nbs/api/monitoring/14_report.ipynb #89808ce3
 def _leads(finding: Finding) -> bool:
     "Is it the figure that a verdict names?"
-    return finding.check == "performance" and finding.column in leading.values()
+    return finding.check in ("performance", "expected") and finding.column in leading.values()
 
 
 def _first_sentence(report: Report) -> str:
     "The verdict"
-    here, chief = report.window, next((one for one in report.findings if _leads(one)), None)
+    here, chief = report.window, next((f for f in report.findings if _leads(f) and f.level != "unknown"), None)
     if report.status == "unknown":
         return f"{here}: no conclusion, {'; '.join(one.words for one in report.at('unknown'))}."
     if alarms := [f"{one.words}{_since(one, here)}" for one in report.at("alarm")]:
@@ -171,7 +172,6 @@ def _check_data(
     inputs: Sequence[Input],  # What the model takes
     rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
     max_rate: float,  # Share of rows that may break the contract
-    truth_known: bool,
     seed: int,
 ) -> list[Finding]:
     "What the rows alone say"
@@ -188,7 +188,7 @@ def _check_data(
     return [
         *found,
         *check_columns(before, now, steady, rules),
-        check_joint(before, now, steady, rules, truth_known, seed),
+        check_joint(before, now, steady, rules, seed),
     ]
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #5ed3b9b1
@@ -198,7 +198,14 @@ def _unknown(check: str, column: str, words: str) -> Finding:
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #ea9ca414
 def _check_model(
-    learned: Window, current: Window, held: Window | None, slices: Sequence[str], rules: MonitoringSettings, kind: Kind
+    learned: Window,
+    current: Window,
+    held: Window | None,
+    inputs: Sequence[Input],
+    slices: Sequence[str],
+    rules: MonitoringSettings,
+    kind: Kind,
+    seed: int,
 ) -> list[Finding]:
     "What predictions and truth say"
     answered, known = int(np.isfinite(current.p).sum()), int(np.isfinite(current.y).sum())
@@ -209,7 +216,13 @@ def _check_model(
         return [*found, _unknown("prediction", "psi", few)]
     if held is None or len(held.judged.rows) < rules.min_rows:
         return [*found, _unknown("performance", leading[kind], "performance: too few held-out rows to compare with")]
-    found += check_predictions(held.judged, current, rules, truth_is_known(current, rules, kind), kind)
+    found += check_predictions(held.judged, current, rules, kind)
+    if not truth_is_known(current, rules, kind):
+        old, new = (
+            replace(one, rows=coerce_inputs(one.rows, [i for i in inputs if i.name in one.rows])[0])
+            for one in (held.judged, current.take(np.isfinite(current.p)))
+        )
+        found.append(check_expected(kind, old, new, inputs, rules, seed))
     if len(current.judged.rows) < rules.min_rows:
         few = f"performance: truth is known for {len(current.judged.rows):,} of {answered:,} predictions"
         return [*found, _unknown("performance", leading[kind], few)]
@@ -239,10 +252,9 @@ def monitor(
     drawn = [one.at_most(len(one.rows), seed) for one in (current, *others)]
     learned, current, *rest = _number_blocks(learned.at_most(_learned_rows, seed), *drawn)
     held = rest[0] if rest else None
-    truth_known = truth_is_known(current, rules, kind) and held is not None
     found = _too_few(learned, current, rules) or [
-        *_check_data(learned, current, inputs, rules, max_violation_rate, truth_known, seed),
-        *_check_model(learned, current, held, slices, rules, kind),
+        *_check_data(learned, current, inputs, rules, max_violation_rate, seed),
+        *_check_model(learned, current, held, inputs, slices, rules, kind, seed),
     ]
     return Report(window, len(current.rows), found, model, model_version)
 

@@ -36,7 +36,7 @@ def predict_batches_of(
         wanted = select_batches(batches, stored_batches(lake, source), f"table {source}")
         where = {batch_column: wanted}
         return score(lake, loaded, source, to, where, recipe.identity, recipe.slices, limit), wanted
-    delivery = read_delivery(recipe, source, batches)
+    delivery = read_delivery(recipe, source, batches, strict=True)
     with TemporaryDirectory(dir=spill_folder(lake.spill), prefix="spill-") as folder:
         rows, name = Path(folder) / "rows.parquet", file_batch(source)
         clean_rows(recipe, delivery.rows).assign(**{batch_column: name}).to_parquet(rows)

@@ -14,7 +14,7 @@ import pandas as pd
 from ..data.lake import Lake
 from ..errors import MlpkgError
 from .delivery import DeliveryError, write_batches
-from .recipe import Recipe, batch_column
+from .recipe import Recipe, batch_column, unread_column
 
 if TYPE_CHECKING:
     from mlpkg.data.contracts import Outcome
@@ -26,11 +26,13 @@ def check_batches(
     batches: Sequence[str],
 ) -> "Outcome":  # As `mlpkg.data.contracts.check` gives it; the bad rows are in quarantine by then
     "Check batches against the contract, and set aside what breaks it"
-    from mlpkg.data.contracts import check, quarantine
+    from mlpkg.data.contracts import check
 
     rows = lake.read(recipe.table("raw"), filters=[(batch_column, "in", list(batches))])
-    outcome = check(rows, recipe.contract(), recipe.table("raw"))
-    quarantine(lake, recipe.table("raw"), outcome, {batch_column: list(batches)})
+    outcome = check(rows, recipe.contract(), recipe.table("raw"), rows.get(unread_column))
+    aside = f"quarantine/{recipe.table('raw')}"
+    if len(outcome.bad) or lake.exists(aside):
+        write_batches(lake, aside, outcome.bad, batches)
     return outcome
 
 # %% ../../nbs/api/recipes/14_preparation.ipynb #13712a3c
@@ -72,7 +74,7 @@ def clean_batches(
 
     where = [(batch_column, "in", list(batches))]
     raw, aside = lake.read(recipe.table("raw"), filters=where), f"quarantine/{recipe.table('raw')}"
-    key = [batch_column, *recipe.contract().columns]
+    key = [batch_column, *recipe.contract().columns, *({unread_column} & set(raw))]
     good = set_aside(raw, lake.read(aside, filters=where), key) if lake.exists(aside) else raw
     table = clean_rows(recipe, good)
     write_batches(lake, recipe.table("clean"), table, batches)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ScaffoldError', 'Project', 'find_project', 'check_name_of', 'templates_path', 'fill_text', 'fill_notebook',
-           'request_of', 'new_files', 'new_section', 'in_the_way', 'write_pipeline', 'contract_diff']
+           'recipe_path', 'request_of', 'new_files', 'new_section', 'in_the_way', 'write_files', 'write_pipeline',
+           'contract_diff']
 
 # %% ../../nbs/api/recipes/32_scaffold.ipynb #3229b5f4
 import ast
@@ -16,7 +17,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -126,11 +127,14 @@ def fill_notebook(
     return json.dumps(made, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 # %% ../../nbs/api/recipes/32_scaffold.ipynb #84304a8e
-_dags = ("etl", "train", "predict", "monitor", "watch")
+_dags = ("arrive", "etl", "train", "predict", "monitor", "watch")
 
 
-def _recipe_path(project: Project, name: str) -> Path:
-    "The notebook of a recipe: where it is, or where it goes, after those that there are"
+def recipe_path(
+    project: Project,
+    name: str,  # Of a pipeline
+) -> Path:
+    "The library page of a pipeline: where it is, or where it goes, after those that there are"
     folder = project.root / project.notebooks / "api" / project.layer
     if there := sorted(folder.glob(f"[0-9][0-9]_{name}.ipynb")):
         return there[0]
@@ -168,7 +172,7 @@ def new_files(
         fill = fill_notebook if template.endswith(".ipynb") else fill_text
         return fill((templates / template).read_text(encoding="utf-8"), values)
 
-    found = {_recipe_path(project, name): filled("recipe.ipynb")}
+    found = {recipe_path(project, name): filled("recipe.ipynb")}
     found |= {steps / path.name: filled(path.name) for path in sorted(templates.glob("[0-9][0-9]_*.ipynb"))}
     found |= {root / "dags" / f"{name}_{kind}.py": filled(f"dag_{kind}.py.jinja") for kind in _dags}
     found[root / "tests" / f"test_{name}.py"] = filled("test.py.jinja")
@@ -196,32 +200,42 @@ def in_the_way(
     return there + ([f"[model {made.name}] in settings.ini"] if made.name in settings.models else [])
 
 # %% ../../nbs/api/recipes/32_scaffold.ipynb #6eced258
+def write_files(
+    files: Mapping[Path, str],  # Absolute path -> content
+    project: Project,
+    name: str,  # Of the pipeline that they are
+    settings: Callable[[str], str],  # What settings.ini says -> what it shall say
+) -> list[str]:  # Paths in the project; ScaffoldError where a file is in the way, and nothing is written then
+    "Write the files of a pipeline, or nothing of them"
+    file, written = project.root / "settings.ini", list[Path]()
+    with FileLock(project.root / ".mlpkg-new.lock", timeout=60):
+        if there := [path.relative_to(project.root).as_posix() for path in files if path.exists()]:
+            raise ScaffoldError(f"pipeline {name!r}: {', '.join(there[:3])} exist already. Nothing was written")
+        try:
+            for path, text in files.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                written.append(path)
+                path.write_text(text, encoding="utf-8")
+            _tidy(written, project)
+            file.write_text(settings(file.read_text(encoding="utf-8")), encoding="utf-8")
+        except (OSError, ScaffoldError) as error:
+            for path in written:
+                path.unlink(missing_ok=True)
+            raise ScaffoldError(f"pipeline {name!r} cannot be written, and nothing of it stays: {error}") from error
+    (project.root / ".mlpkg-new.lock").unlink(missing_ok=True)
+    module = project.root.joinpath(*project.module(name).split(".")).with_suffix(".py")
+    return [path.relative_to(project.root).as_posix() for path in [*written, module, file] if path.exists()]
+
+# %% ../../nbs/api/recipes/32_scaffold.ipynb #a1f0c3d2
 def write_pipeline(
     made: Draft,
     project: Project,
 ) -> list[str]:  # Paths in the project; ScaffoldError where something is in the way, and nothing is written then
     "Write a new pipeline, or nothing of it"
-    settings, written = project.root / "settings.ini", list[Path]()
-    with FileLock(project.root / ".mlpkg-new.lock", timeout=60):
-        if there := in_the_way(made, project):
-            raise ScaffoldError(f"pipeline {made.name!r}: {', '.join(there[:3])} exist already. Nothing was written")
-        try:
-            for path, text in new_files(made, project).items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                written.append(path)
-                path.write_text(text, encoding="utf-8")
-            _tidy(written, project)
-            with settings.open("a", encoding="utf-8") as file:
-                file.write(new_section(made, project))
-        except (OSError, ScaffoldError) as error:
-            for path in written:
-                path.unlink(missing_ok=True)
-            raise ScaffoldError(
-                f"pipeline {made.name!r} cannot be written, and nothing of it stays: {error}"
-            ) from error
-    (project.root / ".mlpkg-new.lock").unlink(missing_ok=True)
-    module = project.root.joinpath(*project.module(made.name).split(".")).with_suffix(".py")
-    return [path.relative_to(project.root).as_posix() for path in [*written, module, settings] if path.exists()]
+    if there := in_the_way(made, project):
+        raise ScaffoldError(f"pipeline {made.name!r}: {', '.join(there[:3])} exist already. Nothing was written")
+    section = new_section(made, project)
+    return write_files(new_files(made, project), project, made.name, lambda text: text + section)
 
 # %% ../../nbs/api/recipes/32_scaffold.ipynb #1e31334b
 def _tidy(paths: list[Path], project: Project) -> None:
@@ -264,7 +278,7 @@ def contract_diff(
     project: Project,
 ) -> str:  # Unified diff; "" where nothing would change
     "How the contract would change"
-    path = _recipe_path(project, made.name)
+    path = recipe_path(project, made.name)
     before = _contract_of(path.read_text(encoding="utf-8"))
     now = _contract_of(new_files(made, project)[path])
     name = path.relative_to(project.root).as_posix()

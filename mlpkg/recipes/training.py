@@ -50,12 +50,14 @@ def search_candidate(
     seed: int = 0,  # Same data and seed, same model
     row_cap: int | None = 60_000,  # Maximum rows that a trial is trained on, 0 or None for all
     on_trial: Callable[[TrialReport], None] | None = None,  # Called after each trial
+    threshold: float | str | None = None,  # See `mlpkg.models.thresholds`; that of the task unless given
 ) -> SearchResult:  # As `mlpkg.models.training.search`
     "Search the settings of one candidate, on the validation part or on folds"
     train, valid = training_parts(parts)
     return search(
         candidate, train, valid, recipe.label, recipe.numeric, recipe.categorical, budget=budget, seed=seed,
         row_cap=row_cap, on_trial=on_trial, task=recipe.task, group="row" if "row" in parts else recipe.group,
+        threshold=threshold,
         **objective(metric, recipe.task),
     )  # fmt: skip
 

@@ -86,6 +86,17 @@ def told(
         raise ApiError(500, "unsound", words)
     return model.loaded.task.records(found)
 
+# %% ../../nbs/api/serving/30_app.ipynb #ac01bd02
+async def _said(
+    parts: Components, model: ServedModel, records: list[dict[str, Any]]
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    "What a model says, and what the client is told of it"
+    try:
+        found = await parts.batcher.predict(model, records)
+    except OverloadedError as error:
+        raise ApiError(503, "overloaded", str(error), headers={"Retry-After": "1"}) from None
+    return found, told(model, found)
+
 # %% ../../nbs/api/serving/30_app.ipynb #7b7df114
 async def predict(
     parts: Components,  # Of the model that is asked
@@ -98,10 +109,14 @@ async def predict(
     asked = parse_body(champion.request, await request.body(), champion.loaded.inputs)
     model, arm = choose_arm(champion, arms.challenger, serving, asked.get("key") or scope["request_id"])
     try:
-        found = await parts.batcher.predict(model, asked["records"])
-    except OverloadedError as error:
-        raise ApiError(503, "overloaded", str(error), headers={"Retry-After": "1"}) from None
-    predictions = told(model, found)
+        found, predictions = await _said(parts, model, asked["records"])
+    except Exception as error:
+        if model is champion or (isinstance(error, ApiError) and error.kind == "overloaded"):
+            raise
+        parts.loader.note_fault(model, error)
+        parts.counts.challenger_failed.inc(len(asked["records"]))
+        model, arm = champion, "champion"
+        found, predictions = await _said(parts, model, asked["records"])
     answers = answers_of(request, model, arm, asked, answer_values(model.loaded.task, found, predictions))
     parts.answers.put(answers)
     parts.counts.predicted(arm, model.version.version, len(answers))

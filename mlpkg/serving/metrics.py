@@ -34,6 +34,8 @@ class Metrics:
         self.rows = Histogram("mlpkg_batch_records", "Records in one call of the model", one, **sizes)
         self.predictions = Counter("mlpkg_predictions", "Records answered", ["model", "arm", "model_version"], **add)
         self.shadow_lost = Counter("mlpkg_shadow_lost", "Records that the shadow did not predict", one, **add)
+        failed = "Records at which the challenger failed, and which the champion answered"
+        self.challenger_failed = Counter("mlpkg_challenger_failed", failed, one, **add)
 
 # %% ../../nbs/api/serving/24_metrics.ipynb #e22d515d
 class ModelMetrics:
@@ -46,6 +48,7 @@ class ModelMetrics:
     ):
         self.batch, self.rows = metrics.batch.labels(model), metrics.rows.labels(model)
         self.shadow_lost, self.model, self._predictions = metrics.shadow_lost.labels(model), model, metrics.predictions
+        self.challenger_failed = metrics.challenger_failed.labels(model)
 
     def predicted(
         self,

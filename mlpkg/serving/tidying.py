@@ -18,8 +18,8 @@ from ..data.lake import Lake, open_lake
 from ..data.pins import pins
 from ..data.retention import Removal, guarded, last_written, remove_tables, tidy_lake
 from ..errors import MlpkgError
+from .copies import last_good_copy
 from .forgetting import remove_old_answers
-from .loader import last_good_copy
 from .old_runs import remove_old_runs, running_runs, running_since, versions_in_use
 from ..settings import Settings, load_settings
 from ..steps.tracking import connect
