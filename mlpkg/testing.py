@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['carriers', 'parcel_numeric', 'parcel_categorical', 'kernel', 'temporary_folder', 'places', 'settings_text',
            'as_environment', 'TemporaryStore', 'temporary_store', 'parcels', 'parcels_contract', 'add_version',
-           'age_table', 'write_notebook', 'step_notebook', 'exploratory_project', 'known_seeds', 'run_seeds',
-           'run_notebooks', 'seed']
+           'age_table', 'write_notebook', 'step_notebook', 'exploratory_project', 'known_seeds', 'run_seeds', 'seed']
 
 # %% ../nbs/api/90_testing.ipynb #dca694c3
 import logging
@@ -337,7 +336,9 @@ def exploratory_project() -> Path:  # Temporary folder with parcels.csv, the not
     nbformat.write(notebook, root / "old.ipynb")
     parcels(400).to_csv(root / "parcels.csv", index=False)
     (root / "settings.ini").write_text(settings_text())
-    (root / "pyproject.toml").write_text('[tool.nbdev]\nlib_path = "team"\nnbs_path = "nbs"\n')
+    (root / "pyproject.toml").write_text(
+        '[tool.nbdev]\nlib_path = "team"\nnbs_path = "nbs"\n[tool.ruff]\nline-length = 120\n[tool.ruff.lint]\nselect = ["E", "I"]\n'
+    )
     (root / "team").mkdir()
     (root / "team" / "__init__.py").write_text('__version__ = "0.1"\n')
     return root
@@ -367,21 +368,6 @@ def run_seeds(
             from mlpkg.recipes.seeding import seed_recipe
 
             seed_recipe(settings, found)
-
-# %% ../nbs/api/90_testing.ipynb #b2f0c3d2
-def run_notebooks(
-    folder: str | Path,  # Of step notebooks, from the project's folder
-    *names: str,  # Of notebooks in it, in the order in which they run
-) -> None:  # papermill's error for the first one that fails
-    "Run step notebooks one after the other, as they are, to fill the store that the settings name"
-    import papermill
-
-    from mlpkg.data.sources import project_path
-
-    for name in names:
-        path = project_path(folder) / f"{name}.ipynb"
-        output = temporary_folder() / path.name
-        papermill.execute_notebook(str(path), str(output), cwd=str(path.parent), progress_bar=False, log_output=False)
 
 # %% ../nbs/api/90_testing.ipynb #72ca77d2
 def _is_step(

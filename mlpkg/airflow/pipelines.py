@@ -47,7 +47,7 @@ def find_arrivals(
     **context,
 ) -> str:  # The files, separated by commas
     "Announce files that have arrived, by updating the asset of the task; skipped where there are none"
-    from mlpkg.data.arrivals import announce, arrived_files
+    from mlpkg.data.arrivals import announce_arrivals, arrived_files
     from mlpkg.data.lake import open_lake
 
     settings, ti, run = load_settings(), context["ti"], context["dag_run"]
@@ -58,7 +58,7 @@ def find_arrivals(
     def failed(other: str) -> bool:
         return ti.get_dagrun_state(run.dag_id, other) == "failed"
 
-    found = ",".join(announce(open_lake(settings), name, arrived_files(pattern), run.run_id, failed))
+    found = ",".join(announce_arrivals(open_lake(settings), name, arrived_files(pattern), run.run_id, failed))
     if not found:
         raise AirflowSkipException(f"nothing new in {pattern}")
     context["outlet_events"][Asset(f"incoming/{name}")].extra = {"reason": f"arrived: {found}", "source": found}

@@ -295,7 +295,7 @@ def _commit(
         check_sources(name, table.history(), partition, sources, schema, lambda at: added_parts(files, at, schema))
     about: dict[str, Any] = {"write_id": mark, "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID")}
     about |= {"partition": partition, "made_from": sources}
-    how = commit_options(mode, layout, change_schema, table is not None, about)
+    how = commit_options(mode, layout, change_schema and table is not None, table is not None, about)
     try:
         write_deltalake(table or f"{self.root}/{name}", stream, storage_options=self.options, **how)
     except DeltaError as error:

@@ -16,7 +16,7 @@ from scipy.special import expit, logit
 
 from ..data.inputs import Input
 from ..models.intervals import Estimate, roc_auc, standard_error, z_score
-from .checks import Finding, Window, level_of
+from .checks import Finding, Window, coerce_inputs, level_of
 from ..quality import Kind
 from ..settings import MonitoringSettings
 
@@ -68,18 +68,15 @@ def expected_auc(
 
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #35c52428
 def _matrix(window: Window, inputs: Sequence[Input]) -> pd.DataFrame:
-    "Features, and what was predicted, as a booster takes them"
-    there = [one.name for one in inputs if one.name in window.rows]
-    made = window.rows[there].assign(predicted=window.p)
-    texts = [one.name for one in inputs if one.kind == "text" and one.name in made]
-    types: dict[Any, Any] = dict.fromkeys(texts, "str")
-    return made.astype(types)
+    "Features in the shape that they should have, and what was predicted"
+    there = [one for one in inputs if one.name in window.rows]
+    return coerce_inputs(window.rows, there)[0].assign(predicted=window.p)
 
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #ba56988e
 def expected_error(
     held: Window,  # With predictions and truth
     current: Window,  # With predictions
-    inputs: Sequence[Input],  # What the model takes, as `coerce_inputs` leaves it
+    inputs: Sequence[Input],  # What the model takes
     seed: int = 0,
 ) -> tuple[Estimate, Estimate]:  # Mean absolute error to be expected: of current rows, and of held-out ones
     "How far off numbers are likely to be"

@@ -198,15 +198,9 @@ def _unknown(check: str, column: str, words: str) -> Finding:
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #ea9ca414
 def _check_model(
-    learned: Window,
-    current: Window,
-    held: Window | None,
-    inputs: Sequence[Input],
-    slices: Sequence[str],
-    rules: MonitoringSettings,
-    kind: Kind,
-    seed: int,
-) -> list[Finding]:
+    learned: Window, current: Window, held: Window | None, inputs: Sequence[Input], slices: Sequence[str],
+    rules: MonitoringSettings, kind: Kind, seed: int,
+) -> list[Finding]:  # fmt: skip
     "What predictions and truth say"
     answered, known = int(np.isfinite(current.p).sum()), int(np.isfinite(current.y).sum())
     shares = kind == "binary" and known >= rules.min_rows
@@ -218,11 +212,7 @@ def _check_model(
         return [*found, _unknown("performance", leading[kind], "performance: too few held-out rows to compare with")]
     found += check_predictions(held.judged, current, rules, kind)
     if not truth_is_known(current, rules, kind):
-        old, new = (
-            replace(one, rows=coerce_inputs(one.rows, [i for i in inputs if i.name in one.rows])[0])
-            for one in (held.judged, current.take(np.isfinite(current.p)))
-        )
-        found.append(check_expected(kind, old, new, inputs, rules, seed))
+        found.append(check_expected(kind, held.judged, current.take(np.isfinite(current.p)), inputs, rules, seed))
     if len(current.judged.rows) < rules.min_rows:
         few = f"performance: truth is known for {len(current.judged.rows):,} of {answered:,} predictions"
         return [*found, _unknown("performance", leading[kind], few)]

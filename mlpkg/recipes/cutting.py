@@ -129,7 +129,7 @@ def library_cells(
     export = proposal.project.module(proposal.name).partition(".")[2]
     title = proposal.name.replace("_", " ").capitalize()
     cells = [_words(f"# {title}\n\n> Functions from `{proposal.notebook.name}`."), _code(f"#| default_exp {export}")]
-    own = ["from mlpkg.settings import Settings", "from mlpkg.testing import run_notebooks"] if makers else []
+    own = ["from mlpkg.settings import Settings", "from mlpkg.recipes.seeding import run_notebooks"] if makers else []
     cells.append(_code("#| export\n" + "\n".join([_imports(proposal, taken, []), *own]).strip()))
     for name, one in proposal.functions.items():
         cells += [

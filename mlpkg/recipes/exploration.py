@@ -160,7 +160,11 @@ def explore_cell(
         source = rest
     found = statements_of(TransformerManager().transform_cell(source), number)
     lost = [one for one in found if _is_magic(one.node)]
-    notes = (f"cell {number}: left out what is for IPython alone ({len(lost)} lines)",) if lost else ()
+    notes = (
+        (f"cell {number}: left out what is for IPython alone: {len(lost)} line{'s' * (len(lost) != 1)}",)
+        if lost
+        else ()
+    )
     return ExploredCell(number, "", tuple(one for one in found if one not in lost), source, notes)
 
 # %% ../../nbs/api/recipes/36_exploration.ipynb #bf1c586b
