@@ -40,9 +40,11 @@ def variants(candidates: list[str], budget: int, seed: int) -> list[Variant]:
     mlpkg = [sys.executable, "-c", "from mlpkg.cli.main import main; main()", "run", "flights_train"]
     for param in params:
         mlpkg += ["--param", param]
+    ours = BENCH.parent / "dags" / "flights_train.py"
     scripts = {name: [sys.executable, str(BENCH / f"{name}.py"), job] for name in ("stock", "loop", "plain")}
     return [
-        Variant("mlpkg run", mlpkg, BENCH.parent / "dags" / "flights_train.py", plain_mlflow=False),
+        Variant("mlpkg run", mlpkg, ours, plain_mlflow=False),
+        Variant("mlpkg run, one by one", [*mlpkg, "--jobs", "1"], ours, plain_mlflow=False),
         Variant("stock operators", scripts["stock"], BENCH / "dags" / "flights_stock.py"),
         Variant("papermill loop", scripts["loop"]),
         Variant("plain script", scripts["plain"]),

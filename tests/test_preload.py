@@ -11,7 +11,8 @@ import pytest
 from airflow.sdk.execution_time.task_runner import TaskRunnerMarker
 
 from mlpkg.airflow.local import airflow_env
-from mlpkg.airflow.preload import Listener, SchedulerPlugin, preload, try_in_child
+from mlpkg.airflow.preload import Listener, SchedulerPlugin, preload
+from mlpkg.steps.probe import try_in_child
 
 FIND = """
 from airflow.plugins_manager import _get_plugins

@@ -49,6 +49,24 @@ def _numbers(
     rows = [line.replace(":", " ").split() for line in file.read_text().splitlines()]
     return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdecimal()}
 
+# %% ../../nbs/api/airflow/15_jobs.ipynb #fc01ab03
+def _groups(proc: Path, cgroup: Path) -> list[Path]:
+    "The control group of this process and those above it, of version 2: a limit of each holds"
+    table = proc / "self" / "cgroup"
+    lines = table.read_text().splitlines() if table.is_file() else []
+    inside = next((line.removeprefix("0::").strip("/") for line in lines if line.startswith("0::")), "")
+    group = cgroup / inside
+    return [one for one in (group, *group.parents) if one.is_relative_to(cgroup)]
+
+# %% ../../nbs/api/airflow/15_jobs.ipynb #fc01ab04
+def _left_in(group: Path) -> float:  # Bytes; infinite without a limit
+    "What a control group may still take"
+    limit = group / "memory.max"
+    if not limit.is_file() or not (most := limit.read_text().strip()).isdecimal():
+        return math.inf
+    used = int((group / "memory.current").read_text())
+    return int(most) - used + _numbers(group / "memory.stat").get("inactive_file", 0)
+
 # %% ../../nbs/api/airflow/15_jobs.ipynb #470e5c3d
 def available_memory(
     proc: Path = Path("/proc"),  # Where Linux tells about processes
@@ -58,10 +76,7 @@ def available_memory(
     found = [math.inf]
     if (table := proc / "meminfo").is_file():
         found.append(_numbers(table).get("MemAvailable", math.inf) * 1024)
-    if (limit := cgroup / "memory.max").is_file() and (most := limit.read_text().strip()).isdecimal():
-        used = int((cgroup / "memory.current").read_text())
-        found.append(int(most) - used + _numbers(cgroup / "memory.stat").get("inactive_file", 0))
-    return min(found) / 1e9
+    return min(found + [_left_in(group) for group in _groups(proc, cgroup)]) / 1e9
 
 # %% ../../nbs/api/airflow/15_jobs.ipynb #f26a8bfe
 @dataclass(frozen=True)

@@ -112,7 +112,10 @@ def _recipe_of(settings: Settings, model: str) -> Any:  # mlpkg.recipes.recipe.R
     path = settings.pipeline_of(model).recipe
     if not path:
         raise DagError(f"model {model!r} has no pipeline.recipe in {settings.file}, so its batches are not known")
-    recipe = pkgutil.resolve_name(path)
+    try:
+        recipe = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DagError(f"[model {model}] pipeline.recipe: {path!r} cannot be imported: {error}") from error
     if recipe.batch == "file":
         raise DagError(
             f"batches of {model} are files, which have no order in time. Bring them in one by one, with "

@@ -8,6 +8,7 @@ __all__ = ['doctor', 'all_checks', 'InstallationError', 'check_python', 'unlike_
            'doctor_command']
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #82ab73fa
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -69,13 +70,16 @@ def check_packages() -> str:  # Names and versions; InstallationError if one dif
 def warm_words() -> str:  # A few words
     "Do kernels start with the usual libraries imported?"
     from mlpkg.cli.kernels import running_templates
-    from mlpkg.steps.launcher import ColdStart
+    from mlpkg.steps.launcher import ColdStart, template_address
+    from mlpkg.steps.warm import expand, step_env
 
-    if not current_settings().kernels.warm:
+    rules = current_settings().kernels
+    if not rules.warm:
         return "cold starts, as kernels.warm says"
     if sys.platform != "linux":
         return "cold starts: forking after imports is safe on Linux only"
     try:
+        template_address(sys.executable, expand(rules.preload), {**os.environ, **step_env()})
         count = len(running_templates())
     except ColdStart as reason:
         return f"cold starts: {reason}"
@@ -125,13 +129,12 @@ def check_outbox() -> str:  # What is in it; InstallationError if somebody has t
 # %% ../../nbs/api/cli/16_doctor.ipynb #5f352109
 def check_dags() -> str:  # Their ids; DagError if a file cannot be read
     "Check that the DAG files can be read"
-    from mlpkg.airflow.local import load_dags, output_to, prepare_database, use_airflow
+    from mlpkg.airflow.local import output_to, parse_dags, use_airflow
 
     settings = current_settings()
     use_airflow(settings)
     with output_to(Path(settings.airflow.home) / "logs" / "mlpkg-doctor.log"):
-        prepare_database(settings)
-        return ", ".join(sorted(load_dags(settings)))
+        return ", ".join(sorted(parse_dags(settings)))
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #14da2154
 all_checks: dict[str, Callable[[], str]] = {

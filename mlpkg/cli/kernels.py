@@ -24,8 +24,9 @@ from ..steps import launcher, supervisor
 def running_templates() -> list[dict[str, Any]]:  # What each says of itself, see `Template.facts`
     "The templates of this user that answer"
     found = []
-    for path in sorted(Path(launcher.template_folder()).iterdir()):
-        if path.is_socket():  # It may have ended meanwhile
+    folders = [Path(one) for one in launcher.template_folders() if os.access(one, os.R_OK | os.X_OK)]
+    for path in (path for folder in folders for path in sorted(folder.iterdir())):
+        if path.is_socket() and path.stat().st_uid == os.getuid():  # It may have ended meanwhile
             try:
                 line, facts = launcher.send_request(str(path), {"ask": "facts"})
             except launcher.ColdStart:  # It was killed, and its socket is left
@@ -56,6 +57,16 @@ def age(
     seconds = int(time.time() - since)
     return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"
 
+# %% ../../nbs/api/cli/15_kernels.ipynb #fb01ab05
+def _place(pid: int, parents: dict[int, int]) -> str:
+    "The folder that a kernel works in, by which it can be told from others"
+    for one in (*supervisor.descendants(pid, parents), pid):
+        try:
+            return os.readlink(f"/proc/{one}/cwd")
+        except OSError:  # it has ended
+            continue
+    return ""
+
 # %% ../../nbs/api/cli/15_kernels.ipynb #7f295952
 def kernel_table(
     templates: list[dict[str, Any]],  # From `running_templates`
@@ -64,11 +75,12 @@ def kernel_table(
     parents, table = supervisor.parents(), plain_table("what", "process", "age", "memory", "note", right=("memory",))
     for one in templates:
         out = "".join(f"; without {name}: {why}" for name, why in one["problems"].items())
-        note = f"{len(one['preload']) - len(one['problems'])} modules{out}"
+        kept = ", kept by a scheduler or worker" if one.get("kept") else ""
+        note = f"{len(one['preload']) - len(one['problems'])} modules{kept}{out}"
         table.add_row("template", str(one["pid"]), age(one["began"]), readable_size(memory_of(one["pid"])), note)
         for pid, since in one["kernels"].items():
             size = memory_of(int(pid), *supervisor.descendants(int(pid), parents))
-            table.add_row("  kernel", pid, age(since), readable_size(size), "")
+            table.add_row("  kernel", pid, age(since), readable_size(size), _place(int(pid), parents))
     return table
 
 # %% ../../nbs/api/cli/15_kernels.ipynb #505e1056

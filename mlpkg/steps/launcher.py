@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TYPE_CHECKING', 'notice', 'patience', 'ColdStart', 'import_env', 'installed_beside', 'limits_of_resources',
-           'surroundings', 'template_folder', 'own_code', 'template_address', 'start_template', 'alive',
-           'wait_while_loading', 'read_answer', 'send_request', 'own_limits', 'kernel_arguments', 'ask_for_kernel',
-           'watch_kernel', 'main']
+           'surroundings', 'template_folders', 'template_folder', 'own_code', 'template_address', 'start_template',
+           'alive', 'wait_while_loading', 'read_answer', 'send_request', 'own_limits', 'kernel_arguments',
+           'ask_for_kernel', 'watch_kernel', 'main']
 
 # %% ../../nbs/api/steps/15_launcher.ipynb #50e2261c
 import contextlib
@@ -95,13 +95,22 @@ def surroundings() -> list[str]:
     return found
 
 # %% ../../nbs/api/steps/15_launcher.ipynb #559a2956
+def template_folders(
+    env: Mapping[str, str] = os.environ,  # Where XDG_RUNTIME_DIR and TMPDIR are looked up
+) -> list[str]:  # The one in use first
+    "Where sockets of this user's templates can be, also of those that a service has started"
+    runtime, name = env.get("XDG_RUNTIME_DIR", ""), f"mlpkg-templates-{os.getuid()}"
+    mine = os.path.isdir(runtime) and os.stat(runtime).st_uid == os.getuid()
+    places = [runtime] if mine else []
+    places += [env.get("TMPDIR") or "/tmp", "/tmp", f"/run/user/{os.getuid()}"]  # noqa: S108
+    return [os.path.join(place, name) for place in dict.fromkeys(places)]
+
+
 def template_folder(
     env: Mapping[str, str] = os.environ,  # Where XDG_RUNTIME_DIR and TMPDIR are looked up
 ) -> str:  # Exists; ColdStart if it is not ours alone
     "Where the sockets of this user's templates are"
-    runtime = env.get("XDG_RUNTIME_DIR", "")
-    mine = os.path.isdir(runtime) and os.stat(runtime).st_uid == os.getuid()
-    path = os.path.join(runtime if mine else env.get("TMPDIR") or "/tmp", f"mlpkg-templates-{os.getuid()}")  # noqa: S108
+    path = template_folders(env)[0]
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
@@ -141,6 +150,7 @@ def start_template(
     idle: float,  # Seconds without a kernel after which it ends
     most: int,  # Kernels that it may have at the same time
     env: Mapping[str, str] = os.environ,  # Of the kernel
+    keeper: int = 0,  # Process for which it is to live on without kernels; 0: for nobody
 ) -> None:
     "Start a template in the background"
     arguments = [interpreter, "-m", "mlpkg.steps.template", address, str(idle), str(most), *preload]
@@ -157,6 +167,7 @@ def start_template(
             os.closerange(3, 4096)
             os.chdir("/")
             more = {"MLFLOW_DISABLE_TELEMETRY": "true", "PATH": env.get("PATH", os.defpath)}
+            more |= {"MLPKG_TEMPLATE_KEEPER": str(keeper)} if keeper else {}
             os.execve(interpreter, arguments, {**import_env(env), **more})  # noqa: S606
     finally:
         os._exit(0)
