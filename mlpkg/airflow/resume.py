@@ -220,6 +220,11 @@ def recorded_conf(
                 f"{param_length:,} characters of the value that it had. Put the default back, or start a new run"
             )
         found[name] = text
+        if isinstance(default, str) and (text in ("None", "True", "False") or text[:1] in "[{("):
+            raise ResumeError(
+                f"param {name!r}: its default has changed since this run, from {text} to a text, and what {text} was "
+                "cannot be known any more. Put the default back, or start a new run"
+            )
         if not isinstance(default, str):
             with contextlib.suppress(ValueError, SyntaxError):
                 found[name] = ast.literal_eval(text)

@@ -21,7 +21,7 @@ from .record import follow, has_served, read_champions, registered_model, regist
 from .storage import download, read_folder, skops_flavor
 from .tasks import Task, answer_differences, task_from_json, yes_no
 from ..redaction import redact
-from ..steps.seen import following, note_model
+from ..steps.seen import aliases_number, following, note_model
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -110,6 +110,7 @@ def versions(
     "All versions of a model"
     known = _versions(name)
     note_model(name, "versions", known[0].version if known else 0)
+    note_model(name, "aliases", aliases_number({alias: one.version for one in known for alias in one.aliases}))
     return known
 
 # %% ../../nbs/api/models/22_registry.ipynb #30082759
@@ -132,6 +133,7 @@ def get_version(
         if str(which) == str(version.version) or which in version.aliases:
             note_model(name, which, version.version)
             return version
+    note_model(name, which, 0)
     if not known:
         raise unknown_model(name)
     raise RegistryError(f"model {name!r} has no version or alias {str(which)!r} ({_known(known)})")

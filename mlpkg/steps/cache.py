@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..redaction import get_log
 from .places import file_digest
-from .record import list_files, read_record
+from .record import Caching, list_files, read_record, refusal
+from .seen import aliases_number
 from .tracking import log_tables, missing
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ def changed_tables(
 def _version_now(mlflow: "MlflowClient", name: str, which: str) -> int:
     "The version that a number or an alias stands for; 0 for none. `versions` stands for the newest"
     try:
+        if which == "aliases":
+            return aliases_number(mlflow.get_registered_model(name).aliases)
         if which == "versions":
             return max((int(one.version) for one in mlflow.search_model_versions(f"name = '{name}'")), default=0)
         if which.isdigit():
@@ -175,7 +178,9 @@ def earlier_runs(
     return list(mlflow.search_runs([experiment_id], search, order_by=["attributes.start_time DESC"], max_results=5))
 
 # %% ../../nbs/api/steps/21_cache.ipynb #062f12ba
-def _why_not(mlflow: "MlflowClient", run: "Run", record: dict[str, Any] | None, tables: Tables, root: str) -> str:
+def _why_not(
+    mlflow: "MlflowClient", run: "Run", record: dict[str, Any] | None, tables: Tables, root: str, elsewhere: bool
+) -> str:
     "Why an earlier run cannot stand in, empty if it can"
     if run.data.tags.get("mlpkg.git_dirty") == "true":
         return "its code was not committed"
@@ -183,6 +188,8 @@ def _why_not(mlflow: "MlflowClient", run: "Run", record: dict[str, Any] | None, 
         return "its artifacts are gone (there is no cache/record.json)"
     if record["refused"] or not record["seen"]:
         return record["refused"]
+    if why := refusal(Caching(on=True, elsewhere=elsewhere), record["seen"]):  # by what is allowed now
+        return why
     checks = (
         changed_files(record["seen"], root), changed_tables(tables, record), changed_models(mlflow, record["seen"]),
         lost_artifacts(mlflow, run, record),
@@ -196,12 +203,13 @@ def find_hit(
     experiment_id: str,  # Of the DAG
     key: str,  # From `step_key`
     root: str = "",  # The folder of the project that asks
+    elsewhere: bool = True,  # May one that wrote files elsewhere, or started processes, stand in?
 ) -> tuple[Hit | None, str]:  # Without a hit, the reason
     "The newest earlier run that can stand in for a step"
     reasons, pins = [], lake._pins.read()[0] if lake.run else []
     for run in earlier_runs(mlflow, experiment_id, key):
         tables, record = Tables(lake, pins), read_record(run)
-        if not (reason := _why_not(mlflow, run, record, tables, root)) and record is not None:
+        if not (reason := _why_not(mlflow, run, record, tables, root, elsewhere)) and record is not None:
             return Hit(run, record, tables), ""
         reasons.append(f"run {run.info.run_id[:8]} cannot stand in: {reason}")
     return None, "; ".join(

@@ -82,8 +82,11 @@ def limits_of_resources() -> dict[str, tuple[int, int]]:  # Name in `resource` -
     return {name: resource.getrlimit(getattr(resource, name)) for name in names}
 
 # %% ../../nbs/api/steps/15_launcher.ipynb #5b7e2f10
+_rights = ("Uid:", "Gid:", "NoNewPrivs:", "Seccomp:", "CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:")
+
+
 def surroundings() -> list[str]:
-    "What a process inherits and cannot take back: groups, priority, hard limits, control groups, namespaces"
+    "What a process inherits and cannot take back: user, groups, rights, priority, limits, control groups, namespaces"
     found = [str(sorted(os.getgroups())), str(os.getpriority(os.PRIO_PROCESS, 0))]
     found += [f"{name} {hard}" for name, (_, hard) in limits_of_resources().items()]
     with contextlib.suppress(OSError):
@@ -91,6 +94,8 @@ def surroundings() -> list[str]:
             found.append(file.read())
         with open("/proc/self/cgroup") as file:
             found.append(file.read())
+        with open("/proc/self/status") as file:
+            found += [line for line in file if line.startswith(_rights)]
         found += [os.readlink(f"/proc/self/ns/{kind}") for kind in ("mnt", "pid", "net", "user")]
     return found
 
@@ -245,11 +250,12 @@ def kernel_arguments(
     command: Sequence[str],  # That starts a kernel, perhaps behind a supervisor
 ) -> list[str]:  # ColdStart for anything but an ipykernel of the interpreter that runs this launcher
     "What a kernel's command says to ipykernel"
-    for place, (interpreter, option, module) in enumerate(zip(command, command[1:], command[2:], strict=False)):
+    words = [word for word in command if word != "-Xfrozen_modules=off"]  # which ipykernel adds for debuggers
+    for place, (interpreter, option, module) in enumerate(zip(words, words[1:], words[2:], strict=False)):
         if (option, module) == ("-m", "ipykernel_launcher"):
             if os.path.abspath(interpreter) != os.path.abspath(sys.executable):
                 raise ColdStart(f"it has an interpreter of its own, {interpreter}")
-            return list(command[place + 3 :])
+            return list(words[place + 3 :])
     raise ColdStart("it is not started by `python -m ipykernel_launcher`")
 
 # %% ../../nbs/api/steps/15_launcher.ipynb #19953923

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 # %% ../../nbs/api/steps/17_record.ipynb #07f5d0d0
-_no_matter = ("KERNELS__", "STEPS__", "AIRFLOW__", "NOTIFY__", "SERVING__", "RETENTION__")
+_no_matter = ("KERNELS__", "STEPS__", "AIRFLOW__", "NOTIFY__", "RETENTION__")
 
 
 def environment(
@@ -162,6 +163,7 @@ def watch_env(
     "What tells a kernel to watch"
     root = str(project_root(settings, notebook))
     how = {"file": str(folder / "seen.json"), "root": root, "allowed": stores(settings), "strict": caching.on}
+    how["also"] = [str(settings.file)]
     return {"MLPKG_SEEN": json.dumps(how)}
 
 # %% ../../nbs/api/steps/17_record.ipynb #7d689494
@@ -190,6 +192,8 @@ def refusal(
         return "the step was not declared to be cached (cache=True)"
     if seen is None:
         return "its kernel did not say what it depends on (is mlpkg installed for it?)"
+    if (prefix := seen.get("prefix", sys.prefix)) != sys.prefix:
+        return f"its kernel has packages of its own ({prefix}), which are not compared"
     if seen["changed"]:
         return f"{seen['changed'][0]} was changed while the step ran"
     if seen["asked"]:

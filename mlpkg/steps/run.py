@@ -220,8 +220,9 @@ def _describe(
 
 # %% ../../nbs/api/steps/22_run.ipynb #8c664730
 def _look_up(
-    mlflow: "MlflowClient", settings: Settings, notebook: Path, parent_run_id: str | None, about: Mapping[str, Any]
-) -> tuple[Hit | None, str]:
+    mlflow: "MlflowClient", settings: Settings, notebook: Path, parent_run_id: str | None, about: Mapping[str, Any],
+    elsewhere: bool,
+) -> tuple[Hit | None, str]:  # fmt: skip
     "The earlier run that stands in for a step, if there is one; otherwise the reason"
     from mlpkg.data.lake import Lake
 
@@ -231,7 +232,7 @@ def _look_up(
         parent = mlflow.get_run(parent_run_id).info if parent_run_id else None
         experiment = parent.experiment_id if parent else experiment_id(mlflow, "steps", settings)
         root = str(project_root(settings, notebook))
-        hit, why = find_hit(mlflow, lake, experiment, step_key(about), root)
+        hit, why = find_hit(mlflow, lake, experiment, step_key(about), root, elsewhere)
         if hit and not (why := pin_tables(hit)):
             return hit, ""
     except Exception as error:
@@ -288,7 +289,7 @@ def run_step(
     began, tags = time.monotonic(), {"mlpkg.notebook": _relative(notebook, settings), **(tags or {})}
     about, hit, why = _describe(settings, step, notebook, parameters or {}, kernel_name, caching), None, ""
     if about and caching.on:
-        hit, why = _look_up(mlflow, settings, notebook, parent_run_id, about)
+        hit, why = _look_up(mlflow, settings, notebook, parent_run_id, about, caching.elsewhere)
     if hit is None:
         recover(settings)
         end_lost(mlflow, settings)
