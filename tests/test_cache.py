@@ -487,6 +487,66 @@ sb.glue("found", found)"""
     assert run(store, step)[0] == {"found": [3, 1, 1]}
 
 
+VAIN = """import scrapbook as sb
+from mlpkg.models.registry import RegistryError, get_version, versions
+from mlpkg.steps.tracking import connect
+connect()
+try:
+    found = get_version("parcels").version
+except RegistryError:
+    found = 0
+sb.glue("found", [found, [one.aliases for one in versions("parcels")]])"""
+
+
+def test_a_champion_that_was_not_there_and_one_that_moves_count(store):
+    step = store.notebook("30_vain", "n: int = 1", VAIN)
+    assert run(store, step)[0] == {"found": [0, []]}
+    assert hit(run(store, step))
+    store.mlflow.create_registered_model("parcels")
+    for _ in range(2):
+        store.mlflow.create_model_version("parcels", "file:///parcels", run_id=None)
+    for number in (1, 2):
+        store.mlflow.set_registered_model_alias("parcels", "champion", number)
+        found = run(store, step)
+        assert not hit(found) and found[0]["found"][0] == number
+        assert hit(run(store, step))
+
+
+def test_what_was_allowed_to_be_written_elsewhere_is_not_reused_once_it_is_not(store, tmp_path):
+    target = tmp_path / "reports" / "report.txt"
+    target.parent.mkdir()
+    step = store.notebook("30_report", f"target: str = '{store.root}/report.txt'", WRITE)
+    run(store, step, elsewhere=True)
+    (store.root / "report.txt").unlink()
+    assert not hit(run(store, step)) and (store.root / "report.txt").is_file()
+
+
+def test_a_model_that_mlflow_reads_from_a_folder_counts(store, tmp_path):
+    import mlflow
+    from sklearn.dummy import DummyRegressor
+
+    def save(value: float) -> None:
+        shutil.rmtree(tmp_path / "model", ignore_errors=True)
+        fitted = DummyRegressor(strategy="constant", constant=value).fit([[0]], [0])
+        mlflow.sklearn.save_model(fitted, str(tmp_path / "model"), pip_requirements=[], serialization_format="skops")
+
+    save(1.0)
+    code = f"""import mlflow
+import scrapbook as sb
+sb.glue("said", float(mlflow.sklearn.load_model("{tmp_path}/model").predict([[0]])[0]))"""
+    step = store.notebook("30_said", "n: int = 1", code)
+    run(store, step)
+    save(7.0)
+    assert run(store, step)[0] == {"said": 7.0}
+
+
+def test_a_kernel_with_packages_of_its_own_is_not_compared():
+    from mlpkg.steps.record import refusal
+
+    seen = {"changed": [], "asked": [], "started": [], "writes": [], "prefix": "/opt/other"}
+    assert refusal(Caching(True), seen) == "its kernel has packages of its own (/opt/other), which are not compared"
+
+
 def test_a_file_that_is_copied_over_with_its_time_was_changed(store):
     (store.root / "rates.txt").write_text("1")
     (store.root / "other.txt").write_text("7")

@@ -93,5 +93,40 @@ def test_a_module_that_ends_or_holds_up_the_process_is_named_and_the_others_are_
     assert list(problems) == ["deadly_module", "no_such_module"] and says in problems["deadly_module"]
 
 
+SEEDED = """import os
+import numpy as np
+from mlpkg.airflow import preload
+
+preload.in_new_tasks(preload.reseed)
+
+
+def in_fork(action):
+    if not (child := os.fork()):
+        action()
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def task():
+    print("task", np.random.rand(), flush=True)
+    preload.Listener().on_task_instance_running(None, None)
+    np.random.seed(42)
+    for _ in range(2):
+        in_fork(lambda: print("own", np.random.rand(), flush=True))
+
+
+np.random.seed(0)
+for _ in range(2):
+    in_fork(task)
+"""
+
+
+def test_tasks_draw_numbers_of_their_own_and_what_they_fork_draws_theirs(project):
+    done = subprocess.run([sys.executable, "-c", SEEDED], env=project.env, capture_output=True, text=True)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len({value for kind, value in lines if kind == "task"}) == 2, done.stderr
+    assert [value for kind, value in lines if kind == "own"] == ["0.3745401188473625"] * 4
+
+
 def test_the_plugin_has_one_listener():
     assert [type(one) for one in SchedulerPlugin.listeners] == [Listener]

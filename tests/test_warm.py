@@ -326,6 +326,80 @@ def test_a_module_that_would_make_forking_wrong_is_left_out(sockets, tmp_path, c
     assert list(facts["problems"]) == ["odd_module"] and reason in facts["problems"]["odd_module"]
 
 
+HALF = """import helpers_of_it
+import threading, time
+threading.Thread(target=time.sleep, args=[60], name='busy', daemon=True).start()
+import no_such_module
+"""
+
+
+def test_what_a_module_leaves_behind_that_fails_halfway_does_not_stay(sockets, tmp_path):
+    (tmp_path / "half_module.py").write_text(HALF)
+    (tmp_path / "helpers_of_it.py").write_text("x = 1")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    address = launcher.template_address(sys.executable, ["json", "half_module"], env)
+    launcher.start_template(sys.executable, address, ["json", "half_module"], 30, 3, env)
+    wait_for(lambda: os.path.exists(address), 60, "a template")
+    line, facts = launcher.send_request(address, {"ask": "facts"})
+    line.close()
+    tasks = os.listdir(f"/proc/{facts['pid']}/task")
+    os.kill(facts["pid"], signal.SIGTERM)
+    assert list(facts["problems"]) == ["half_module"] and len(tasks) == 1
+
+
+@pytest.mark.parametrize("code", ["import os; os._exit(3)", "import time; time.sleep(600)", "import os; os.abort()"])
+def test_a_module_that_ends_or_holds_up_its_process_costs_only_itself(sockets, tmp_path, monkeypatch, code):
+    from mlpkg.steps import probe
+
+    (tmp_path / "deadly_module.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = probe.try_in_child(["deadly_module", "csv"], seconds=3)
+    assert list(found) == ["deadly_module"] and "died, or took more than" in found["deadly_module"]
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="OpenMP has one thread on one core, which no child waits for")
+def test_a_module_that_computes_with_openmp_is_left_out(tmp_path):
+    (tmp_path / "early_module.py").write_text(
+        "from sklearn.ensemble import HistGradientBoostingRegressor\n"
+        "HistGradientBoostingRegressor(max_iter=2).fit([[0.0], [1.0]] * 5000, [0.0, 1.0] * 5000)\n"
+    )
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; from mlpkg.steps import probe; " + (
+        "probe.is_fixed = lambda module: True; probe.computes_early.__defaults__ = (5,); "
+        "print(probe.try_in_child(['sklearn.ensemble', 'early_module']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "{'early_module': 'it computes with OpenMP while it is imported'}", done.stderr
+
+
+def test_matplotlib_takes_the_settings_beside_the_notebook(template, tmp_path):
+    (tmp_path / "matplotlibrc").write_text("figure.figsize: 3, 3\n")
+    code = "import matplotlib; print(matplotlib.rcParams['figure.figsize'], matplotlib.get_backend())"
+    for folder, size in ((tmp_path, "[3.0, 3.0]"), ("/", "[6.4, 4.8]")):
+        with kernel(cwd=str(folder)) as (_, ask):
+            assert ask(code).startswith(f"{size} ") and "inline" in ask(code)
+
+
+def test_a_file_that_a_module_holds_open_is_written_to_the_end(template, tmp_path):
+    (tmp_path / "holder.py").write_text("f = open('out.csv', 'w')")
+    with kernel(cwd=str(tmp_path)) as (_, ask):
+        ask("import holder; holder.f.write('a,b\\n1,2\\n')")
+    assert (tmp_path / "out.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_a_template_waits_for_its_keeper(sockets):
+    keeper = subprocess.Popen(["sleep", "600"])
+    address = launcher.template_address(sys.executable, ["json", "csv"])
+    try:
+        launcher.start_template(sys.executable, address, ["json", "csv"], 0.5, 3, keeper=keeper.pid)
+        wait_for(lambda: os.path.exists(address), 60, "a template")
+        time.sleep(3)
+        assert launcher.alive(address)
+    finally:
+        keeper.kill()
+        keeper.wait()
+    wait_for(lambda: not launcher.alive(address), 20, "the end of a template without a keeper")
+
+
 def test_another_environment_has_another_template(sockets, monkeypatch):
     before = launcher.template_address(sys.executable, PRELOAD)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
