@@ -139,7 +139,7 @@ def _variable(key: str) -> str:
     "The environment variable that overrides a key"
     return f"MLPKG_{key.replace('.', '__').upper()}"
 
-
+# %% ../nbs/api/00_settings.ipynb #226a3f7b
 def _overrides(env: Mapping[str, str]) -> dict[str, str]:
     "Values given as `MLPKG_GROUP__KEY`, by key"
     names = {_variable(key): key for key in known_keys()}

@@ -98,7 +98,7 @@ def _ask_for_champion(settings: Settings) -> bool:
     connect(settings)
     return champion(settings.serving.model) is not None
 
-
+# %% ../../nbs/api/airflow/18_simulation.ipynb #332c7290
 def _in_child(function: Callable[[Settings], Any], settings: Settings) -> Any:
     "What a function returns, called in a fork of this process where that is possible"
     if not forkable():
@@ -181,7 +181,7 @@ def _newest_batch(settings: Settings) -> str:
         return ""
     return max(stored_batches(open_lake(settings), f"raw/{settings.serving.model}"), default="")
 
-
+# %% ../../nbs/api/airflow/18_simulation.ipynb #f7e563fb
 def _newest_arrival(settings: Settings) -> str:
     "The last month that the DAG of arrivals was run for; empty if there is none"
     if batch := _newest_batch(settings):
@@ -192,7 +192,7 @@ def _newest_arrival(settings: Settings) -> str:
     given = " ".join(run.data.params.get(settings.simulation.parameter, "") for run in runs)
     return max((found.group() for found in re.finditer(month_pattern, given)), default="")
 
-
+# %% ../../nbs/api/airflow/18_simulation.ipynb #bb7af4fb
 def check_no_future(
     settings: Settings,
     first: str,  # Month in which a simulation is to begin

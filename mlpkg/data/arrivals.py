@@ -57,7 +57,7 @@ def arrived_files(
             made.append((changed, Arrival(f"{folder}/{name}" if folder else name, _digest(told))))
     return [arrival for _, arrival in sorted(made, key=lambda one: (one[0], one[1].source))]
 
-
+# %% ../../nbs/api/data/19_arrivals.ipynb #eec5bceb
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

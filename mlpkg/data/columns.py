@@ -39,7 +39,7 @@ def time_values(
         found = ways[bool(first)]
     return found.reindex(column.index).astype("datetime64[us, UTC]")
 
-
+# %% ../../nbs/api/data/17_columns.ipynb #8c170741
 def _day_first(texts: pd.Series) -> bool | None:  # None where either order fits, or neither
     "Do dates like 13/11/2026 begin with the day?"
     parts = texts.str.extract(r"^(\d{1,2})[-/. ](\d{1,2})[-/. ]\d{2,4}").astype("float64")

@@ -62,7 +62,7 @@ def types_in(
 
     return sorted(skops.io.get_untrusted_types(**({"data": stored} if isinstance(stored, bytes) else {"file": stored})))
 
-
+# %% ../../nbs/api/models/20_storage.ipynb #bd40400c
 def untrusted_types(
     stored: Path | bytes,  # A skops file or its content; nothing in it is run
 ) -> list[str]:  # Names of those that neither `trusted_types` nor a recipe knows, sorted

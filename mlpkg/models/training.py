@@ -24,7 +24,7 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from sklearn.pipeline import Pipeline
 
 from ..errors import MlpkgError
-from .candidates import get_candidate
+from .candidates import few_valued, get_candidate, tree_columns
 from .metrics import figure_of
 from .scoring import features, native_threads, raw_predictions, sample_positions
 from .tasks import Task, yes_no
@@ -94,7 +94,8 @@ def fit(
     rows = sample_rows(data, candidate.most, seed)
     X = _hold_empty(features(rows, numeric, categorical), numeric)
     times = [name for name in numeric if is_datetime64_any_dtype(data[name])]
-    pipeline = candidate.build(numeric, categorical, seed, task, len(rows), params, times)
+    few = few_valued(rows, categorical, task) if candidate.columns is tree_columns else []
+    pipeline = candidate.build(numeric, categorical, seed, task, len(rows), params, times, few)
     with _quiet(), native_threads(threads):
         pipeline.fit(X, y if rows is data else y[sample_positions(data, candidate.most, seed)])
     return _one_job(pipeline)

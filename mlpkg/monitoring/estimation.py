@@ -27,7 +27,7 @@ _edge = 1e-6
 def _log_odds(p: np.ndarray) -> np.ndarray:
     return logit(np.clip(p, _edge, 1 - _edge))
 
-
+# %% ../../nbs/api/monitoring/13_estimation.ipynb #82d9c60d
 def calibration_curve_of(
     y: np.ndarray,  # Codes 0 and 1 of held-out rows, shape (n,), both there
     p: np.ndarray,  # What the model said of them
@@ -41,7 +41,7 @@ def calibration_curve_of(
     slope = float(fitted.coef_[0, 0])
     return (float(fitted.intercept_[0]), slope) if slope > 0 else (float(_log_odds(np.array(y.mean()))), 0.0)
 
-
+# %% ../../nbs/api/monitoring/13_estimation.ipynb #90f57344
 def calibrated(
     p: np.ndarray,
     curve: tuple[float, float],  # From `calibration_curve_of`
@@ -94,7 +94,7 @@ def expected_error(
     now = model.fit(old, off).predict(new)
     return _mean(now, current.blocks), _mean(before, held.blocks)
 
-
+# %% ../../nbs/api/monitoring/13_estimation.ipynb #5bc5b237
 def _mean(values: np.ndarray, blocks: Any) -> Estimate:
     return Estimate(float(values.mean()), standard_error(values, blocks))
 

@@ -28,7 +28,7 @@ _scores = ("_score", "_error", "_loss")
 def _code(text: str, *tags: str) -> Cell:
     return "code", text, tags
 
-
+# %% ../../nbs/api/recipes/40_cutting.ipynb #42108116
 def _words(text: str) -> Cell:
     return "markdown", text, ()
 

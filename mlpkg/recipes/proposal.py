@@ -154,7 +154,7 @@ def cut(
         found[-2].cells += found.pop().cells
     return found
 
-
+# %% ../../nbs/api/recipes/38_proposal.ipynb #43c1a9e4
 def _works(statement: Statement, aside: set[str]) -> bool:
     "Does a step remain for a statement once imports, functions and parameters have moved?"
     return statement.kind == "code" or not statement.gives <= aside

@@ -110,7 +110,7 @@ def template_folders(
     places += [env.get("TMPDIR") or "/tmp", "/tmp", f"/run/user/{os.getuid()}"]  # noqa: S108
     return [os.path.join(place, name) for place in dict.fromkeys(places)]
 
-
+# %% ../../nbs/api/steps/15_launcher.ipynb #484dc831
 def template_folder(
     env: Mapping[str, str] = os.environ,  # Where XDG_RUNTIME_DIR and TMPDIR are looked up
 ) -> str:  # Exists; ColdStart if it is not ours alone

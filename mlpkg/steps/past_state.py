@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ReplayError', 'PastStep', 'used_tables', 'read_past_step', 'past_lake', 'artifact_folder', 'artifact_addresses',
-           'copy_artifacts', 'copy_store', 'scratch_env', 'kernel_values', 'variables_set']
+           'copy_artifacts', 'restore_aliases', 'copy_store', 'scratch_env', 'kernel_values', 'variables_set']
 
 # %% ../../nbs/api/steps/24_past_state.ipynb #9a0ed856
 import contextlib
@@ -29,6 +29,7 @@ from ..settings import Settings
 from .live import latest_notebook
 from .notebook_paths import mlflow_io
 from .past_code import PastCode
+from .record import read_record
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,7 +75,11 @@ def read_past_step(
     run = mlflow.get_run(run.info.run_id)
     artifact = latest_notebook(mlflow, run.info.run_id, run.data.tags.get("mlpkg.step", ""))
     text = mlflow_io.read(f"mlflow://{run.info.run_id}/{artifact}") if artifact else ""
-    return PastStep(run, used_tables(run, "read"), used_tables(run, "write"), text)
+    read = used_tables(run, "read")
+    for use in ((read_record(run) or {}).get("tables") or {}).get("reads", ()):  # also those it only asked about
+        if use["name"] not in read and (use["version"] or 0) >= 0:
+            read[use["name"]] = [use["version"] or 0]
+    return PastStep(run, read, used_tables(run, "write"), text)
 
 # %% ../../nbs/api/steps/24_past_state.ipynb #26ba4ba4
 @patch(as_prop=True)
@@ -218,6 +223,22 @@ INSERT OR IGNORE INTO registered_model_aliases (workspace, name, alias, version)
     WHERE name NOT IN (SELECT name FROM registered_model_aliases WHERE alias = 'challenger') GROUP BY workspace, name;
 """
 
+# %% ../../nbs/api/steps/24_past_state.ipynb #ad01ab02
+def restore_aliases(
+    store: sqlite3.Connection,  # To a copy of MLflow's database
+    run: "Run",  # Of a step
+) -> None:
+    "Let aliases stand for the versions that a step has found"
+    seen = (read_record(run) or {}).get("seen") or {}
+    for name, alias, version in seen.get("models", ()):
+        if not str(alias).isdigit() and alias not in ("versions", "aliases"):
+            store.execute("DELETE FROM registered_model_aliases WHERE name = ? AND alias = ?", (name, alias))
+            store.execute(
+                "INSERT INTO registered_model_aliases (workspace, name, alias, version) "
+                "SELECT workspace, name, ?, version FROM model_versions WHERE name = ? AND version = ?",
+                (alias, name, version),
+            )
+
 # %% ../../nbs/api/steps/24_past_state.ipynb #d05c8b36
 def copy_store(
     database: Path,  # MLflow's SQLite file
@@ -238,6 +259,7 @@ def copy_store(
             copy.create_function("copy_of", 2, copy_of)
             for statement in filter(str.strip, _as_it_was.split(";")):
                 copy.execute(statement, {"when": run.info.start_time, "artifacts": str(artifacts)})
+            restore_aliases(copy, run)
             copy.commit()
     return f"sqlite:///{target}"
 

@@ -42,7 +42,7 @@ def is_own(
     "Is it the user's own code, neither installed nor part of Python?"
     return _is_own(os.path.realpath(path))
 
-
+# %% ../../nbs/api/steps/12_places.ipynb #4c76e0c3
 def _is_own(real: str) -> bool:
     return not real.startswith(_libraries) and not any(part in _installed for part in real.split(os.sep))
 

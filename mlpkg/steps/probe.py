@@ -56,7 +56,7 @@ def import_one(
     loose = [one for one in new if not is_fixed(sys.modules[one])]
     return f"{loose[0]} {_edited}" if loose else why
 
-
+# %% ../../nbs/api/steps/15_probe.ipynb #eb594d8f
 def leaves_behind(
     name: str,  # Module
     why: str,  # From `import_one`

@@ -59,7 +59,7 @@ def packages() -> dict[str, str]:  # The version of each distribution
     "What is installed"
     return dict(line.split("==", 1) for line in provenance.installed())  # type: ignore[misc]
 
-
+# %% ../../nbs/api/steps/17_record.ipynb #81d6b3ed
 def locked(
     settings: Settings,  # The folder of their file is the project
 ) -> dict[str, str]:  # The version of each distribution; empty where there is no lock

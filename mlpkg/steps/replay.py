@@ -92,10 +92,12 @@ def own_ids(
     "The ids that an execution of a step has been given by MLflow"
     from mlflow.exceptions import MlflowException
 
-    models = {}
+    made = []
     for one in run.outputs.model_outputs if run.outputs else ():
         with contextlib.suppress(MlflowException):  # a model that has been deleted differs from any other
-            models[one.model_id] = f"<model {mlflow.get_logged_model(one.model_id).name}>"
+            made.append(mlflow.get_logged_model(one.model_id))
+    made.sort(key=lambda model: model.creation_timestamp)  # several may have the same name
+    models = {model.model_id: f"<model {place}: {model.name}>" for place, model in enumerate(made)}
     parent = run.data.tags.get("mlflow.parentRunId")
     return {run.info.run_id: "<run>", **({parent: "<whole run>"} if parent else {}), **models}
 

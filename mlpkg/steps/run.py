@@ -240,7 +240,7 @@ def _look_up(
         _log.warning("step '%s': %s", about["step"], why)
     return None, storable(redact(why))[:5000]
 
-
+# %% ../../nbs/api/steps/22_run.ipynb #be052699
 def _cached(
     mlflow: "MlflowClient", run_id: str, name: str, step: str, hit: Hit, began: float
 ) -> StepResult:  # fmt: skip

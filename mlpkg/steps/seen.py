@@ -122,7 +122,7 @@ def _matters(watch: Watch, path: str) -> bool:
     "Is it the project's, or does the notebook ask for it, perhaps by MLflow?"
     return path in watch.also or below(path, [watch.root]) or by_user() or question().startswith("load_")
 
-
+# %% ../../nbs/api/steps/13_seen.ipynb #db894bd0
 def _hear_file(watch: Watch, path: str, read: bool, written: bool, made: bool) -> None:
     "Take in that a file is opened, moved or removed"
     there, stored = os.path.exists(path), below(path, watch.allowed)
