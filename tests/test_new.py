@@ -220,6 +220,11 @@ def test_months_of_a_pipeline_can_be_simulated_and_files_cannot(made):
         return
     assert "would know its future" in " ".join(simulate().stderr.split())
     (project.root / "again").mkdir()
+    file = project.root / "settings.ini"  # rules for a month of two hundred rows, where `new` has seen them all
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("promotion.min_")]
+    small = ["promotion.min_rows = 30", "promotion.min_blocks = 3"]
+    at = lines.index("[model sales]") + 1
+    file.write_text("\n".join([*lines[:at], *small, *lines[at:]]) + "\n")
     done = simulate(**empty)
     said = " ".join(done.stdout.split())
     assert done.returncode == 0, done.stdout + done.stderr

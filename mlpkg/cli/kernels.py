@@ -21,10 +21,13 @@ from .render import plain_table, readable_size
 from ..steps import launcher, supervisor
 
 # %% ../../nbs/api/cli/15_kernels.ipynb #e1657075
-def running_templates() -> list[dict[str, Any]]:  # What each says of itself, see `Template.facts`
+def running_templates(
+    everywhere: bool = False,  # Also those that services of this user have started, with other runtime folders?
+) -> list[dict[str, Any]]:  # What each says of itself, see `Template.facts`
     "The templates of this user that answer"
     found = []
-    folders = [Path(one) for one in launcher.template_folders() if os.access(one, os.R_OK | os.X_OK)]
+    places = launcher.template_folders() if everywhere else [launcher.template_folder()]
+    folders = [Path(one) for one in places if os.access(one, os.R_OK | os.X_OK)]
     for path in (path for folder in folders for path in sorted(folder.iterdir())):
         if path.is_socket() and path.stat().st_uid == os.getuid():  # It may have ended meanwhile
             try:
@@ -96,19 +99,20 @@ def list_command(context: typer.Context):
     Example: [bold]mlpkg kernels[/bold]
     """
     if context.invoked_subcommand is None:
-        found = running_templates()
+        found = running_templates(everywhere=True)
         Console().print(kernel_table(found) if found else "no template is running; the next kernel starts one")
 
 # %% ../../nbs/api/cli/15_kernels.ipynb #52eef409
 @group.command("stop")
 def stop_command(
     all_: Annotated[bool, typer.Option("--all", help="End their kernels as well, whoever works with them")] = False,
+    everywhere: Annotated[bool, typer.Option("--everywhere", help="Also those that services have started")] = False,
 ):
     """End the processes that kernels are forked from; the kernels that they have go on.
 
     Example: [bold]mlpkg kernels stop[/bold]
     """
-    for one in running_templates():
+    for one in running_templates(everywhere):
         for pid in [one["pid"], *(map(int, one["kernels"]) if all_ else ())]:
             supervisor.kill(os.kill, pid, signal.SIGTERM)
         print(f"template {one['pid']} ends" + (f", with {len(one['kernels'])} kernels" if all_ else ""))
