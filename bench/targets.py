@@ -235,7 +235,7 @@ def remember(records: dict[str, dict[str, Any]]) -> None:
     "Add records to the history, without what identifies a machine; figures with four digits are enough"
     about = {name: {k: v for k, v in one.items() if k not in ("targets", "record")} for name, one in records.items()}
     found = [target for one in records.values() for target in one["targets"]]
-    more = {name: records[name]["record"] for name in ("steps", "training", "peers")}
+    more = {name: records[name]["record"] for name in ("steps", "training", "peers") if name in records}
     for record in more.values():
         record["machine"].pop("system", None)
     entry = {"date": time.strftime("%Y-%m-%d"), "version": version("mlpkg"), "targets": found, "parts": about, **more}
@@ -248,13 +248,15 @@ def main(
     part: Annotated[list[str], typer.Argument(help="Measure these again; without: those that this commit lacks")] = [],  # noqa: B006
     repeat: Annotated[int, typer.Option(help="Runs of each way to run a step, and of `make run`", min=1)] = 5,
     grow: Annotated[list[int], typer.Option(help="Lengths of longer chains; repeat for each")] = [10, 100],  # noqa: B006
+    measuring: Annotated[bool, typer.Option("--measure/--show", help="Measure, or only show what is there")] = True,
     keep: Annotated[bool, typer.Option(help="Add what was found to bench/history.json?")] = False,
 ):
     """Run every benchmark that has a target, part by part; the exit code is 1 if one is missed or lacks a part."""
     if unknown := set(part) - PARTS.keys():
         raise CommandError(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     console, head = new_console(), commit()
-    for name in part or [one for one in PARTS if (kept(one) or {}).get("commit") != head]:
+    wanted = part or [one for one in PARTS if (kept(one) or {}).get("commit") != head]
+    for name in wanted if measuring else ():
         console.rule(name)
         measure_part(name, Options(repeat, tuple(grow)), head)
     records = {name: record for name in PARTS if (record := kept(name))}
