@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['doctor', 'all_checks', 'InstallationError', 'check_python', 'unlike_lock', 'check_packages', 'warm_words',
-           'check_kernels', 'check_settings', 'check_lake', 'check_tracking', 'check_outbox', 'check_dags', 'examine',
-           'doctor_command']
+           'check_kernels', 'check_settings', 'check_lake', 'check_tracking', 'check_outbox', 'parse_dags',
+           'check_dags', 'examine', 'doctor_command']
 
 # %% ../../nbs/api/cli/16_doctor.ipynb #82ab73fa
 import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +20,9 @@ from rich.markup import escape
 
 from .render import current_settings, plain_table
 from ..errors import MlpkgError
+
+if TYPE_CHECKING:
+    from mlpkg.settings import Settings
 
 doctor = typer.Typer()
 
@@ -126,10 +129,25 @@ def check_outbox() -> str:  # What is in it; InstallationError if somebody has t
         raise InstallationError("; ".join(problems))
     return ", ".join(state.lines()) or "empty"
 
+# %% ../../nbs/api/cli/16_doctor.ipynb #fc01ab05
+def parse_dags(
+    settings: "Settings",  # Those that `use_airflow` was called with
+) -> dict[str, Any]:  # DAG id -> DAG; DagError for files that cannot be read
+    "The DAGs of the project, read from their files alone: no database is asked, made or migrated"
+    from airflow.dag_processing.dagbag import DagBag
+
+    from mlpkg.airflow.local import DagError
+
+    bag = DagBag(dag_folder=settings.airflow.dags)
+    if bag.import_errors:
+        faults = "\n".join(f"{file}:\n{error}" for file, error in bag.import_errors.items())
+        raise DagError(f"DAG files with errors:\n{faults}")
+    return dict(bag.dags)
+
 # %% ../../nbs/api/cli/16_doctor.ipynb #5f352109
 def check_dags() -> str:  # Their ids; DagError if a file cannot be read
     "Check that the DAG files can be read"
-    from mlpkg.airflow.local import output_to, parse_dags, use_airflow
+    from mlpkg.airflow.local import output_to, use_airflow
 
     settings = current_settings()
     use_airflow(settings)

@@ -186,6 +186,8 @@ def _checked_file(
     stored = folder / Path(name).name
     try:
         types = untrusted_types(stored)
+    except SettingsError:
+        raise
     except Exception as error:
         raise UntrustedModelError(f"{what}: {stored.name} is not a readable skops file ({error!r})") from error
     _refuse(what, types)

@@ -72,10 +72,15 @@ def _small_loop() -> None:
     HistGradientBoostingRegressor(max_iter=1).fit([[0.0], [1.0]] * 20, [0.0, 1.0] * 20)
 
 # %% ../../nbs/api/steps/15_probe.ipynb #a0244ecb
+_early: list[int] = []  # Processes of which it is known: what has been used stays used
+
+
 def computes_early(
-    seconds: float = 30,  # Until a child is taken to hang
+    seconds: float = 15,  # Until a child is taken to hang
 ) -> bool:
     "Has this process used OpenMP already, so that its children would hang?"
+    if os.getpid() in _early:
+        return True
     with contextlib.suppress(OSError), open("/proc/self/maps") as file:
         if not any(name in file.read() for name in ("libgomp", "libiomp", "libomp")):
             return False
@@ -91,26 +96,27 @@ def computes_early(
         time.sleep(0.02)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    _early.append(os.getpid())
     return True
 
 # %% ../../nbs/api/steps/15_probe.ipynb #abd202f3
-def _try_one(name: str, known: Collection[str]) -> str:
-    "Import a module, and look for what would only show later"
+def _try_one(name: str, look: bool) -> str:
+    "Import a module, and perhaps look for what would only show later"
     why = import_one(name)
-    return why or ("it computes with OpenMP while it is imported" if name not in known and computes_early() else "")
+    return why or ("it computes with OpenMP while it is imported" if look and computes_early() else "")
 
 # %% ../../nbs/api/steps/15_probe.ipynb #6473ac0d
 def _ask_child(
     names: Sequence[str],  # Modules
     seconds: float,  # Until it is killed
-    known: Collection[str],
+    look: Collection[str],  # Modules that may compute while they are imported
 ) -> list[list[str]]:  # Module and reason, "" if all is well; not of the one at which the child died, nor of later ones
     "Try modules, one after the other, in a fork of this process"
     reading, writing = os.pipe()
     if not (child := os.fork()):
         os.setpgid(0, 0)  # so that what it starts ends with it
         for name in names:
-            os.write(writing, json.dumps([name, _try_one(name, known)]).encode() + b"\n")
+            os.write(writing, json.dumps([name, _try_one(name, name in look)]).encode() + b"\n")
         os._exit(0)
     os.close(writing)
     told, end = b"", time.monotonic() + seconds
@@ -131,9 +137,10 @@ def try_in_child(
 ) -> dict[str, str]:  # Module -> why it is of no use
     "Try modules in processes of their own"
     problems: dict[str, str] = {}
-    left = list(names)
+    left, new = list(names), [name for name in names if name not in known]
+    look = [] if not new or computes_early() else new  # what this process has done is no fault of a module
     while left:
-        told = _ask_child(left, seconds, known)
+        told = _ask_child(left, seconds, look)
         problems.update((name, why) for name, why in told if why)
         del left[: len(told)]
         if left:
