@@ -23,7 +23,10 @@ from mlpkg.airflow.dags import (
     require_champion,
     require_reason,
 )
+from ..redaction import get_log
 from ..settings import load_settings
+
+_log = get_log("mlpkg.airflow.pipelines")
 
 # %% ../../nbs/api/airflow/15_pipelines.ipynb #3b7d4e19
 def notebook_folder(
@@ -56,7 +59,11 @@ def find_arrivals(
         raise AirflowSkipException(f"no files are expected: set pipeline.incoming in [model {name}]")
 
     def failed(other: str) -> bool:
-        return ti.get_dagrun_state(run.dag_id, other) == "failed"
+        try:
+            return ti.get_dagrun_state(run.dag_id, other) == "failed"
+        except Exception as error:  # Airflow's answers have no base class; it may have forgotten the run
+            _log.info("how run %s ended is not known: %s", other, error)
+            return False
 
     found = ",".join(announce_arrivals(open_lake(settings), name, arrived_files(pattern), run.run_id, failed))
     if not found:

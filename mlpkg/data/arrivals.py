@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache, partial
 from pathlib import PurePosixPath
 
 from .lake import Lake
@@ -74,14 +75,21 @@ def announce_arrivals(
 ) -> list[str]:  # Sources, in the order of `there`
     "Write down which files this run announces: those that no run has announced, or one that has failed"
     ledger, found = Ledger(lake, f"arrivals/{name}", _columns), list[str]()
+    last, asked = _last_runs(ledger.read()[0]), cache(failed)  # one question for all files of a run
     for arrival in there:
-
-        def decide(lines: list[dict], arrival: Arrival = arrival) -> dict | None:
-            last = next((line["run"] for line in reversed(lines) if line["mark"] == arrival.mark), None)
-            free = last is None or (last != run and failed(last))
-            return {"source": arrival.source, "mark": arrival.mark, "run": run} if free else None
-
-        lines = ledger.settle(decide)
-        last = next(line["run"] for line in reversed(lines) if line["mark"] == arrival.mark)
-        found += [arrival.source] if last == run else []
+        by = last.get(arrival.mark)
+        if by is None or (by != run and asked(by)):
+            line = {"source": arrival.source, "mark": arrival.mark, "run": run}
+            by = _last_runs(ledger.settle(partial(_unless_announced, line, by)))[arrival.mark]
+        found += [arrival.source] if by == run else []
     return found
+
+# %% ../../nbs/api/data/19_arrivals.ipynb #d52f2725
+def _last_runs(lines: list[dict]) -> dict[str, str]:
+    "The run that announced each file last"
+    return {line["mark"]: line["run"] for line in lines}
+
+# %% ../../nbs/api/data/19_arrivals.ipynb #9b70f384
+def _unless_announced(line: dict, before: str | None, lines: list[dict]) -> dict | None:
+    "The line to add, unless another run has been quicker"
+    return line if _last_runs(lines).get(line["mark"]) == before else None
