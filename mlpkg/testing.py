@@ -336,7 +336,7 @@ def exploratory_project() -> Path:  # Temporary folder with parcels.csv, the not
     nbformat.write(notebook, root / "old.ipynb")
     parcels(400).to_csv(root / "parcels.csv", index=False)
     (root / "settings.ini").write_text(settings_text())
-    tools = '[tool.ruff]\nline-length = 120\n[tool.ruff.lint]\nselect = ["E", "I"]\n'
+    tools = '[tool.ruff]\nline-length = 120\n[tool.ruff.lint]\nselect = ["E", "F", "I", "UP", "B"]\n'
     (root / "pyproject.toml").write_text(f'[tool.nbdev]\nlib_path = "team"\nnbs_path = "nbs"\n{tools}')
     (root / "team").mkdir()
     (root / "team" / "__init__.py").write_text('__version__ = "0.1"\n')

@@ -41,7 +41,8 @@ def imported():
 def test_the_proposal_says_what_goes_where(imported):
     _, _, said, _ = imported
     for words in (
-        "10_load cells 1, 2, 3, 4, hands on df", "30_train cells 7, 8, 9, 10", "Functions: near", "Parameters: longest",
+        "10_load cells 1, 2, 3, 4, passes on df", "dropped `!pip install pandas`",
+        "30_train cells 7, 8, 9, 10", "Functions: near", "Parameters: longest",
         "+++ nbs/pipelines/parcels/20_clean.ipynb", '+df = lake.read("parcels/load_df")',
     ):  # fmt: skip
         assert words in said, said

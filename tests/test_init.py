@@ -61,6 +61,34 @@ def test_the_commands_change_no_file_of_it(told, team):
     assert changed == ""
 
 
+def test_it_has_nothing_superfluous_and_names_only_what_it_has(team):
+    names = {path.relative_to(team).as_posix() for path in team.glob("*")} | {".githooks/pre-commit"}
+    assert not names & {"__init__.py", ".ruff_cache", "build"}
+    targets = set(re.findall(r"^([a-z-]+):", (team / "Makefile").read_text(), re.MULTILINE))
+    for path in (
+        team / "README.md",
+        team / ".githooks/pre-commit",
+        team / "docker-compose.yml",
+        team / "tools/install.py",
+    ):
+        text = path.read_text()
+        assert set(re.findall(r"[`'\"]make ([a-z-]+)", text)) - {"up,"} <= targets, path
+        assert "production.ipynb" not in text
+
+
+def test_the_example_can_be_removed_as_its_readme_says(team, tmp_path):
+    copy = tmp_path / "my-team"
+    shutil.copytree(team, copy, ignore=shutil.ignore_patterns(".venv", "var", "__pycache__"))
+    command = re.search(r"^git rm .*$", (copy / "README.md").read_text(), re.MULTILINE)[0]
+    git = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "add", "--all"], cwd=copy, check=True)
+    subprocess.run(["bash", "-ec", command.replace("git rm", "git rm --quiet -f")], cwd=copy, check=True)
+    export = [sys.executable, "-c", "from nbdev.doclinks import nbdev_export as export; export()"]
+    subprocess.run(export, cwd=copy, check=True)
+    assert not [path for path in copy.rglob("*tumours*") if ".git" not in path.parts]
+    assert "tumours" not in (copy / "my_team" / "_modidx.py").read_text()
+
+
 def test_it_says_nothing_of_where_it_was_made(team):
     for path in team.rglob("*"):
         if path.is_file() and ".venv" not in path.parts and ".git" not in path.parts and path.suffix != ".whl":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def _show_proposal(console: Console, proposal: "Proposal") -> None:
     "What would become of the notebook, in a line for each part"
     for step in proposal.steps:
-        on = f", hands on {', '.join(step.hands_on)}" if step.hands_on else ""
+        on = f", passes on {', '.join(step.hands_on)}" if step.hands_on else ""
         cells = ", ".join(str(cell.number) for cell in step.cells)
         console.print(f"[bold]{step.file}[/bold] cells {cells}{on}", highlight=False)
     moved: dict[str, list[str]] = {"Functions": list(proposal.functions), "Parameters": list(proposal.values)}

@@ -14,11 +14,11 @@ from rich.console import Console
 
 # %% ../../nbs/api/cli/13_init.ipynb #8c368a82
 _next = (
-    ("make setup", "the virtual environment, from the lock; a minute or two, once"),
+    ("git add --all && git commit -m Start", "so that runs know their code"),
+    ("make setup hooks", "the virtual environment, from the lock; a minute or two, once"),
     ("make run", "the example: from a file to a champion"),
     ("make test", "formatting, notebooks, tests"),
-    ("git add --all && git commit", "so that runs know their code"),
-    ("mlpkg new heart --data heart.csv ...", "a pipeline for a table of your own"),
+    (".venv/bin/mlpkg new heart --data data/heart.csv --target target", "a table of your own"),
 )
 
 # %% ../../nbs/api/cli/13_init.ipynb #037ccc7d
@@ -42,4 +42,4 @@ def init_command(
     console.print(f"[bold]Written[/bold] {len(made)} files into {folder}", soft_wrap=True, highlight=False)
     console.print(f"  [dim]{' '.join(tops)}[/dim]\n\n[bold]Next[/bold]\n  cd {folder}", highlight=False)
     for command, why in _next:
-        console.print(f"  {command:40} [dim]{why}[/dim]", soft_wrap=True, highlight=False)
+        console.print(f"  {command:64} [dim]{why}[/dim]", soft_wrap=True, highlight=False)

@@ -72,11 +72,14 @@ def announce_arrivals(
     there: list[Arrival],  # From `arrived_files`
     run: str,  # Id of the DAG run that announces
     failed: Callable[[str], bool] = lambda _: False,  # Has a DAG run failed, by its id?
+    most: int = 100,  # Files of one run; the next look announces more
 ) -> list[str]:  # Sources, in the order of `there`
     "Write down which files this run announces: those that no run has announced, or one that has failed"
     ledger, found = Ledger(lake, f"arrivals/{name}", _columns), list[str]()
     last, asked = _last_runs(ledger.read()[0]), cache(failed)  # one question for all files of a run
     for arrival in there:
+        if len(found) >= most:
+            break
         by = last.get(arrival.mark)
         if by is None or (by != run and asked(by)):
             line = {"source": arrival.source, "mark": arrival.mark, "run": run}

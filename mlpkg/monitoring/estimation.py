@@ -81,7 +81,7 @@ def expected_error(
 ) -> tuple[Estimate, Estimate]:  # Mean absolute error to be expected: of current rows, and of held-out ones
     "How far off numbers are likely to be"
     from sklearn.ensemble import HistGradientBoostingRegressor
-    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.model_selection import GroupKFold, KFold, cross_val_predict
 
     both = pd.concat([_matrix(held, inputs), _matrix(current, inputs)], ignore_index=True)
     texts = [str(name) for name in both if not pd.api.types.is_numeric_dtype(both[name])]
@@ -90,9 +90,11 @@ def expected_error(
     old, new = both.iloc[: len(held.rows)], both.iloc[len(held.rows) :]
     off = np.abs(held.p - held.y)
     model = HistGradientBoostingRegressor(max_iter=60, max_leaf_nodes=8, min_samples_leaf=50, random_state=seed)
-    before = cross_val_predict(model, old, off, cv=KFold(5, shuffle=True, random_state=seed))
-    now = model.fit(old, off).predict(new)
-    return _mean(now, current.blocks), _mean(before, held.blocks)
+    several = held.blocks is not None and pd.Series(held.blocks).nunique() >= 5
+    folds = GroupKFold(5) if several else KFold(5, shuffle=True, random_state=seed)
+    before = cross_val_predict(model, old, off, cv=folds, groups=held.blocks if several else None)
+    now, noise = _mean(model.fit(old, off).predict(new), current.blocks), standard_error(off, held.blocks)
+    return Estimate(now.value, float(np.hypot(now.error, noise))), Estimate(float(before.mean()), noise)
 
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #5bc5b237
 def _mean(values: np.ndarray, blocks: Any) -> Estimate:
@@ -136,7 +138,7 @@ def check_expected(
     level = "unknown" if np.isnan(now.value) else level_of(worse, p, rules.alpha, "alarm")
     show = _shown[kind].format
     words = (
-        f"without truth, {show(now.value)} is to be expected (held-out rows: {show(before.value)}, in truth "
-        f"{show(true)}), if rows still mean what they meant"
+        f"expected without truth: {show(now.value)} (held-out rows: {show(before.value)}, found {show(true)}), "
+        "unless the relation between features and label has changed"
     )
     return Finding("expected", _names[kind], level, words, now.value, *now.interval, before.value, bound, p)

@@ -216,7 +216,10 @@ def _check_model(
     if len(current.judged.rows) < rules.min_rows:
         few = f"performance: truth is known for {len(current.judged.rows):,} of {answered:,} predictions"
         return [*found, _unknown("performance", leading[kind], few)]
-    return [*found, *check_performance(kind, held.judged, current.judged, slices, rules)]
+    found += check_performance(kind, held.judged, current.judged, slices, rules)
+    if not any(one.check == "expected" for one in found):  # which ends what an earlier estimate has raised
+        found.append(Finding("expected", leading[kind], "ok", "the truth is known, so nothing is estimated"))
+    return found
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #50523385
 _learned_rows = 30_000  # A larger reference would cost time and change no verdict

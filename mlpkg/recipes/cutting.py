@@ -177,7 +177,13 @@ def _dag(proposal: Proposal) -> str:
     folder = f"{proposal.project.notebooks}/pipelines/{proposal.name}"
     about = {"name": proposal.name, "title": proposal.name.replace("_", " ").capitalize(), "folder": folder}
     return fill_text(
-        text, about | {"origin": proposal.notebook.name, "steps": proposal.steps, "parameters": [*sources, *values]}
+        text,
+        about
+        | {
+            "origin": re.sub(r"[^\w. -]", "_", proposal.notebook.name),
+            "steps": proposal.steps,
+            "parameters": [*sources, *values],
+        },
     )
 
 # %% ../../nbs/api/recipes/40_cutting.ipynb #2abe860e

@@ -42,7 +42,7 @@ def file_batch(
 ) -> str:
     "The name of the batch in a file"
     name = re.sub(r"(\.csv)?\.(csv|zip|gz|parquet)$", "", PurePosixPath(public_name(source)).name, flags=re.IGNORECASE)
-    return re.sub(r"[^\w.-]+", "_", name).strip("_.") or "file"
+    return re.sub(r"[^\w.-]+|\.{2,}", "_", name).strip("_.") or "file"
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #91a94859
 def select_batches(
@@ -137,6 +137,11 @@ def add_columns(
     return rows.assign(**made)
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #f5ccd5bf
+def _decides(recipe: Recipe, column: str) -> bool:
+    "Does a column say which batch a row belongs to, so that it has to be read?"
+    return column == recipe.time and recipe.batch != "file"
+
+# %% ../../nbs/api/recipes/12_delivery.ipynb #bd461ce8
 def _read_file(recipe: Recipe, source: str, strict: bool) -> Delivery:
     "Read what a pipeline needs from a file"
     types = contract_types(recipe.contract())
@@ -148,7 +153,8 @@ def _read_file(recipe: Recipe, source: str, strict: bool) -> Delivery:
     unused = [str(name) for name in table if name not in types]
     whole, unread = _with_all(table, recipe, source), pd.Series("", index=table.index, dtype="str")
     if not strict:
-        whole, unread, more = without_unreadable(whole, types)
+        lenient = {one: kind for one, kind in types.items() if kind != "int64" and not _decides(recipe, one)}
+        whole, unread, more = without_unreadable(whole, lenient)
         notes += more
     rows = add_columns(cast_columns(whole, types, source), recipe, source).assign(**{unread_column: unread})
     notes += [f"columns that no model asks for, left out: {', '.join(unused)}"] if unused else []
@@ -163,7 +169,7 @@ def sources_of(
     "The files of a delivery; a file whose name has a comma is one"
     if file_kind(source) and "://" not in source and project_path(source).is_file():
         return [source]
-    return [one.strip() for one in source.split(",") if one.strip()]
+    return list({_source_name(one.strip()): one.strip() for one in source.split(",") if one.strip()}.values())
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #c2a0b0c3
 def read_delivery(

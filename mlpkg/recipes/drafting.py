@@ -124,7 +124,7 @@ class Draft:
 _split_titles = {
     "time": "Rows are split by time: the past teaches, and the last days judge.",
     "group": "Rows are split by group: rows that belong together teach, or judge, and never both.",
-    "row": "A digest of what a row says decides whether it teaches or judges, and never changes its mind.",
+    "row": "A digest of each row decides whether it is used for training or evaluation: it never changes sides.",
 }
 
 

@@ -9,6 +9,7 @@ __all__ = ['StatementKind', 'ExplorationError', 'Statement', 'constant_of', 'nam
 # %% ../../nbs/api/recipes/36_exploration.ipynb #4650694e
 import ast
 import builtins
+import math
 import symtable
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ def constant_of(
     try:
         value = ast.literal_eval(node.value) if node.value is not None else None
     except ValueError:
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     several = isinstance(value, list) and 0 < len(value) <= 20 and all(isinstance(one, _simple) for one in value)
     return (target.id, value) if isinstance(target, ast.Name) and (several or isinstance(value, _simple)) else None
@@ -160,11 +163,9 @@ def explore_cell(
         source = rest
     found = statements_of(TransformerManager().transform_cell(source), number)
     lost = [one for one in found if _is_magic(one.node)]
-    notes = (
-        (f"cell {number}: left out what is for IPython alone: {len(lost)} line{'s' * (len(lost) != 1)}",)
-        if lost
-        else ()
-    )
+    dropped = [line.strip() for line in source.splitlines() if line.lstrip().startswith(("%", "!", "?"))]
+    words = ", ".join(f"`{line}`" for line in dropped) or f"{len(lost)} statements"
+    notes = (f"cell {number} (counted from the top, text included): dropped {words}",) if lost else ()
     return ExploredCell(number, "", tuple(one for one in found if one not in lost), source, notes)
 
 # %% ../../nbs/api/recipes/36_exploration.ipynb #bf1c586b

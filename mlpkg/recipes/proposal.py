@@ -47,7 +47,8 @@ class ProposedParameter:
         if isinstance(self.value, list):
             inner = {type(one).__name__ for one in self.value}
             kind = f"list[{inner.pop()}]" if len(inner) == 1 else "list"
-        return f"{self.name}: {kind} = {self.code}  # From cell {self.cell}: say what it means, and its unit"
+        words = "File to read" if self.name.startswith("source") else "say what it means, and its unit"
+        return f"{self.name}: {kind} = {self.code}  # From cell {self.cell}: {words}"
 
 # %% ../../nbs/api/recipes/38_proposal.ipynb #a33fbeb1
 def plain_values(
@@ -59,13 +60,33 @@ def plain_values(
         for name in one.gives:
             count[name] = count.get(name, 0) + 1
     found = [(constant_of(one.node), one.cell) for one in statements if one.kind == "constant"]
-    return {pair[0]: ProposedParameter(*pair, cell) for pair, cell in found if pair and count[pair[0]] == 1}
+    once = {pair[0]: ProposedParameter(*pair, cell) for pair, cell in found if pair and count[pair[0]] == 1}
+    changed = {name for one in statements for name in _changed_in(one.node)}
+    return {name: one for name, one in once.items() if not isinstance(one.value, list) or name not in changed}
+
+# %% ../../nbs/api/recipes/38_proposal.ipynb #86cf943b
+def _changed_in(node: ast.stmt) -> set[str]:
+    "Names whose methods are called, or whose items are set or deleted: lists that may change on the way"
+    found = set[str]()
+    for one in ast.walk(node):
+        target: Any = None
+        if isinstance(one, ast.Attribute):
+            target = one.value
+        elif isinstance(one, ast.Subscript) and not isinstance(one.ctx, ast.Load):
+            target = one.value
+        found |= {target.id} if isinstance(target, ast.Name) else set()
+    return found
 
 # %% ../../nbs/api/recipes/38_proposal.ipynb #75dfde50
+_files = ("csv", "excel", "feather", "fwf", "json", "orc", "parquet", "stata", "table", "xml")
+_readers = {f"{pandas}.read_{kind}" for pandas in ("pd", "pandas") for kind in _files}
+
+
 def _literal_read(node: ast.AST) -> str:  # "" for anything else
     "The path or address that a call reads"
-    named = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("read_")
-    first = node.args[0] if named and isinstance(node, ast.Call) and node.args else None
+    if not isinstance(node, ast.Call) or ast.unparse(node.func) not in _readers:
+        return ""
+    first = node.args[0] if node.args else None
     return first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else ""
 
 # %% ../../nbs/api/recipes/38_proposal.ipynb #9328159b
@@ -91,7 +112,8 @@ def with_sources(
         name = next(f"source{end}" for end in ("", *(f"_{n}" for n in range(2, 99))) if f"source{end}" not in taken)
         found.append(ProposedParameter(name, _from_project(path, notebook, root), statement.cell))
         wanted = name if "://" in path else f"project_path({name})"
-        text = re.sub(rf"""[rR]?(?P<q>['"]){re.escape(path)}(?P=q)""", wanted, text)
+        literal = re.search(rf"""[rR]?(?P<q>['"]){re.escape(path)}(?P=q)""", text)
+        text = text.replace(literal[0], wanted, 1) if literal else text
     return text, found
 
 # %% ../../nbs/api/recipes/38_proposal.ipynb #5be22074

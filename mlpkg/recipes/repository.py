@@ -130,7 +130,14 @@ def _target(path: Path, package: str) -> str:
 # %% ../../nbs/api/recipes/34_repository.ipynb #044225b0
 def _named(text: str, package: str) -> str:
     "The stack of containers under a name of its own; ScaffoldError where it is not found any more"
-    for old, new in (("name: mlpkg\n", f"name: {package}\n"), ("image: mlpkg:local\n", f"image: {package}:local\n")):
+    outbox = "      - outbox:/opt/mlpkg/outbox\n"  # of the scheduler, which also reads files that lie here
+    changes = {
+        "name: mlpkg\n": f"name: {package}\n",
+        "image: mlpkg:local\n": f"image: {package}:local\n",
+        "nbs/how-to/production.ipynb has the rest": "README.md has the rest",
+        outbox: f"{outbox}      - ./data:/opt/mlpkg/data:ro\n",
+    }
+    for old, new in changes.items():
         if text.count(old) != 1:
             raise ScaffoldError(f"docker-compose.yml has {old.strip()!r} {text.count(old)} times, not once")
         text = text.replace(old, new)
@@ -187,6 +194,7 @@ def _fill(root: Path, package: str) -> None:
     starter_table().to_csv(root / "data" / f"{starter}.csv", index=False)
     made = draft_pipeline(starter, str(root / "data" / f"{starter}.csv"), "diagnosis")
     write_pipeline(made, Project(root, package, "nbs"))
+    shutil.rmtree(root / ".ruff_cache", ignore_errors=True)
 
 # %% ../../nbs/api/recipes/34_repository.ipynb #0dd30cd6
 def make_repository(

@@ -208,9 +208,12 @@ def write_files(
 ) -> list[str]:  # Paths in the project; ScaffoldError where a file is in the way, and nothing is written then
     "Write the files of a pipeline, or nothing of them"
     file, written = project.root / "settings.ini", list[Path]()
+    module = project.root.joinpath(*project.module(name).split(".")).with_suffix(".py")
+    index = project.root / project.package / "_modidx.py"
     with FileLock(project.root / ".mlpkg-new.lock", timeout=60):
-        if there := [path.relative_to(project.root).as_posix() for path in files if path.exists()]:
+        if there := [path.relative_to(project.root).as_posix() for path in [*files, module] if path.exists()]:
             raise ScaffoldError(f"pipeline {name!r}: {', '.join(there[:3])} exist already. Nothing was written")
+        before = index.read_text(encoding="utf-8") if index.exists() else None
         try:
             for path, text in files.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,11 +222,12 @@ def write_files(
             _tidy(written, project)
             file.write_text(settings(file.read_text(encoding="utf-8")), encoding="utf-8")
         except (OSError, ScaffoldError) as error:
-            for path in written:
+            for path in [*written, module]:
                 path.unlink(missing_ok=True)
+            if before is not None:
+                index.write_text(before, encoding="utf-8")
             raise ScaffoldError(f"pipeline {name!r} cannot be written, and nothing of it stays: {error}") from error
     (project.root / ".mlpkg-new.lock").unlink(missing_ok=True)
-    module = project.root.joinpath(*project.module(name).split(".")).with_suffix(".py")
     return [path.relative_to(project.root).as_posix() for path in [*written, module, file] if path.exists()]
 
 # %% ../../nbs/api/recipes/32_scaffold.ipynb #a1f0c3d2

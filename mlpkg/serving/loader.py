@@ -246,6 +246,8 @@ def _follow_challenger(
         words = f"version {number} takes no part: {why}, unlike version {champion.version.version}"
         self.issues.report("challenger", words)
         model = None
+    elif model and not [one for one in self._faults.get(number, []) if time.monotonic() - one < fault_seconds]:
+        self.issues.resolve("challenger")
     self.arms = Arms(champion, model)
 
 # %% ../../nbs/api/serving/14_loader.ipynb #4fa33abc

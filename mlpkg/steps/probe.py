@@ -114,10 +114,12 @@ def _ask_child(
     "Try modules, one after the other, in a fork of this process"
     reading, writing = os.pipe()
     if not (child := os.fork()):
-        os.setpgid(0, 0)  # so that what it starts ends with it
-        for name in names:
-            os.write(writing, json.dumps([name, _try_one(name, name in look)]).encode() + b"\n")
-        os._exit(0)
+        try:
+            os.setpgid(0, 0)  # so that what it starts ends with it
+            for name in names:
+                os.write(writing, json.dumps([name, _try_one(name, name in look)]).encode() + b"\n")
+        finally:
+            os._exit(0)
     os.close(writing)
     told, end = b"", time.monotonic() + seconds
     while select.select([reading], [], [], max(0, end - time.monotonic()))[0] and (data := os.read(reading, 65_536)):
