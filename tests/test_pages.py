@@ -337,14 +337,3 @@ def test_a_page_that_silences_logging_gives_it_back():
     assert len(silent) > 5
     last = {path: max(code[path].rfind(f"\n{end}") for end in ENDS) for path in silent}
     assert [path.name for path in silent if last[path] < code[path].rfind("logging.disable(logging.WARNING)")] == []
-
-
-def test_a_page_closes_the_store_that_it_opens():
-    "The next page of the same worker would find its settings, and a step notebook an empty registry"
-    left = []
-    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-        opened = re.findall(r"^(\w+) = (?:temporary_store|TemporaryStore)\(", code, re.MULTILINE)
-        left += [f"{path.name}: {name}" for name in opened if f"{name}.close()" not in code]
-    assert left == []
