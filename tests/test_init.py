@@ -37,7 +37,13 @@ def team(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told(team, tmp_path_factory):
+def at_first(team):
+    "Names of all its files and folders, before any command has run in it"
+    return {path.relative_to(team).as_posix() for path in team.rglob("*") if ".git" not in path.parts}
+
+
+@pytest.fixture(scope="module")
+def told(team, at_first, tmp_path_factory):
     "What the commands of its README say, in the environment of a newcomer"
     env, found = environment(tmp_path_factory.mktemp("newcomer")), {}
     git = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org"]
@@ -61,9 +67,8 @@ def test_the_commands_change_no_file_of_it(told, team):
     assert changed == ""
 
 
-def test_it_has_nothing_superfluous_and_names_only_what_it_has(team):
-    names = {path.relative_to(team).as_posix() for path in team.glob("*")} | {".githooks/pre-commit"}
-    assert not names & {"__init__.py", ".ruff_cache", "build"}
+def test_it_has_nothing_superfluous_and_names_only_what_it_has(team, at_first):
+    assert not at_first & {"__init__.py", ".ruff_cache", "build"}
     targets = set(re.findall(r"^([a-z-]+):", (team / "Makefile").read_text(), re.MULTILINE))
     for path in (
         team / "README.md",
@@ -89,9 +94,9 @@ def test_the_example_can_be_removed_as_its_readme_says(team, tmp_path):
     assert "tumours" not in (copy / "my_team" / "_modidx.py").read_text()
 
 
-def test_it_says_nothing_of_where_it_was_made(team):
-    for path in team.rglob("*"):
-        if path.is_file() and ".venv" not in path.parts and ".git" not in path.parts and path.suffix != ".whl":
+def test_it_says_nothing_of_where_it_was_made(team, at_first):
+    for path in (team / name for name in at_first if not name.endswith(".whl")):
+        if path.is_file():
             text = path.read_text(encoding="utf-8")
             assert str(team.parent) not in text and str(ROOT) not in text, path
             assert "flights" not in text or path.name == "requirements.lock", path

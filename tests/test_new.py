@@ -228,7 +228,7 @@ def test_months_of_a_pipeline_can_be_simulated_and_files_cannot(made):
     done = simulate(**empty)
     said = " ".join(done.stdout.split())
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "month 2026-04" in said and "month 2026-05" in said and "champion 1" in said and "champion_score" in said
+    assert "month 2026-04" in said and "month 2026-05" in said and "alarm no" in said and "champion 1" in said
 
 
 def test_the_api_answers_raw_rows(made, monkeypatch):

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NEEDED = ("mlpkg", "nbs", "pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md", "settings.ini")
+SHARED = (ROOT / "mlpkg" / "templates" / "shared.txt").read_text().split()  # what `mlpkg init` gives to others
+NEEDED = ("mlpkg", "nbs", "pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md", "settings.ini", *SHARED)
 
 
 @pytest.fixture
@@ -24,7 +25,8 @@ def project(tmp_path):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         else:
-            shutil.copy(ROOT / name, folder)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
     for module in (folder / "mlpkg").rglob("*.py"):
         if module.name != "__init__.py":
             module.unlink()

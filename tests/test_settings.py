@@ -1,6 +1,7 @@
 """Every setting is read somewhere. Seeing that nothing reads a key takes all files, so a page cannot show it."""
 
 import ast
+import re
 
 import nbformat
 import pytest
@@ -25,7 +26,8 @@ def read_keys(sources):
         for key in known_keys():
             group, name = key.split(".")
             owners = {group}
-            if Settings.model_fields[group].annotation.__name__ in source or f"connect().{group}" in source:
+            given = re.search(rf"(connect\(\)|for_model\(\S+\)).{group}\b", source)
+            if given or Settings.model_fields[group].annotation.__name__ in source:
                 owners |= {"rules", "settings"}
             if any((owner, name) in pairs for owner in owners):
                 found.add(key)

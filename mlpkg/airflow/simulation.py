@@ -210,16 +210,17 @@ def simulate_month(
     settings: Settings,
     known: Mapping[str, Any],  # DAG id -> DAG, from `load_dags`
     month: Month,  # Filled as the DAGs run
-    given: Mapping[str, str],  # Parameters for every DAG that declares them
+    given: Mapping[str, str],  # Parameters: of the DAG that brings in batches, else of every DAG that declares them
     run: Callable[[Any, dict[str, Any], Callable[[dict], None]], DagResult],  # Runs a DAG with conf and a listener
     follows: Callable[[Mapping[str, Any], DagResult], list] = triggered,  # What a DAG run has started
 ) -> Month:  # The same; it ends at the first DAG run that fails
     "Bring in a month and run what follows from it; train if there is still no model"
     arrival, training = _named_dags(known, settings)
     waiting = [(arrival, {settings.simulation.parameter: month.month})]
+    later = {name: value for name, value in given.items() if name not in arrival.params}
     while waiting and not month.first_failure:
         dag, conf = waiting.pop(0)
-        month.results.append(run(dag, dag_conf(dag, given) | conf, partial(_note, month)))
+        month.results.append(run(dag, dag_conf(dag, given if dag is arrival else later) | conf, partial(_note, month)))
         if not month.first_failure:
             waiting += follows(known, month.results[-1])
         if not waiting and dag is not training and not _in_child(_ask_for_champion, settings):
