@@ -111,8 +111,11 @@ def test_only_listed_files_enter_the_build():
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     assert rules[0] == "*"
     named = [rule[1:] for rule in rules if rule.startswith("!")]
-    assert not [name for name in named if name.startswith(".") or name in ("var", "docker", "tests")]
+    hidden = [name for name in named if name.startswith(".")]
+    assert hidden == [".githooks/pre-commit"] and not {"var", "docker", "tests"} & set(named)
     assert [name for name in named if not (ROOT / name).exists()] == []
+    packed = (ROOT / "mlpkg" / "templates" / "shared.txt").read_text().split()
+    assert set(packed) <= set(named), "the wheel that the image installs holds these"
 
 
 def test_env_makes_what_compose_requires(tmp_path):
