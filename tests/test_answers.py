@@ -556,3 +556,45 @@ def test_answers_of_a_server_can_be_compared(tmp_path, lake, answered_ids):
     assert list(table["arm"]) == ["champion", "shadow"]
     assert list(table["with_truth"]) == [1, 1]
     assert "each arm needs at least 10 answers of each outcome, there are 0" in table["words"].iloc[1]
+
+
+def trial(seed: int, days: int = 4, each: int = 500) -> pd.DataFrame:
+    "Two equal models; after two days the challenger gets half of the requests, which have become harder"
+    rng, parts = np.random.default_rng(seed), []
+    for day in range(days):
+        risk, share = rng.normal(-3 if day < 2 else 0, 1, each), 0.1 if day < 2 else 0.5
+        times = [NOVEMBER + timedelta(days=day, minutes=i) for i in range(each)]
+        names = [new_request_id(time) for time in times]
+        about = {"date": [name[:10] for name in names], "request_id": names, "record": 0, "time": times, "sticky": ""}
+        challenger = rng.uniform(size=each) < share
+        about |= {"arm": np.where(challenger, "challenger", "champion"), "model_version": 1 + challenger}
+        p = 1 / (1 + np.exp(-risk - rng.normal(0, 0.5, each)))
+        truth = (rng.uniform(size=each) < 1 / (1 + np.exp(-risk))).astype(int)
+        parts.append(pd.DataFrame({**about, "share": share, "probability": p, "truth": truth}))
+    return pd.concat(parts)
+
+
+def test_equal_models_do_not_differ_because_the_share_was_raised(tmp_path):
+    "As they are, the arms have requests of different days, and equal models seem to differ"
+    differ = Counter()
+    for seed in range(20):
+        lake = Lake(tmp_path / str(seed))
+        live(lake, trial(seed))
+        words = compare_arms(lake, "flights")["words"].iloc[1]
+        differ.update(word for word in ("better", "worse", "closer", "farther", "something is wrong") if word in words)
+    assert differ.total() <= 1, differ
+
+
+def test_requests_that_an_arm_has_lost_are_noticed(lake):
+    rows = trial(0)
+    lost = rows["arm"].eq("challenger") & (rows["probability"] > 0.6)  # of those it says yes to, it loses the answer
+    live(lake, rows[~lost])
+    words = compare_arms(lake, "flights")["words"].iloc[1]
+    assert words.startswith("something is wrong with the requests of the challenger: it got ")
+
+
+def test_answers_of_a_server_without_shares_are_still_compared(lake):
+    live(lake, trial(0).drop(columns="share"))
+    table = compare_arms(lake, "flights")
+    assert list(table["arm"]) == ["champion", "challenger"]
+    assert table["roc_auc_difference_low"].notna().iloc[1]

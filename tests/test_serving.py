@@ -563,6 +563,7 @@ def test_canary(store):
         assert 'arm="challenger"' in api.get("/metrics").text
     rows = open_lake(settings(store)).read("served/parcels")
     assert set(zip(rows["arm"], rows["model_version"], strict=True)) == {("champion", 1), ("challenger", 2)}
+    assert set(rows["share"]) == {0.3}
     kept = rows[rows["sticky"] != ""]
     assert (kept["model_version"] == kept["sticky"].map(arms)).all()
 
@@ -573,6 +574,7 @@ def test_shadow(store):
         answers = [ask(api, GOOD, GOOD | {"distance": n}).json() for n in range(10)]
     assert {answer["model_version"] for answer in answers} == {1}
     rows = open_lake(settings(store)).read("served/parcels").set_index(["arm", "request_id", "record"])
+    assert rows.pop("share").isna().all()
     both = rows.loc["champion"].join(rows.loc["shadow"].add_suffix("_shadow"))
     assert len(both) == 20 and both.notna().all().all() and (both["model_version_shadow"] == 2).all()
     frame = records_frame([json.loads(one) for one in both["inputs"]], load_model("parcels", 2).inputs)

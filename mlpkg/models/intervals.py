@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['z_95', 'ScoreError', 'checked_scores', 'roc_auc', 'auc_from_counts', 'percentile_interval', 'bin_edges', 'bin_codes',
            'block_counts', 'auc_interval', 'design_effect', 'inflation', 'standard_error', 'Estimate', 'z_score',
-           'estimates', 'Scores', 'draw_blocks', 'Losses', 'bootstrap_units', 'difference_interval']
+           'estimates', 'Scores', 'draw_blocks', 'Losses', 'Judged', 'bootstrap_units', 'difference_interval']
 
 # %% ../../nbs/api/models/16_intervals.ipynb #503321ee
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -309,8 +310,18 @@ def draw(
     return draw_blocks(self.block, rng)
 
 # %% ../../nbs/api/models/16_intervals.ipynb #a12dc199
+class Judged(Protocol):
+    "Answers of a model with their truth, as `Scores` or `Losses` are"
+
+    y: np.ndarray
+
+    def judge(self, weights: np.ndarray | None = None) -> tuple[float, float]: ...
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray: ...
+
+
 def bootstrap_units(
-    models: Sequence[Scores | Losses],  # One for each model; blocks are what is drawn
+    models: Sequence[Judged],  # One for each model; blocks are what is drawn
     paired: bool,  # Do all models have the same rows in the same order?
     draws: int = 500,  # How many resamples
     seed: int = 0,  # Same seed, same draws

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
+from ..data.evolution import gain_columns
 from ..data.lake import Lake
 from ..data.retention import compact, few
 from ..redaction import get_log
@@ -185,6 +186,8 @@ def _deliver(self: LakeWriter, found: list[tuple[Segment, pa.Table]]) -> None:
             segment.untried = False
         new = rows.filter(pc.invert(pc.is_in(rows["segment"], pa.array(known, pa.string()))))
         if new.num_rows:
+            if self.lake.exists(self.table):  # made by an earlier version of this page, perhaps
+                gain_columns(self.lake, self.table, new.schema)
             self.lake.write(self.table, new, partition_by=["date"])
             self._commits += 1
         self.stored += rows.num_rows

@@ -63,13 +63,14 @@ def answers_of(
     arm: str,  # Name of the model's arm
     asked: dict[str, Any],  # Body of the request, checked
     values: list[dict[str, Any]],  # From `answer_values`, for each of its records
+    share: float | None,  # Of requests that the challenger gets; None if it gets none
 ) -> list[Answer]:
     "What the answer log keeps of a request"
     scope, version, now = request.scope, model.version, datetime.now(UTC)
     return [
         Answer(
             scope["request_id"], place, now, arm, version.name, version.version, inputs=to_json(record).decode(),
-            key=scope.get("key_name", ""), sticky=asked.get("key") or "", **said,
+            key=scope.get("key_name", ""), sticky=asked.get("key") or "", share=share, **said,
         )
         for place, (record, said) in enumerate(zip(asked["records"], values, strict=True))
     ]  # fmt: skip
@@ -117,7 +118,8 @@ async def predict(
         parts.counts.challenger_failed.inc(len(asked["records"]))
         model, arm = champion, "champion"
         found, predictions = await _said(parts, model, asked["records"])
-    answers = answers_of(request, model, arm, asked, answer_values(model.loaded.task, found, predictions))
+    share = serving.share if serving.strategy == "canary" and arms.challenger else None
+    answers = answers_of(request, model, arm, asked, answer_values(model.loaded.task, found, predictions), share)
     parts.answers.put(answers)
     parts.counts.predicted(arm, model.version.version, len(answers))
     if serving.strategy == "shadow" and arms.challenger:
