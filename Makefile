@@ -89,6 +89,9 @@ bench-peers: setup ## Measure what a step costs with other tools, each in an env
 targets: setup ## Measure everything that has a target, part by part (two hours), and print the table
 	@$(BIN)/python bench/targets.py
 
+mutants: setup ## Change code that decides, a little and in one place at a time, and count what the tests notice (hours)
+	@$(BIN)/python bench/mutants.py
+
 hooks: setup ## Let git merge and diff notebooks cell by cell, and refuse those with noise or conflicts
 	@git config --local core.hooksPath .githooks
 	@git config --local merge.jupyternotebook.name nbdev-merge
@@ -116,4 +119,4 @@ smoke: ## Bring up a separate stack, run DAGs in it, check what they left and th
 env: ## Write .env with fresh secrets for docker-compose.yml
 	@$(PYTHON) docker/env.py
 
-.PHONY: help run demo serve test lab mlflow airflow setup prepare export clean-notebooks readme pages docs docs-serve bench bench-steps bench-peers targets hooks lock build up down smoke env
+.PHONY: help run demo serve test lab mlflow airflow setup prepare export clean-notebooks readme pages docs docs-serve bench bench-steps bench-peers targets mutants hooks lock build up down smoke env

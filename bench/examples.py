@@ -1,4 +1,4 @@
-"""The examples of a library page, run against the module that the page exports (nbdev-test runs the page's own cells)."""
+"""The examples of a library page, against the module that it exports; nbdev-test runs the page's own cells."""
 
 import ast
 import asyncio
