@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
+import pandera.pandas as pa
 import pytest
 from conftest import Project
 from fastapi.testclient import TestClient
@@ -23,7 +24,10 @@ from sklearn.datasets import load_wine
 from mlpkg.data.lake import Lake
 from mlpkg.errors import MlpkgError
 from mlpkg.models.inspection import InspectionError
+from mlpkg.recipes.delivery import read_delivery
 from mlpkg.recipes.drafting import draft_pipeline
+from mlpkg.recipes.preparation import split_rows
+from mlpkg.recipes.recipe import Recipe
 from mlpkg.recipes.revising import draft_again, read_declared, revise
 from mlpkg.recipes.scaffold import check_name_of, find_project
 from mlpkg.serving.app import create_app
@@ -438,3 +442,30 @@ def test_labels_with_a_gap_are_told(tmp_path):
     frame(y=[0, 1, None] * 20).to_csv(tmp_path / "given.csv", index=False)
     with pytest.raises(InspectionError, match="rows that differ are too few"):
         draft_pipeline("given", str(tmp_path / "given.csv"), "y")
+
+
+def test_small_tables_have_their_share_of_a_rare_class_on_each_side_and_rows_stay_there(tmp_path):
+    from mlpkg.data.contracts import number_column, text_column
+
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        table = pd.DataFrame(
+            {"size": rng.normal(size=240).round(6), "colour": rng.choice(["red", "red", "blue", "blue", "?"], 240)}
+        )
+        table["outcome"] = np.where(rng.permutation(240) < 24, "rare", "usual")
+        table.to_csv(tmp_path / "given.csv", index=False)
+        made = draft_pipeline("given", str(tmp_path / "given.csv"), "outcome")
+        rules = {"size": number_column("Size"), "colour": text_column("Colour", blanks=["?"])}
+        rules["outcome"] = text_column("Outcome", among=["rare", "usual"], nullable=True)
+        recipe = Recipe(
+            "given", "outcome", made.task, ("size",), ("colour",), lambda rules=rules: pa.DataFrameSchema(rules),
+            made.split(),
+        )  # fmt: skip
+        parts = split_rows(recipe, read_delivery(recipe, str(tmp_path / "given.csv")).rows)
+        held = parts[parts["part"] == "holdout"]["outcome"].value_counts()
+        assert (abs(held["rare"] - 24 * 0.3) < 1.5, abs(held["usual"] - 216 * 0.3) < 4) == (True, True), held
+        more = pd.concat([table, table.assign(size=table["size"] + 1, outcome="rare"), table.head(9)])
+        more.to_csv(tmp_path / "given.csv", index=False)
+        later = split_rows(recipe, read_delivery(recipe, str(tmp_path / "given.csv")).rows)
+        sides = later.drop_duplicates("row").set_index("row")["part"]
+        assert sides[parts["row"]].tolist() == parts["part"].tolist()

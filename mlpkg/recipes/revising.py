@@ -23,8 +23,9 @@ from ..models.inspection import InspectionError
 from ..models.labels import LabelError
 from ..models.tasks import Task
 from ..quality import Kind
-from .drafting import Draft, column_rule, draft_pipeline, sequence_code, split_code, task_code
+from .drafting import Draft, draft_pipeline
 from .scaffold import Project, recipe_path
+from .spelling import column_rule, sequence_code, split_code, task_code
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #842d33c9
 def _code(node: ast.expr) -> str:
