@@ -15,6 +15,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
+import pandera.pandas as pa
 import pytest
 from conftest import Project
 from fastapi.testclient import TestClient
@@ -23,7 +24,11 @@ from sklearn.datasets import load_wine
 from mlpkg.data.lake import Lake
 from mlpkg.errors import MlpkgError
 from mlpkg.models.inspection import InspectionError
+from mlpkg.recipes.delivery import read_delivery
 from mlpkg.recipes.drafting import draft_pipeline
+from mlpkg.recipes.preparation import split_rows
+from mlpkg.recipes.recipe import Recipe
+from mlpkg.recipes.revising import draft_again, read_declared, revise
 from mlpkg.recipes.scaffold import check_name_of, find_project
 from mlpkg.serving.app import create_app
 from mlpkg.settings import load_settings
@@ -251,15 +256,102 @@ def test_the_api_answers_raw_rows(made, monkeypatch):
             assert both[0] == both[1]
 
 
-def test_once_more_with_other_data_it_shows_how_the_contract_would_change(made):
-    case, project, _, _, env = made
-    before = {path: path.read_bytes() for path in project.root.rglob("*.ipynb")}
-    column = {"heart": "Age", "wine": "alcohol", "sales": "distance"}[case.name]
-    case.table.assign(**{column: case.table[column] * 10}).to_csv(project.root / "larger.csv", index=False)
-    said = project.mlpkg("new", case.name, "--data", "larger.csv", *case.asked, **env)
-    assert "exists already, so nothing is written" in said
-    assert f'+"{column.lower()}": number_column(' in said
-    assert {path: path.read_bytes() for path in project.root.rglob("*.ipynb")} == before
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, stores):
+    "A project in which `mlpkg new` has written a pipeline, and nothing was run"
+    project = team_project(tmp_path_factory.mktemp("written"), stores)
+    table, luck = sales().assign(colour="red"), np.random.default_rng(2).normal(0, 3, 1200)
+    table["late"] = np.where(table["weight"] + luck > 10, "yes", "no")
+    table.to_csv(project.root / "given.csv", index=False)
+    project.mlpkg("new", "sales", "--data", "given.csv", "--target", "late", "--time", "sold")
+    return project
+
+
+def again(project: Project, change, target: str = "late", **asked: str) -> list[str]:
+    "What is different about other data, how the recipe would change, and what follows"
+    change(pd.read_csv(project.root / "given.csv")).to_csv(project.root / "newer.csv", index=False)
+    found_there = find_project(project.root)
+    there = read_declared(found_there, "sales")
+    made = draft_again(there, "sales", str(project.root / "newer.csv"), target, **asked)
+    found = revise(made, there, found_there)
+    return [*found.changes, *found.diff.splitlines(), *found.follows]
+
+
+def lacking(said: list[str], wanted: tuple[str, ...]) -> list[str]:
+    "What was to be said, and is not"
+    return [words for words in wanted if words not in "\n".join(said)]
+
+
+def test_once_more_it_writes_nothing_and_shows_how_the_recipe_would_change(written):
+    before = {path: path.read_bytes() for path in written.root.rglob("*") if path.suffix in (".ipynb", ".py", ".ini")}
+    said = written.mlpkg("new", "sales", "--data", "given.csv", "--target", "late")
+    assert "The pipeline sales exists already, and its recipe fits these data" in said
+    pd.read_csv(written.root / "given.csv").drop(columns="weight").to_csv(written.root / "newer.csv", index=False)
+    said = written.mlpkg("new", "sales", "--data", "newer.csv", "--target", "late")
+    wanted = ("exists already, so nothing is written", "- weight is gone", '-numeric: "weight"', "Where you agree")
+    assert lacking([said], wanted) == []
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_once_more_with_data_that_fit_nothing_would_change(written):
+    assert again(written, lambda t: t.sample(900, random_state=0)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (lambda t: t.assign(size=t.index % 50 + 0.5),
+         ["size is new: a feature", '+numeric: "size"', '+"size": number_column("Size"',
+          "change nbs/api/10_sales.ipynb",
+          "tell rows apart"]),
+        (lambda t: t.assign(shape="round").drop(columns="colour"),
+         ["shape is new, and left out: it has one value (round)", "colour, which was left out, is gone",
+          '-left out: "colour"', '+left out: "shape"', "no part of the recipe"]),
+        (lambda t: t.assign(colour=t["carrier"].str[:1]),
+         ["colour was left out, and is now a feature, texts", '-left out: "colour"', '+categorical: "colour"']),
+        (lambda t: t.drop(columns="weight"),
+         ["weight is gone", '-numeric: "weight"', '-"weight": number_column(']),
+        (lambda t: t.assign(carrier=t["carrier"].map({"red": 1, "blue": 2}).fillna(3)),
+         ["carrier held texts, and holds numbers now", '-categorical: "carrier"', '+numeric: "carrier"']),
+        (lambda t: t.assign(carrier=[f"p{n}@example.org" for n in range(len(t))]),
+         ["carrier identifies people", '-categorical: "carrier"', '-"carrier": text_column(',
+          '+left out: "carrier"']),
+        (lambda t: t.assign(distance=(t["late"] == "yes") * 1),
+         ["distance gives late away", '-numeric: "distance"']),
+        (lambda t: t.assign(distance=t["distance"] * 10),
+         ["break the rule of distance", '+"distance": number_column("Distance"']),
+        (lambda t: t.assign(late=t["late"].where(t.index % 9 > 0, "lost")),
+         ["late has a class that is new: 'lost'", '-task = Task("binary", ("no", "yes"))',
+          '+task = Task("multiclass", ("no", "yes", "lost"))', "mlpkg new sales_2"]),
+        (lambda t: t.assign(late=t["price"]),
+         ["late asks another question now: regression", '+task = Task("regression"', "mlpkg new sales_2"]),
+    ],
+    ids=["new column", "left out", "of use now", "column gone", "kind", "people", "leak", "limits", "class", "number"],
+)  # fmt: skip
+def test_once_more_with_other_data_it_shows_how_the_recipe_would_change(written, change, wanted):
+    assert lacking(again(written, change), wanted) == []
+
+
+def test_once_more_with_another_split(written):
+    said = again(written, lambda t: t, time="made")
+    assert lacking(said, ('-time = "sold"', '+time = "made"', "another side", "by hand")) == []
+    said = again(written, lambda t: t.assign(shop=t.index % 40), group="shop")
+    assert lacking(said, ('+group = "shop"', "another side")) == ["another side"]  # days decide, as before
+
+
+def test_what_a_person_wrote_into_a_recipe_is_kept(written, tmp_path):
+    from shutil import copytree
+
+    project = Project(tmp_path / "own")
+    copytree(written.root, project.root)
+    page = project.root / "nbs" / "api" / "10_sales.ipynb"
+    rule = '\\"Who carries it\\", among=[\\"blue\\", \\"green\\", \\"red\\"], pattern=\\"[a-z]+\\"'
+    own = page.read_text().replace('\\"Carrier\\"', rule)
+    assert own != page.read_text()
+    page.write_text(own)
+    assert again(project, lambda t: t) == []
+    said = again(project, lambda t: t.assign(carrier=t["carrier"].where(t.index % 5 > 0, "black")))
+    assert lacking(said, ('among=["blue", "green", "red", "black"], pattern="[a-z]+"',)) == []
 
 
 def refused(folder: Path, table: pd.DataFrame | str | bytes, target: str = "y", **asked: object) -> str:
@@ -350,3 +442,30 @@ def test_labels_with_a_gap_are_told(tmp_path):
     frame(y=[0, 1, None] * 20).to_csv(tmp_path / "given.csv", index=False)
     with pytest.raises(InspectionError, match="rows that differ are too few"):
         draft_pipeline("given", str(tmp_path / "given.csv"), "y")
+
+
+def test_small_tables_have_their_share_of_a_rare_class_on_each_side_and_rows_stay_there(tmp_path):
+    from mlpkg.data.contracts import number_column, text_column
+
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        table = pd.DataFrame(
+            {"size": rng.normal(size=240).round(6), "colour": rng.choice(["red", "red", "blue", "blue", "?"], 240)}
+        )
+        table["outcome"] = np.where(rng.permutation(240) < 24, "rare", "usual")
+        table.to_csv(tmp_path / "given.csv", index=False)
+        made = draft_pipeline("given", str(tmp_path / "given.csv"), "outcome")
+        rules = {"size": number_column("Size"), "colour": text_column("Colour", blanks=["?"])}
+        rules["outcome"] = text_column("Outcome", among=["rare", "usual"], nullable=True)
+        recipe = Recipe(
+            "given", "outcome", made.task, ("size",), ("colour",), lambda rules=rules: pa.DataFrameSchema(rules),
+            made.split(),
+        )  # fmt: skip
+        parts = split_rows(recipe, read_delivery(recipe, str(tmp_path / "given.csv")).rows)
+        held = parts[parts["part"] == "holdout"]["outcome"].value_counts()
+        assert (abs(held["rare"] - 24 * 0.3) < 1.5, abs(held["usual"] - 216 * 0.3) < 4) == (True, True), held
+        more = pd.concat([table, table.assign(size=table["size"] + 1, outcome="rare"), table.head(9)])
+        more.to_csv(tmp_path / "given.csv", index=False)
+        later = split_rows(recipe, read_delivery(recipe, str(tmp_path / "given.csv")).rows)
+        sides = later.drop_duplicates("row").set_index("row")["part"]
+        assert sides[parts["row"]].tolist() == parts["part"].tolist()

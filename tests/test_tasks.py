@@ -251,6 +251,9 @@ def test_the_api_answers_as_its_document_says_and_takes_the_truth(case, store):
         said = answer.json()["predictions"]
         expected = found.task.records(raw_predictions(found.pipeline, rows, case.task))
         assert [one["prediction"] for one in said] == pytest.approx([one["prediction"] for one in expected])
+        if case.task.kind == "regression":  # the interval is that of the size of the prediction, as in batches
+            assert len(set(found.task.interval.reach)) == 3
+            assert [(one["low"], one["high"]) for one in said] == [(one["low"], one["high"]) for one in expected]
         fields = api.get("/openapi.json").json()["components"]["schemas"]["Prediction"]["properties"]
         assert set(fields) == set(said[0])
         truths = [

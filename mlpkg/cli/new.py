@@ -15,6 +15,7 @@ from rich.markup import escape
 
 if TYPE_CHECKING:
     from mlpkg.recipes.drafting import Draft
+    from mlpkg.recipes.revising import Declared
     from mlpkg.recipes.scaffold import Project
 
 # %% ../../nbs/api/cli/13_new.ipynb #3ffeee4c
@@ -81,20 +82,20 @@ def new_command(
     task: Annotated[TaskKind | None, typer.Option(help="Kind of question, unless the target shows it")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written")] = False,
 ):
-    """Make a pipeline for a table of your own.
+    """Make a pipeline for a table of your own; for one that exists, show how newer data would change its recipe.
 
     Example: [bold]mlpkg new heart --data heart.csv --target target[/bold]
     """
-    from mlpkg.recipes.drafting import draft_pipeline
+    from mlpkg.recipes.revising import draft_again, read_declared
     from mlpkg.recipes.scaffold import check_name_of, find_project, in_the_way, new_files, write_pipeline
 
     console, project = Console(), find_project()
     check_name_of(name, project)
-    made = draft_pipeline(name, data, target, time, group, task.value if task else None)
+    there = read_declared(project, name)
+    made = draft_again(there, name, data, target, time, group, task.value if task else None)
     _show_found(console, made)
-    if there := in_the_way(made, project):
-        _show_diff(console, made, project, there)
-        return
+    if paths := in_the_way(made, project):
+        return _show_changes(console, made, there, project, paths)
     if dry_run:
         planned = [path.relative_to(project.root).as_posix() for path in new_files(made, project)]
         _show_written(console, made, [*planned, "settings.ini"], would=True)
@@ -104,16 +105,25 @@ def new_command(
     _show_next(console, made, paths)
 
 # %% ../../nbs/api/cli/13_new.ipynb #fb886684
-def _show_diff(console: Console, made: "Draft", project: "Project", there: list[str]) -> None:
-    "How the contract would change; typer.Exit with 1 where what is there is not a pipeline of this name"
-    from mlpkg.recipes.scaffold import ScaffoldError, contract_diff
+def _show_changes(console: Console, made: "Draft", there: "Declared", project: "Project", paths: list[str]) -> None:
+    "How the recipe would change; ScaffoldError where something else has the name"
+    from mlpkg.recipes.revising import revise
+    from mlpkg.recipes.scaffold import ScaffoldError
 
-    whole = (project.root / project.notebooks / "pipelines" / made.name).is_dir() and len(there) > 5
-    if not whole:
-        raise ScaffoldError(f"pipeline {made.name!r}: {', '.join(there[:3])} exist already. Choose another name")
-    diff = contract_diff(made, project)
-    console.print(f"\nThe pipeline {made.name} exists already, so nothing is written.")
-    console.print("Its contract would change like this:\n" if diff else "Its contract would stay as it is.")
-    for line in diff.splitlines():
+    if not there.parts or len(paths) <= 5:
+        raise ScaffoldError(f"pipeline {made.name!r}: {', '.join(paths[:3])} exist already. Choose another name")
+    found = revise(made, there, project)
+    if not found.changes:
+        console.print(f"\nThe pipeline {made.name} exists already, and its recipe fits these data.", soft_wrap=True)
+        return
+    console.print(f"\nThe pipeline {made.name} exists already, so nothing is written.", soft_wrap=True)
+    console.print("What is different:")
+    for change in found.changes:
+        console.print(f"- {escape(change)}", soft_wrap=True, highlight=False)
+    console.print("\nIts recipe would change like this:\n")
+    for line in found.diff.splitlines():
         colour = {"+": "green", "-": "red"}.get(line[:1], "dim")
         console.print(f"[{colour}]{escape(line)}[/{colour}]", soft_wrap=True, highlight=False)
+    console.print()
+    for words in found.follows:
+        console.print(escape(words), soft_wrap=True, highlight=False)

@@ -8,7 +8,7 @@ __all__ = ['SplitError', 'SplitRule', 'row_names', 'with_edition', 'edition_of']
 # %% ../../nbs/api/models/24_splits.ipynb #12aa64bd
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -31,6 +31,7 @@ class SplitRule:
     columns: tuple[str, ...] = ()  # The time; what names a group; for rows, what identifies one (all columns if empty)
     validation: float = 0.2  # Share of the rows that chooses among models; 0: none, folds of the others do
     holdout: float = 0.2  # Share of the rows that judges
+    seed: int = 0  # Of the hash of groups and rows: another one is another split, see `balanced`
 
 # %% ../../nbs/api/models/24_splits.ipynb #aa6ba2d1
 def row_names(
@@ -63,12 +64,25 @@ def edition_of(
         return pd.Series("", index=names.index, dtype="str")
     return names.astype("str").str.extract(r"^[0-9a-f]{16}(-[0-9a-f]{4})$", expand=False).fillna("").astype("str")
 
+# %% ../../nbs/api/models/24_splits.ipynb #6bc42ba2
+def _numbers(
+    names: pd.Series,  # From `row_names`
+) -> np.ndarray:  # uint64
+    "The digest in each name"
+    return np.array([int(name[:16], 16) for name in names], dtype="uint64")
+
 # %% ../../nbs/api/models/24_splits.ipynb #6e6afd83
 def _places(
-    names: pd.Series,  # From `row_names`
-) -> np.ndarray:  # From 0 to 1, the same for the same name
+    names: np.ndarray,  # From `_numbers`
+    seed: int = 0,
+) -> np.ndarray:  # From 0 to 1, the same for the same name and seed
     "Where a name lies on a line"
-    return np.array([int(name[:13], 16) / 16**13 for name in names])
+    if not seed:
+        return (names >> np.uint64(12)) / 16**13
+    mixed = names + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(12)) / 16**13
 
 # %% ../../nbs/api/models/24_splits.ipynb #512228d2
 def _boundaries(
@@ -85,6 +99,12 @@ def _boundaries(
     wanted = 1 - rule.holdout - rule.validation
     chosen = int(np.abs(before.to_numpy()[1:held] - wanted).argmin()) + 1
     return counts.index[chosen], counts.index[held]
+
+# %% ../../nbs/api/models/24_splits.ipynb #367f22b8
+@patch
+def _sides(self: SplitRule, digests: np.ndarray) -> np.ndarray:  # 0: holdout, 1: validation, 2: train
+    "The side of each digest"
+    return np.searchsorted([self.holdout, self.holdout + self.validation], _places(digests, self.seed), side="right")
 
 # %% ../../nbs/api/models/24_splits.ipynb #fa2fa136
 @patch
@@ -106,8 +126,7 @@ def divide(
         later = [times >= holdout, (times >= validation) & bool(self.validation)]
         return table.assign(part=np.select(later, ["holdout", "validation"], "train"))
     names = row_names(table, columns)
-    place, ends = _places(names), (self.holdout, self.holdout + self.validation)
-    part = np.select([place < ends[0], place < ends[1]], ["holdout", "validation"], "train")
+    part = np.array(["holdout", "validation", "train"])[self._sides(_numbers(names))]
     return self._checked(table.assign(part=part, row=names))
 
 # %% ../../nbs/api/models/24_splits.ipynb #17db0997
@@ -122,6 +141,33 @@ def _checked(self: SplitRule, table: pd.DataFrame) -> pd.DataFrame:
             "Declare a larger share, or cross-validate"
         )
     return table
+
+# %% ../../nbs/api/models/24_splits.ipynb #f2ca1142
+def _strata(label: pd.Series) -> np.ndarray:
+    "Classes, or fifths of numbers, as codes; a missing label is one more"
+    if pd.api.types.is_numeric_dtype(label) and label.nunique() > 20:
+        label = pd.qcut(label.rank(method="first"), 5, labels=False)
+    return pd.factorize(label, use_na_sentinel=False)[0]
+
+# %% ../../nbs/api/models/24_splits.ipynb #4aeada0e
+@patch
+def balanced(
+    self: SplitRule,  # By group or row
+    table: pd.DataFrame,  # With the columns of the rule; may be without a row
+    label: pd.Series,  # Of each row
+    tries: int = 200,  # Seeds, from 0; fewer for a large table, which needs it less
+) -> "SplitRule":  # With the seed under which the sides have nearly their share of each class
+    "The draw that divides a table best"
+    digests, strata = _numbers(row_names(table, self.columns)), _strata(label)
+    shares = np.array([self.holdout, self.validation, 1 - self.holdout - self.validation])
+    wanted = np.maximum(np.outer(np.bincount(strata), shares), 1e-9)
+
+    def distance(seed: int) -> float:
+        cells = 3 * strata + replace(self, seed=seed)._sides(digests)
+        found = np.bincount(cells, minlength=wanted.size).reshape(wanted.shape)
+        return float(((found - wanted) ** 2 / wanted).sum())
+
+    return replace(self, seed=min(range(max(1, min(tries, 4_000_000 // max(len(table), 1)))), key=distance))
 
 # %% ../../nbs/api/models/24_splits.ipynb #95355110
 @patch

@@ -30,8 +30,9 @@ class Interval:
     "How far from a predicted value the true one is likely to be"
 
     level: float  # Share of true values that it should hold
-    reach: float  # From the prediction to either end, on the scale
+    reach: tuple[float, ...]  # From the prediction to either end, on the scale, for each size of prediction
     rows: int  # Rows that it was measured on
+    edges: tuple[float, ...] = ()  # Predictions at which the next size begins; one fewer than there are sizes
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,21 @@ def _to_scale(values: Any, scale: Scale) -> np.ndarray:
     return np.log1p(np.where(values > -1, values, np.nan)) if scale == "log" else values
 
 # %% ../../nbs/api/models/06_tasks.ipynb #28bf60fe
+def _reach(off: np.ndarray, level: float) -> float:  # NaN with too few of them for this level: 9 for nine of ten
+    "The distance that holds a share of errors, with the finite-sample quantile of conformal prediction"
+    place = math.ceil((len(off) + 1) * level) - 1
+    return float(np.sort(off)[place]) if place < len(off) else float("nan")
+
+
+def _size_edges(raw: np.ndarray) -> np.ndarray:
+    "Where to cut predictions into up to ten sizes, of which each has a hundred or more"
+    for sizes in range(min(10, len(raw) // 100), 1, -1):
+        edges = np.unique(np.quantile(raw, np.arange(1, sizes) / sizes))
+        if np.bincount(np.searchsorted(edges, raw, "right"), minlength=len(edges) + 1).min() >= 100:
+            return edges
+    return np.array([])
+
+# %% ../../nbs/api/models/06_tasks.ipynb #87584cf9
 @patch
 def measure_interval(
     self: Task,  # Regression
@@ -138,11 +154,14 @@ def measure_interval(
     level: float = 0.9,  # Share of true values to hold
 ) -> Interval | None:  # None with too few rows for this level: 9 for nine of ten
     "The interval that holds true values, from rows where they are known"
-    off = np.sort(np.abs(_to_scale(y, self.scale) - _to_scale(raw, self.scale)))
-    place = math.ceil((len(off) + 1) * level) - 1  # The finite-sample quantile of conformal prediction
-    if place >= len(off) or not np.isfinite(off).all():
+    raw = np.asarray(raw, dtype="float64")
+    off = np.abs(_to_scale(y, self.scale) - _to_scale(raw, self.scale))
+    if not np.isfinite(off).all():
         return None
-    return Interval(level, float(off[place]), len(off))
+    edges = _size_edges(raw)
+    size = np.searchsorted(edges, raw, "right")
+    reach = tuple(_reach(off[size == one], level) for one in range(len(edges) + 1))
+    return Interval(level, reach, len(off), tuple(edges.tolist())) if np.isfinite(reach).all() else None
 
 # %% ../../nbs/api/models/06_tasks.ipynb #92bf0e18
 @patch
@@ -153,7 +172,9 @@ def bounds(
     "Where the true number is likely to be"
     if self.interval is None:
         return {}
-    centre, reach = _to_scale(raw, self.scale), self.interval.reach
+    raw = np.asarray(raw, dtype="float64")
+    reach = np.array(self.interval.reach)[np.searchsorted(self.interval.edges, raw, "right")]
+    centre = _to_scale(raw, self.scale)
     low, high = (np.expm1(end) if self.scale == "log" else end for end in (centre - reach, centre + reach))
     return {"low": low, "high": high}
 
@@ -326,7 +347,8 @@ def task_from_json(
 ) -> Task:  # TaskError where it was written by another version of mlpkg
     "Read a task back"
     try:
-        interval = stored.get("interval")
+        interval = dict(stored.get("interval") or {})
+        interval |= {name: tuple(interval[name]) for name in ("reach", "edges") if name in interval}
         given = {**stored, "classes": tuple(stored.get("classes", ()))}
         return Task(**{**given, "interval": Interval(**interval) if interval else None})
     except TypeError as error:

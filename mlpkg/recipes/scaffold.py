@@ -4,12 +4,9 @@
 
 # %% auto #0
 __all__ = ['ScaffoldError', 'Project', 'find_project', 'check_name_of', 'templates_path', 'fill_text', 'fill_notebook',
-           'recipe_path', 'request_of', 'new_files', 'new_section', 'in_the_way', 'write_files', 'write_pipeline',
-           'contract_diff']
+           'recipe_path', 'request_of', 'new_files', 'new_section', 'in_the_way', 'write_files', 'write_pipeline']
 
 # %% ../../nbs/api/recipes/32_scaffold.ipynb #3229b5f4
-import ast
-import difflib
 import json
 import keyword
 import os
@@ -265,25 +262,3 @@ def _installed(name: str) -> bool:
     from importlib.util import find_spec
 
     return find_spec(name) is not None
-
-# %% ../../nbs/api/recipes/32_scaffold.ipynb #55c564d9
-def _contract_of(notebook: str) -> list[str]:
-    "The columns of the contract in the notebook of a recipe, a line for each"
-    sources = ["".join(cell["source"]) for cell in json.loads(notebook)["cells"] if cell["cell_type"] == "code"]
-    nodes = [node for one in sources if "_contract(" in one for node in ast.parse(one).body]
-    functions = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name.endswith("_contract")]
-    entries = [inner for node in functions for inner in ast.walk(node) if isinstance(inner, ast.Dict)][:1]
-    pairs = zip(entries[0].keys, entries[0].values, strict=True) if entries else ()
-    return [f"{ast.unparse(key)}: {ast.unparse(value)}".replace("'", '"') for key, value in pairs if key]
-
-# %% ../../nbs/api/recipes/32_scaffold.ipynb #55fc7308
-def contract_diff(
-    made: Draft,
-    project: Project,
-) -> str:  # Unified diff; "" where nothing would change
-    "How the contract would change"
-    path = recipe_path(project, made.name)
-    before = _contract_of(path.read_text(encoding="utf-8"))
-    now = _contract_of(new_files(made, project)[path])
-    name = path.relative_to(project.root).as_posix()
-    return "\n".join(difflib.unified_diff(before, now, name, f"{name} (proposed)", n=0, lineterm=""))
