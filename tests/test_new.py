@@ -183,13 +183,14 @@ def test_a_file_that_arrives_is_taken_in_once_with_all_that_follows(made):
     incoming = project.root / "incoming"
     incoming.mkdir()
     case.table.head(60).to_csv(incoming / "later.csv", index=False)
-    case.table.tail(60).to_csv(incoming / "last, but one.csv", index=False)  # no name for a list
-    os.utime(incoming / "later.csv", (time.time() - 300,) * 2)
+    case.table.tail(60).to_csv(incoming / "last, but one.csv", index=False)
+    for name, age in {"later.csv": 300, "last, but one.csv": 200}.items():
+        os.utime(incoming / name, (time.time() - age,) * 2)
     file = project.root / "settings.ini"
     file.write_text(file.read_text().replace("[model wine]\n", "[model wine]\npipeline.incoming = incoming/*.csv\n"))
     project.mlpkg("run", "wine_arrive", "--follow", **env)
     lake = Lake(project.settings.lake.root)
-    assert set(lake.read("raw/wine")["from_batch"]) == {"given", "later"}
+    assert set(lake.read("raw/wine")["from_batch"]) == {"given", "later", "last_but_one"}
     assert "later" in set(lake.read("predictions/wine")["from_batch"])
     assert "later" in set(lake.read("monitoring/wine")["from_batch"])
     version = lake.version("raw/wine")
@@ -199,7 +200,7 @@ def test_a_file_that_arrives_is_taken_in_once_with_all_that_follows(made):
         case.table.head(50).to_csv(incoming / name, index=False)
         os.utime(incoming / name, (time.time() - 100,) * 2)
     project.mlpkg("run", "wine_arrive", "--follow", **env)
-    assert set(lake.read("raw/wine")["from_batch"]) == {"given", "later", "one", "two"}
+    assert set(lake.read("raw/wine")["from_batch"]) == {"given", "later", "last_but_one", "one", "two"}
 
 
 def test_months_of_a_pipeline_can_be_simulated_and_files_cannot(made):
