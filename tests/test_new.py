@@ -321,6 +321,13 @@ def test_files_of_other_habits_are_read(tmp_path):
         assert made.found.table["größe"].max() == 8.5
 
 
+def test_texts_that_look_like_missing_values_are_named(tmp_path):
+    frame(y=["None", "some", "much"] * 20, z=["NA", "ZA"] * 30).to_csv(tmp_path / "given.csv", index=False)
+    said = " ".join(draft_pipeline("given", str(tmp_path / "given.csv"), "y").notes)
+    assert "y: 'None' in 20 of 60 values is taken as missing: list it in the contract" in said
+    assert "z: 'NA' in 30 of 60 values is taken as missing" in said
+
+
 def test_a_wide_table_is_drafted_with_a_warning(tmp_path):
     rng = np.random.default_rng(0)
     table = pd.DataFrame(rng.normal(size=(120, 2000)), columns=[f"gene {n}" for n in range(2000)])

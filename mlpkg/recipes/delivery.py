@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 
 from ..data.arrivals import in_order, note_aside, note_taken
-from ..data.columns import cast_columns, contract_types, without_unreadable
+from ..data.columns import cast_columns, contract_texts, contract_types, without_unreadable
 from ..data.inputs import without_blanks
 from ..data.lake import Lake
 from ..data.sources import opener, project_path, public_name
-from ..data.tabular import Found, read_any
+from ..data.tabular import Found, Values, read_any
 from ..errors import MlpkgError
 from ..models.splits import row_names, with_edition
 from mlpkg.recipes.recipe import (
@@ -75,9 +75,10 @@ def select_batches(
 def read_table(
     source: str,  # As for `mlpkg.data.tabular.read_any`
     texts: Sequence[str] = (),  # Columns that are texts, whatever is in them
+    values: Values | None = None,  # Column -> texts that are values, whatever they look like
 ) -> Found:  # SourceError as there
     "Read a file, without the names that pipelines use themselves"
-    found = read_any(source, texts)
+    found = read_any(source, texts, values)
     taken = {name: f"{name}_given" for name in reserved if name in found.table}
     if twice := [new for new in taken.values() if new in found.table]:
         raise DeliveryError(f"source {public_name(source)!r}: rename column {', '.join(twice)}, whose name is needed")
@@ -161,7 +162,8 @@ def _once(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
 def _read_file(recipe: Recipe, source: str, strict: bool) -> tuple[Delivery, pd.DataFrame]:
     "Read what a pipeline needs from a file; also the columns that it does not need"
     types = contract_types(recipe.contract())
-    found = read_table(source, [name for name, kind in types.items() if kind == "str"])
+    texts = [name for name, kind in types.items() if kind == "str"]
+    found = read_table(source, texts, contract_texts(recipe.contract()))
     notes = list(found.notes)
     table = _once(found.table, notes) if recipe.copies == "once" else found.table
     unused = [str(name) for name in table if name not in types]
@@ -205,7 +207,7 @@ def sources_of(
 def _not_seen(found: Delivery, others: pd.DataFrame, seen: set[str]) -> Delivery:
     "Without rows that are the same as one of an earlier file in all columns; those of this file are added to `seen`"
     every = pd.concat([found.rows.drop(columns=source_column), others], axis=1)
-    names = row_names(every, sorted(every))
+    names = row_names(every, sorted(map(str, every)))
     again = names.isin(seen)
     seen |= set(names)
     if not again.any():
