@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+from mlpkg.data.arrivals import note_taken
 from mlpkg.data.inputs import Input, inputs_from
 from mlpkg.data.lake import Lake
 from mlpkg.data.retention import tidy_lake
@@ -313,6 +314,18 @@ def test_truth_that_comes_late_raises_an_alarm_unless_later_truth_says_otherwise
     assert last_alarm(lake, name, training) == "2024-03: ROC AUC 0.5"
     store(lake, name, found_in("2024-04", 0.7, "ok"))
     assert last_alarm(lake, name, training) == ""
+
+
+def test_files_are_judged_in_the_order_in_which_they_came_in(tmp_path):
+    lake, name = Lake(tmp_path), "monitoring/parcels"
+    for window, value, level in (("west", 0.5, "alarm"), ("north", 0.5, "alarm"), ("east", 0.7, "ok")):
+        note_taken(lake, "parcels", {f"in/{window}.csv": window})
+        before = ["west"] if window == "north" else []
+        store(lake, name, with_history(found_in(window, value, level), read_history(lake, name), before=before))
+    history = read_history(lake, name)
+    assert history["window"].tolist() == ["west", "north", "east"]
+    assert history["since"].tolist() == ["west", "west", ""]
+    assert last_alarm(lake, name, None) == "", "the file that came last is well"
 
 
 def test_columns_that_are_ignored_change_nothing():

@@ -188,13 +188,14 @@ def test_a_file_that_arrives_is_taken_in_once_with_all_that_follows(made):
     incoming = project.root / "incoming"
     incoming.mkdir()
     case.table.head(60).to_csv(incoming / "later.csv", index=False)
-    case.table.tail(60).to_csv(incoming / "last, but one.csv", index=False)  # no name for a list
-    os.utime(incoming / "later.csv", (time.time() - 300,) * 2)
+    case.table.tail(60).to_csv(incoming / "last, but one.csv", index=False)
+    for name, age in {"later.csv": 300, "last, but one.csv": 200}.items():
+        os.utime(incoming / name, (time.time() - age,) * 2)
     file = project.root / "settings.ini"
     file.write_text(file.read_text().replace("[model wine]\n", "[model wine]\npipeline.incoming = incoming/*.csv\n"))
     project.mlpkg("run", "wine_arrive", "--follow", **env)
     lake = Lake(project.settings.lake.root)
-    assert set(lake.read("raw/wine")["from_batch"]) == {"given", "later"}
+    assert set(lake.read("raw/wine")["from_batch"]) == {"given", "later", "last_but_one"}
     assert "later" in set(lake.read("predictions/wine")["from_batch"])
     assert "later" in set(lake.read("monitoring/wine")["from_batch"])
     version = lake.version("raw/wine")
@@ -204,7 +205,7 @@ def test_a_file_that_arrives_is_taken_in_once_with_all_that_follows(made):
         case.table.head(50).to_csv(incoming / name, index=False)
         os.utime(incoming / name, (time.time() - 100,) * 2)
     project.mlpkg("run", "wine_arrive", "--follow", **env)
-    assert set(lake.read("raw/wine")["from_batch"]) == {"given", "later", "one", "two"}
+    assert set(lake.read("raw/wine")["from_batch"]) == {"given", "later", "last_but_one", "one", "two"}
 
 
 def test_months_of_a_pipeline_can_be_simulated_and_files_cannot(made):
@@ -410,6 +411,13 @@ def test_files_of_other_habits_are_read(tmp_path):
         made = draft_pipeline("given", str(tmp_path / "given.csv"), "Preis €")
         assert (made.task.kind, made.label, list(made.found.columns)) == ("regression", "preis", ["größe", "preis"])
         assert made.found.table["größe"].max() == 8.5
+
+
+def test_texts_that_look_like_missing_values_are_named(tmp_path):
+    frame(y=["None", "some", "much"] * 20, z=["NA", "ZA"] * 30).to_csv(tmp_path / "given.csv", index=False)
+    said = " ".join(draft_pipeline("given", str(tmp_path / "given.csv"), "y").notes)
+    assert "y: 'None' in 20 of 60 values is taken as missing: list it in the contract" in said
+    assert "z: 'NA' in 30 of 60 values is taken as missing" in said
 
 
 def test_a_wide_table_is_drafted_with_a_warning(tmp_path):

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['States', 'notebook_step', 'notebook_steps', 'parameter_sets', 'mapped_notebook_step', 'true_status', 'conclude_run',
-           'close_forgotten', 'open_run', 'close_run', 'recorded_run', 'step_url', 'emit_if', 'require_champion',
-           'require_reason', 'Notify', 'seconds_or_none', 'step_defaults', 'dag_defaults', 'batches_param']
+           'close_forgotten', 'open_run', 'close_run', 'recorded_run', 'last_attempt', 'step_url', 'emit_if',
+           'require_champion', 'require_reason', 'Notify', 'seconds_or_none', 'step_defaults', 'dag_defaults',
+           'batches_param']
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #e2e2c050
 import logging
@@ -222,17 +223,24 @@ def recorded_run(
     closed.as_teardown(setups=opened)
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #42a5cd27
+def last_attempt(
+    dag_run,  # Airflow's DAG run
+    step: str,  # Task id of a step
+) -> Any:  # MLflow's information about a run; None where the step has not been run
+    "The latest attempt of another step of the same DAG run"
+    mlflow = client(load_settings())
+    parent = find_run(mlflow, dag_run.dag_id, dag_run.run_id)
+    runs = step_runs(mlflow, parent.info.run_id) if parent else []
+    return next((run.info for run in reversed(runs) if run.data.tags.get("mlpkg.step") == step), None)
+
+
 def step_url(
     dag_run,  # Airflow's DAG run
     step: str,  # Task id of a step
 ) -> str:  # Of its latest attempt; "" where it has not been run
     "Address of another step of the same DAG run in the MLflow UI"
-    settings = load_settings()
-    mlflow = client(settings)
-    parent = find_run(mlflow, dag_run.dag_id, dag_run.run_id)
-    runs = step_runs(mlflow, parent.info.run_id) if parent else []
-    mine = [run.info for run in runs if run.data.tags.get("mlpkg.step") == step]
-    return run_url(settings, mine[-1].experiment_id, mine[-1].run_id) if mine else ""
+    found = last_attempt(dag_run, step)
+    return run_url(load_settings(), found.experiment_id, found.run_id) if found else ""
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #c367e320
 def emit_if(

@@ -32,7 +32,7 @@ from ..redaction import get_log, redact_structlog
 from ..settings import Settings
 from ..steps.live import reporting
 from ..steps.outbox import Entry, conclude, locked_entry, upload
-from ..steps.owners import owner_tags
+from ..steps.owners import owner_tags, owning
 from ..steps.tracking import client, pipeline_runs
 
 _log = get_log("mlpkg.steps")
@@ -232,7 +232,7 @@ def held_run(
                 held.enter_context(reporting(mlflow, settings, entry.run_id, entry.notebook))
 
         try:
-            with listening(hold):
+            with listening(hold), owning():
                 yield run
         finally:
             for entry in run.entries:

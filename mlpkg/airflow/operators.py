@@ -39,7 +39,10 @@ def event_params(
 
 # %% ../../nbs/api/airflow/12_operators.ipynb #946aabed
 def _merged(values: list) -> Any:
-    "Text values joined by commas, each once; of other values the last"
+    "Lists as one list, texts joined by commas, each once; of other values the last"
+    if any(isinstance(value, list) for value in values):
+        each = [one for value in values for one in (value if isinstance(value, list) else [value])]
+        return [one for place, one in enumerate(each) if one not in each[:place]]
     texts = all(isinstance(value, str) for value in values)
     return ",".join(dict.fromkeys(values)) if texts else values[-1]
 

@@ -4,27 +4,31 @@
 
 # %% auto #0
 __all__ = ['Every', 'notebook_folder', 'arrive_schedule', 'find_arrivals', 'arrive_steps', 'etl_params', 'batches_of_run',
-           'etl_steps', 'train_schedule', 'train_params', 'train_steps', 'predict_params', 'predict_steps',
-           'monitor_params', 'monitor_steps', 'reason_to_train', 'watch_steps']
+           'require_all', 'etl_steps', 'train_schedule', 'train_params', 'train_steps', 'predict_params',
+           'predict_steps', 'monitor_params', 'monitor_steps', 'reason_to_train', 'watch_steps']
 
 # %% ../../nbs/api/airflow/15_pipelines.ipynb #66517308
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param, chain, task
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from mlpkg.airflow.dags import (
     Notify,
     batches_param,
     emit_if,
+    last_attempt,
     mapped_notebook_step,
     notebook_step,
     require_champion,
     require_reason,
+    step_url,
 )
 from ..redaction import get_log
 from ..settings import load_settings
+from ..steps.run import announce
 
 _log = get_log("mlpkg.airflow.pipelines")
 
@@ -44,31 +48,39 @@ def arrive_schedule(
     return settings.airflow.arrival_schedule if settings.pipeline_of(name).incoming else None
 
 # %% ../../nbs/api/airflow/15_pipelines.ipynb #c1a0b0c3
+def _is_over(ti: Any, dag_id: str, run: str, owner: str) -> bool:
+    "Will nothing more come of a run that has announced files: has it failed, or has its process ended?"
+    from mlpkg.steps.owners import is_alive
+
+    try:
+        if ti.get_dagrun_state(dag_id, run) == "failed":
+            return True
+    except Exception as error:  # Airflow's answers have no base class; it may have forgotten the run
+        _log.info("how run %s ended is not known: %s", run, error)
+    return is_alive({"mlpkg.owner": owner}) is False
+
+
 @task
 def find_arrivals(
     name: str,  # Of the pipeline
     **context,
-) -> str:  # The files, separated by commas
+) -> list[str]:  # The files
     "Announce files that have arrived, by updating the asset of the task; skipped where there are none"
     from mlpkg.data.arrivals import announce_arrivals, arrived_files
     from mlpkg.data.lake import open_lake
+    from mlpkg.steps.owners import run_owner
 
-    settings, ti, run = load_settings(), context["ti"], context["dag_run"]
+    settings, run = load_settings(), context["dag_run"]
     pattern = settings.pipeline_of(name).incoming
     if not pattern:
         raise AirflowSkipException(f"no files are expected: set pipeline.incoming in [model {name}]")
-
-    def failed(other: str) -> bool:
-        try:
-            return ti.get_dagrun_state(run.dag_id, other) == "failed"
-        except Exception as error:  # Airflow's answers have no base class; it may have forgotten the run
-            _log.info("how run %s ended is not known: %s", other, error)
-            return False
-
-    found = ",".join(announce_arrivals(open_lake(settings), name, arrived_files(pattern), run.run_id, failed))
+    over = partial(_is_over, context["ti"], run.dag_id)
+    there = arrived_files(pattern)
+    found = announce_arrivals(open_lake(settings), name, there, run.run_id, run_owner(), over)
     if not found:
         raise AirflowSkipException(f"nothing new in {pattern}")
-    context["outlet_events"][Asset(f"incoming/{name}")].extra = {"reason": f"arrived: {found}", "source": found}
+    told = {"reason": f"arrived: {', '.join(found)}", "source": found}
+    context["outlet_events"][Asset(f"incoming/{name}")].extra = told
     return found
 
 # %% ../../nbs/api/airflow/15_pipelines.ipynb #c1a0b0c4
@@ -87,7 +99,7 @@ def etl_params(
 ) -> dict[str, Param]:
     "Params of a DAG that brings in data"
     return {
-        "source": Param(source, type="string", description=f"A {_source}; several, separated by commas"),
+        "source": Param(source, type=["string", "array"], description=f"A {_source}; or a list of them"),
         "batches": batches_param("", "batches to take; all that the file has unless given"),
         "replace": Param(False, type="boolean", description="May it take the place of another file's batches?"),
     }
@@ -111,6 +123,28 @@ def batches_of_run(
     return f"{{{{ params.batches or ({own}) }}}}"
 
 # %% ../../nbs/api/airflow/15_pipelines.ipynb #5a5559aa
+@task(retries=0)
+def require_all(
+    found: dict[str, Any],  # What the step `ingest` has glued
+    **context,
+) -> None:
+    "Fail where files of a delivery were set aside, without keeping back the others"
+    if not (aside := found.get("aside")):
+        return
+    run, ti = context["dag_run"], context["ti"]
+    text = "; ".join(
+        [
+            f"{len(aside)} files were set aside" if len(aside) > 1 else "a file was set aside",
+            *aside.values(),
+            "mend it where it is, and the next look takes it in since it has changed; or clear this run to try again",
+        ]
+    )
+    ti.task.run_url = step_url(run, "ingest")
+    if ingest := last_attempt(run, "ingest"):
+        announce("end", ingest.run_id, "ingest [set aside]", text, status="FAILED", error=text)
+    raise AirflowFailException(text)
+
+# %% ../../nbs/api/airflow/15_pipelines.ipynb #197eb7f1
 def etl_steps(
     name: str,  # Of the pipeline
     every: Every = "",  # As for `batches_of_run`
@@ -123,6 +157,8 @@ def etl_steps(
     # The last step updates the asset, since a training run that follows needs the split as well.
     updated = {"outlets": [Asset(f"clean/{name}")], "event_extra": ["batches"]}
     chain(ingest, *steps, notebook_step(folder, "16_split", parameters=given, **updated))
+    came_in: Any = ingest.output
+    require_all(came_in)
 
 # %% ../../nbs/api/airflow/15_pipelines.ipynb #03e905e8
 def train_schedule(

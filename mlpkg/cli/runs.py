@@ -63,7 +63,7 @@ def run_planned(
     jobs: int = 1,  # Steps that may run side by side
     resume: str | None = None,  # The run of the first DAG to go on with; "" for the newest; None starts a new one
 ) -> list[tuple]:  # (DagResult, Progress) of each DAG that ran
-    "Run DAGs one after the other, and stop at the first that fails"
+    "Run DAGs one after the other, and stop at the first that fails, apart from what it has started"
     from mlpkg.airflow.local import run_dag, triggered
     from mlpkg.airflow.resume import resume_dag
 
@@ -78,9 +78,8 @@ def run_planned(
                 result = resume_dag(settings, dag, resume, progress.hear, jobs)
         results.append((result, progress))
         resume = None  # the DAGs that follow start anew
-        if results[-1][0].failed:
-            break
-        planned = (triggered(known, results[-1][0]) if follow else []) + planned
+        started = triggered(known, result) if follow else []  # also by tasks of a run in which others failed
+        planned = started + ([] if result.failed else planned)
     return results
 
 # %% ../../nbs/api/cli/12_runs.ipynb #c3abedfb
@@ -118,7 +117,7 @@ def run_command(
         beside = side_by_side(settings, asked, console)
         results = run_planned(settings, known, planned, console, follow, beside, resume)
         summarise(console, settings, results)
-    if results[-1][0].failed:
+    if any(result.failed for result, _ in results):
         typer.echo(f"Airflow's log: {log}")
         raise typer.Exit(1)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ColumnType', 'time_values', 'as_days', 'times_as_days', 'days_to_text', 'as_type', 'cast_columns',
-           'without_unreadable', 'contract_types']
+           'without_unreadable', 'contract_types', 'contract_texts']
 
 # %% ../../nbs/api/data/17_columns.ipynb #cff0582b
 from collections.abc import Mapping
@@ -155,3 +155,19 @@ def contract_types(
         return "time" if name.startswith("datetime") else name if name in ("int64", "float64") else "str"
 
     return {name: kind(column.dtype) for name, column in contract.columns.items()}
+
+# %% ../../nbs/api/data/17_columns.ipynb #1eb1dc00
+def contract_texts(
+    contract: Any,  # pandera.pandas.DataFrameSchema
+) -> dict[str, set[str]]:  # Column -> texts; without columns for which none are listed
+    "The texts that the columns of a contract list as allowed: values, whatever they look like"
+    listed = {
+        name: {
+            text
+            for one in column.checks
+            for text in (one.statistics or {}).get("allowed_values", ())
+            if one.name == "isin" and isinstance(text, str)
+        }
+        for name, column in contract.columns.items()
+    }
+    return {name: texts for name, texts in listed.items() if texts}

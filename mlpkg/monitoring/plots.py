@@ -171,7 +171,7 @@ def plot_history(
     "Performance, and what was predicted and observed on average, over time"
     import matplotlib.pyplot as plt
 
-    names = sorted(window_names(history, window_column).unique())[-windows:]
+    names = list(window_names(history, window_column).unique())[-windows:]
     table = history[history[window_column].isin(names)]
     places = table[window_column].map({name: place for place, name in enumerate(names)})
     figure, (auc, rate) = plt.subplots(1, 2, figsize=(8, 2.5), dpi=60, layout="constrained")

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
+from ..data.arrivals import in_order
 from ..data.inputs import Input
 from ..data.lake import Lake
 from ..errors import MlpkgError
@@ -346,7 +347,7 @@ def store(
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #41f6c02b
 def _first_of_series(
-    table: pd.DataFrame,  # Rows of reports
+    table: pd.DataFrame,  # Rows of reports, window by window
     window_column: str,  # Column that names the window
 ) -> list[str]:  # For each row, empty where nothing is raised
     "Since when each warning and alarm has been raised without a break"
@@ -354,7 +355,7 @@ def _first_of_series(
     rows = list(zip(table[window_column], table["check"], table["column"], raised, strict=True))
     found: dict[tuple, str] = {}
     series: dict[tuple, str] = {}
-    for window, group in groupby(sorted(rows), itemgetter(0)):
+    for window, group in groupby(rows, itemgetter(0)):
         series = {(check, column): series.get((check, column), window) for _, check, column, up in group if up}
         found |= {(window, *about): first for about, first in series.items()}
     return [found.get(row[:3], "") for row in rows]
@@ -364,13 +365,14 @@ def read_history(
     lake: Lake,  # Where the table is
     name: str,  # Of the table
     window_column: str = "window",  # Column that names the window
-) -> pd.DataFrame:  # The columns of `as_rows`, sorted by window; no rows where nothing was stored yet
+) -> pd.DataFrame:  # The columns of `as_rows`, in the order of windows; no rows where nothing was stored yet
     "Earlier reports"
     if not lake.exists(name):
         return as_rows(Report("", 0, []), window_column).head(0)
     table = lake.read(name, version="newest")
-    window_names(table, window_column)  # refuses a table that has none
-    table = table.sort_values(window_column, kind="stable", ignore_index=True)
+    names = window_names(table, window_column)
+    places = {one: place for place, one in enumerate(in_order(lake, name.rpartition("/")[2], names))}
+    table = table.iloc[names.map(places).argsort(kind="stable")].reset_index(drop=True)
     if not {"check", "column", "level"} <= set(table):
         return table
     return table.assign(since=pd.Series(_first_of_series(table, window_column), table.index, "str"))
@@ -391,10 +393,12 @@ def with_history(
     report: Report,  # From `monitor`
     past: pd.DataFrame,  # From `read_history`; windows from this one on are ignored
     window_column: str = "window",  # Column of `past` that names the window
+    before: Iterable[str] | None = None,  # Windows before this one; those with a name before its name unless given
 ) -> Report:  # Its warnings and alarms say since when
     "Date each warning and alarm of a report from the first window of its unbroken series"
-    before, columns = window_names(past, window_column) < report.window, [window_column, "check", "column", "level"]
-    both = pd.concat([past.loc[before, columns], as_rows(report, window_column)[columns]])
-    since = _first_of_series(both, window_column)[int(before.sum()) :]
+    names, columns = window_names(past, window_column), [window_column, "check", "column", "level"]
+    earlier = past[names < report.window if before is None else names.isin(list(before))]
+    both = pd.concat([earlier[columns], as_rows(report, window_column)[columns]])
+    since = _first_of_series(both, window_column)[len(earlier) :]
     findings = [replace(one, since=first) for one, first in zip(report.findings, since, strict=True)]
     return replace(report, findings=findings)

@@ -78,14 +78,14 @@ def code_changes(
 
 # %% ../../nbs/api/monitoring/18_retraining.ipynb #efe2f29b
 def last_concluded(
-    checks: "pd.DataFrame",  # Table of the monitor; without columns `check` and `level`, all rows are one check
+    checks: "pd.DataFrame",  # From `read_history`; without columns `check` and `level`, all rows are one check
     window_column: str = "window",  # Column of `checks` that names the window
 ) -> "pd.DataFrame":  # Rows of `checks`; HistoryError if the column is absent
     "The last word of each check"
     known = checks[checks["level"] != "unknown"] if "level" in checks else checks
     windows = window_names(known, window_column)
     kind = known["check"] if "check" in known else windows.map(lambda _: "")
-    return known[windows == windows.groupby(kind).transform("max")]
+    return known[windows == windows.groupby(kind).transform("last")]
 
 # %% ../../nbs/api/monitoring/18_retraining.ipynb #efe2f29c
 def open_alarm(
@@ -98,7 +98,7 @@ def open_alarm(
     fired = last[last["alarm"].astype(bool)]
     if training:
         fired = fired[~(fired["judged"] <= _time(training.info.start_time))]  # Unknown times count as later
-    by_window = fired.groupby(window_column)["words"]
+    by_window = fired.groupby(window_column, sort=False)["words"]
     return "; ".join(f"{window}: {'; '.join(words)}" for window, words in by_window)
 
 # %% ../../nbs/api/monitoring/18_retraining.ipynb #b8b85351

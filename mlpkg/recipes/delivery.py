@@ -4,22 +4,24 @@
 
 # %% auto #0
 __all__ = ['DeliveryError', 'file_batch', 'select_batches', 'read_table', 'Delivery', 'add_columns', 'sources_of',
-           'read_delivery', 'write_batches', 'stored_batches', 'check_replaced']
+           'read_delivery', 'write_batches', 'stored_batches', 'check_replaced', 'receive_delivery', 'store_delivery']
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #f5f21f36
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
 
-from ..data.columns import cast_columns, contract_types, without_unreadable
+from ..data.arrivals import in_order, note_aside, note_taken
+from ..data.columns import cast_columns, contract_texts, contract_types, without_unreadable
 from ..data.inputs import without_blanks
 from ..data.lake import Lake
-from ..data.sources import file_kind, project_path, public_name
-from ..data.tabular import Found, read_any
+from ..data.sources import opener, project_path, public_name
+from ..data.tabular import Found, Values, read_any
 from ..errors import MlpkgError
 from ..models.splits import row_names, with_edition
 from mlpkg.recipes.recipe import (
@@ -45,32 +47,38 @@ def file_batch(
     return re.sub(r"[^\w.-]+|\.{2,}", "_", name).strip("_.") or "file"
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #91a94859
+def _between(first: str, last: str, there: list[str]) -> list[str]:
+    "The batches of a range: by their order where it has both ends, otherwise by name"
+    if first in there and last in there:
+        return there[there.index(first) : there.index(last) + 1]
+    return [name for name in there if first <= name <= last]
+
+
 def select_batches(
     wanted: str,  # "a", "a..c", "a,c" or a list of these; empty: all
-    there: Sequence[str],  # Batches to choose from
+    there: Sequence[str],  # Batches to choose from, in their order
     where: str,  # What errors call the place they are in
-) -> list[str]:  # Sorted; DeliveryError if one is not there
+) -> list[str]:  # In the order of `there`, each once; DeliveryError if one is not there
     "Choose batches by name"
-    there = sorted(there)
-    if not wanted.strip():
-        return there
+    there = list(dict.fromkeys(there))
     found: set[str] = set()
     for part in (part.strip() for part in wanted.split(",") if part.strip()):
         first, dots, last = part.partition("..")
-        some = [name for name in there if (first <= name <= last if dots else name == first)]
+        some = _between(first, last, there) if dots else [name for name in there if name == first]
         if not some:
             shown = ", ".join(there[:12]) + (", ..." if len(there) > 12 else "")
             raise DeliveryError(f"{where} has no batch {part!r} (it has: {shown or 'none'})")
         found |= set(some)
-    return sorted(found)
+    return [name for name in there if name in found] if wanted.strip() else there
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #dfb87e58
 def read_table(
     source: str,  # As for `mlpkg.data.tabular.read_any`
     texts: Sequence[str] = (),  # Columns that are texts, whatever is in them
+    values: Values | None = None,  # Column -> texts that are values, whatever they look like
 ) -> Found:  # SourceError as there
     "Read a file, without the names that pipelines use themselves"
-    found = read_any(source, texts)
+    found = read_any(source, texts, values)
     taken = {name: f"{name}_given" for name in reserved if name in found.table}
     if twice := [new for new in taken.values() if new in found.table]:
         raise DeliveryError(f"source {public_name(source)!r}: rename column {', '.join(twice)}, whose name is needed")
@@ -84,8 +92,10 @@ class Delivery:
     "Rows that came in, typed, with the columns that are added"
 
     rows: pd.DataFrame
-    batches: list[str]  # Sorted
+    batches: list[str]  # In the order of the files; months and days sorted
     notes: list[str]  # What was found out, and what was left out
+    files: Mapping[str, str] = field(default_factory=dict)  # Those that came in whole: name in the lake -> as given
+    aside: Mapping[str, str] = field(default_factory=dict)  # Those that cannot be taken in: name -> why
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #01f110fe
 def _with_all(table: pd.DataFrame, recipe: Recipe, source: str) -> pd.DataFrame:
@@ -142,14 +152,20 @@ def _decides(recipe: Recipe, column: str) -> bool:
     return column == recipe.time and recipe.batch != "file"
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #bd461ce8
-def _read_file(recipe: Recipe, source: str, strict: bool) -> Delivery:
-    "Read what a pipeline needs from a file"
+def _once(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    "Without rows that are the same in all columns of the file"
+    if copies := int(table.duplicated().sum()):
+        notes.append(f"{copies:,} of {len(table):,} rows are copies of others: kept once")
+    return table.drop_duplicates(ignore_index=True) if copies else table
+
+# %% ../../nbs/api/recipes/12_delivery.ipynb #2ef45d17
+def _read_file(recipe: Recipe, source: str, strict: bool) -> tuple[Delivery, pd.DataFrame]:
+    "Read what a pipeline needs from a file; also the columns that it does not need"
     types = contract_types(recipe.contract())
-    found = read_table(source, [name for name, kind in types.items() if kind == "str"])
-    table, notes = found.table, list(found.notes)
-    if recipe.copies == "once" and (copies := int(table.duplicated().sum())):
-        table = table.drop_duplicates(ignore_index=True)
-        notes.append(f"{copies:,} of {len(found.table):,} rows are copies of others: kept once")
+    texts = [name for name, kind in types.items() if kind == "str"]
+    found = read_table(source, texts, contract_texts(recipe.contract()))
+    notes = list(found.notes)
+    table = _once(found.table, notes) if recipe.copies == "once" else found.table
     unused = [str(name) for name in table if name not in types]
     whole, unread = _with_all(table, recipe, source), pd.Series("", index=table.index, dtype="str")
     if not strict:
@@ -160,38 +176,100 @@ def _read_file(recipe: Recipe, source: str, strict: bool) -> Delivery:
     notes += [f"columns that no model asks for, left out: {', '.join(unused)}"] if unused else []
     if recipe.label not in table:
         notes.append(f"there is no {recipe.label}: its values are taken as not known yet")
-    return Delivery(rows, sorted(rows[batch_column].unique()), notes)
+    return Delivery(rows, sorted(rows[batch_column].unique()), notes), table[unused]
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #c2a0b0c2
-def sources_of(
-    source: str,  # A path or URL, or several, separated by commas
-) -> list[str]:
-    "The files of a delivery; a file whose name has a comma is one"
-    if file_kind(source) and "://" not in source and project_path(source).is_file():
-        return [source]
-    return list({_source_name(one.strip()): one.strip() for one in source.split(",") if one.strip()}.values())
+def _sources(source: str) -> list[str]:
+    "The sources in a text: a list as JSON, or one"
+    try:
+        found = json.loads(source) if source.lstrip().startswith("[") else None
+    except ValueError:  # a path that begins with a bracket
+        found = None
+    if isinstance(found, list) and all(isinstance(one, str) for one in found):
+        return found
+    if "," in source and "://" not in source and not project_path(source).is_file():
+        as_list = json.dumps([part.strip() for part in source.split(",")], ensure_ascii=False)
+        raise DeliveryError(f"there is no file {source!r}; several files are given as a list: {as_list}")
+    return [source]
 
-# %% ../../nbs/api/recipes/12_delivery.ipynb #c2a0b0c3
-def read_delivery(
-    recipe: Recipe,
-    source: str,  # Path, or http(s) or s3 URL, of a .csv, .zip, .gz or .parquet; several, separated by commas
-    batches: str = "",  # As for `select_batches`
-    strict: bool = False,  # Is a value that cannot be read an error? Otherwise its row is marked
-) -> Delivery:  # SourceError or DeliveryError, in words that say what to mend
-    "Read what a pipeline needs from a file, or from several"
-    files = sources_of(source)
-    found = [_read_file(recipe, one, strict) for one in files]
+
+def sources_of(
+    source: str | Sequence[str],  # A path or URL, or a list of them, also as JSON
+) -> dict[str, str]:  # Name in the lake -> as given; DeliveryError where there is none
+    "The files of a delivery"
+    given = _sources(source) if isinstance(source, str) else list(source)
+    found = {_source_name(one): one for one in given if one.strip()}
     if not found:
         raise DeliveryError("no source was given: name a .csv, .zip, .gz or .parquet file")
-    names = [batch for one in found for batch in one.batches]
-    if recipe.batch == "file" and len(set(names)) < len(names):
-        raise DeliveryError(f"two of {source!r} have the same name, which is that of their batch: rename one")
-    rows = pd.concat([one.rows for one in found], ignore_index=True)
-    wanted = select_batches(batches, names, f"source {', '.join(map(public_name, files))!r}")
+    return found
+
+# %% ../../nbs/api/recipes/12_delivery.ipynb #a7132f17
+def _not_seen(found: Delivery, others: pd.DataFrame, seen: set[str]) -> Delivery:
+    "Without rows that are the same as one of an earlier file in all columns; those of this file are added to `seen`"
+    every = pd.concat([found.rows.drop(columns=source_column), others], axis=1)
+    names = row_names(every, sorted(map(str, every)))
+    again = names.isin(seen)
+    seen |= set(names)
+    if not again.any():
+        return found
+    note = f"{int(again.sum()):,} of {len(names):,} rows are copies of rows of other files: kept once"
+    return replace(found, rows=found.rows[~again].reset_index(drop=True), notes=[*found.notes, note])
+
+# %% ../../nbs/api/recipes/12_delivery.ipynb #c2a0b0c3
+def _read_files(
+    recipe: Recipe, files: Mapping[str, str], strict: bool
+) -> tuple[dict[str, Delivery], dict[str, Exception]]:
+    "Read each file by itself: what each has, or what is wrong with it"
+    good, bad, batches, seen = dict[str, Delivery](), dict[str, Exception](), dict[str, str](), set[str]()
+    once = recipe.copies == "once" and recipe.batch != "file" and len(files) > 1
+    for name, source in files.items():
+        try:
+            found, others = _read_file(recipe, source, strict)
+            if recipe.batch == "file" and (other := batches.setdefault(file_batch(source), name)) != name:
+                raise DeliveryError(f"{name!r} and {other!r} have one name, which is that of the batch: rename one")
+            good[name] = _not_seen(found, others, seen) if once else found
+        except Exception as error:  # whatever is wrong with one file, the others are to come in
+            bad[name] = error
+    return good, bad
+
+# %% ../../nbs/api/recipes/12_delivery.ipynb #15add452
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, MlpkgError) else f"{type(error).__name__}: {error}"
+
+
+def _none_left(bad: Mapping[str, Exception]) -> Exception:
+    "The error where all files are set aside"
+    if len(bad) == 1:
+        return next(iter(bad.values()))
+    return DeliveryError(f"none of {len(bad)} files can be taken in: {'; '.join(map(_words, bad.values()))}")
+
+# %% ../../nbs/api/recipes/12_delivery.ipynb #38ddde24
+def _joined(
+    recipe: Recipe, files: Mapping[str, str], good: Mapping[str, Delivery], bad: Mapping[str, Exception], batches: str
+) -> Delivery:
+    "Files as one delivery, with the batches that are wanted"
+    if not good:
+        raise _none_left(bad)
+    names = [batch for one in good.values() for batch in one.batches]
+    named = f"source {', '.join(map(public_name, files.values()))!r}"
+    wanted = select_batches(batches, names if recipe.batch == "file" else sorted(names), named)
+    rows = pd.concat([one.rows for one in good.values()], ignore_index=True)
     rows = rows[rows[batch_column].isin(wanted)].reset_index(drop=True)
-    named = zip([f"{public_name(one)}: " if len(files) > 1 else "" for one in files], found, strict=True)
-    notes = [f"{name}{note}" for name, one in named for note in one.notes]
-    return Delivery(rows, wanted, notes)
+    notes = [f"{name}: {note}" if len(files) > 1 else note for name, one in good.items() for note in one.notes]
+    whole = {name: files[name] for name, one in good.items() if set(one.batches) <= set(wanted)}
+    aside = {name: _words(error) for name, error in bad.items()}
+    return Delivery(rows, wanted, [*notes, *(f"set aside: {why}" for why in aside.values())], whole, aside)
+
+# %% ../../nbs/api/recipes/12_delivery.ipynb #a54965f1
+def read_delivery(
+    recipe: Recipe,
+    source: str | Sequence[str],  # Path, or http(s) or s3 URL, of a .csv, .zip, .gz or .parquet; or a list of them
+    batches: str = "",  # As for `select_batches`
+    strict: bool = False,  # Is a value that cannot be read an error? Otherwise its row is marked
+) -> Delivery:  # SourceError or DeliveryError, in words that say what to mend, where no file can be taken in
+    "Read what a pipeline needs from a file, or from several"
+    files = sources_of(source)
+    return _joined(recipe, files, *_read_files(recipe, files, strict), batches)
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #5880a953
 def write_batches(
@@ -212,25 +290,79 @@ def write_batches(
 def stored_batches(
     lake: Lake,
     table: str,  # Need not exist
-) -> list[str]:  # Sorted
+) -> list[str]:  # Files in the order in which they came in, as far as it is known; others sorted before them
     "The batches that a table has"
-    return sorted(lake.read(table, [batch_column])[batch_column].unique()) if lake.exists(table) else []
+    if not lake.exists(table):
+        return []
+    return in_order(lake, table.rpartition("/")[2], lake.read(table, [batch_column])[batch_column].unique())
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #bbb6ad90
+def _replaced(lake: Lake, recipe: Recipe, delivery: Delivery) -> dict[str, Exception]:
+    "The files whose rows would replace what came from another file"
+    table, where = recipe.table("raw"), [(batch_column, "in", delivery.batches)]
+    if not lake.exists(table) or source_column not in lake.schema(table).names:
+        return {}
+    there = lake.read(table, [batch_column, source_column], where).drop_duplicates()
+    given = delivery.rows[[batch_column, source_column]].drop_duplicates()
+    lost = there[~there[source_column].isin(given[source_column])].merge(given, on=batch_column)
+    return {
+        file: DeliveryError(
+            f"batch {batch!r} came from {before!r}, and would be replaced by rows of {file!r}. Give a file with all "
+            "rows of the batch and the parameter replace=true, or another name to the file"
+        )
+        for batch, before, file in lost.astype(str).to_numpy().tolist()
+    }
+
+
 def check_replaced(
     lake: Lake,
     recipe: Recipe,
     delivery: Delivery,
 ) -> Delivery:  # The same; DeliveryError where other rows would be lost
     "Refuse a delivery that would replace what came from another file"
-    table, where = recipe.table("raw"), [(batch_column, "in", delivery.batches)]
-    if not lake.exists(table) or source_column not in lake.schema(table).names:
-        return delivery
-    there = lake.read(table, [batch_column, source_column], where).drop_duplicates()
-    given = set(delivery.rows[source_column])
-    for row in there[~there[source_column].isin(given)].itertuples(index=False):
-        raise DeliveryError(
-            f"batch {row[0]!r} came from {row[1]!r}, and would be replaced by rows of {', '.join(sorted(given))!r}. "
-            "Give a file with all rows of the batch and the parameter replace=true, or another name to the file"
-        )
+    for error in _replaced(lake, recipe, delivery).values():
+        raise error
     return delivery
+
+# %% ../../nbs/api/recipes/12_delivery.ipynb #becf4398
+def _can_be_opened(source: str) -> bool:
+    "Can the bytes of a file be read, whatever they mean?"
+    try:
+        with opener(source)() as file:
+            while file.read(2**22):
+                pass
+    except (OSError, MlpkgError):
+        return False
+    return True
+
+# %% ../../nbs/api/recipes/12_delivery.ipynb #661e3e31
+def receive_delivery(
+    lake: Lake,
+    recipe: Recipe,
+    source: str | Sequence[str],  # As for `read_delivery`
+    batches: str = "",  # As for `select_batches`
+    replace: bool = False,  # May its files take the place of others that brought the same batches?
+) -> Delivery:  # SourceError or DeliveryError where no file can be taken in
+    "Read a delivery, and write down which of its files are set aside"
+    files, bad = sources_of(source), dict[str, Exception]()
+    while True:
+        good, wrong = _read_files(recipe, {one: files[one] for one in files if one not in bad}, strict=False)
+        bad |= wrong
+        found = _joined(recipe, files, good, bad, batches) if good else None
+        if found is None or replace or not (refused := _replaced(lake, recipe, found)):
+            break
+        bad |= refused  # and read the others again: rows that they share with these are theirs now
+    note_aside(lake, recipe.name, {files[one]: _words(why) for one, why in bad.items() if _can_be_opened(files[one])})
+    return found or _joined(recipe, files, good, bad, batches)
+
+# %% ../../nbs/api/recipes/12_delivery.ipynb #35f99762
+def store_delivery(
+    lake: Lake,
+    recipe: Recipe,
+    delivery: Delivery,  # From `receive_delivery`
+) -> int:  # Version written
+    "Replace the batches of a delivery in the lake, and write down that its files were taken in"
+    version = write_batches(lake, recipe.table("raw"), delivery.rows, delivery.batches)
+    batches = {one: file_batch(one) if recipe.batch == "file" else "" for one in delivery.files.values()}
+    note_taken(lake, recipe.name, batches)
+    return version

@@ -23,6 +23,7 @@ from ..monitoring.checks import Window, coerce_inputs
 from ..monitoring.performance import leading, make_window
 from ..monitoring.report import Report, monitor, read_history, stored_predictions, with_history
 from ..monitoring.retraining import last_alarm, last_training, reason_to_wait
+from .delivery import stored_batches
 from .recipe import Recipe, batch_column, day_column
 from ..settings import Settings
 from ..steps.tracking import client, pipeline_runs
@@ -111,14 +112,15 @@ def watch_batches(
     learned, held = learned_windows(recipe, loaded, parts)
     history = read_history(lake, recipe.table("monitoring"), batch_column)
     number, rules = loaded.version.version if loaded.version else 0, settings.for_model(recipe.name).monitoring
-    watched = Watched(parts, learned, {}, {}, {})
+    watched, there = Watched(parts, learned, {}, {}, {}), stored_batches(lake, recipe.table("clean"))
     for batch in batches:
         window, watched.predicted[batch] = batch_window(recipe, lake, loaded, batch)
         report = monitor(
             learned, window, loaded.inputs, rules, held, recipe.slices, settings.contracts.max_violation_rate, batch,
             recipe.name, number, kind=loaded.task.kind,
         )  # fmt: skip
-        watched.windows[batch], watched.reports[batch] = window, with_history(report, history, batch_column)
+        before = there[: there.index(batch)]
+        watched.windows[batch], watched.reports[batch] = window, with_history(report, history, batch_column, before)
     return watched
 
 # %% ../../nbs/api/recipes/22_watching.ipynb #a98ad90f
