@@ -6,6 +6,7 @@ import http.server
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ import nbformat
 import pytest
 from forked import run_mlpkg
 
+from mlpkg.settings import Settings
 from mlpkg.testing import settings_text, write_notebook
 
 ROOT = Path(__file__).parent.parent
@@ -42,6 +44,31 @@ def answering(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[htt
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextlib.contextmanager
+def listening(settings: Settings) -> Iterator[int]:
+    "The application behind a real port, in this process"
+    import uvicorn
+
+    from mlpkg.serving.app import create_app
+
+    app = create_app(settings)
+    running = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning", access_log=False))
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    try:
+        wait_for(lambda: running.started, 30, "the server to start")
+        yield running.config.port
+    finally:
+        running.should_exit = True
+        thread.join()
 
 
 def processes_with(text: str) -> list[int]:

@@ -24,9 +24,9 @@ import pandera.pandas as pa
 import pytest
 import schemathesis.config
 import schemathesis.engine
-import uvicorn
-from conftest import Project, wait_for
+from conftest import Project, free_port, listening, wait_for
 from fastapi.testclient import TestClient
+from pydantic import ValidationError
 from schemathesis.engine import events
 
 from mlpkg.batch.predict import score
@@ -215,6 +215,36 @@ def test_wrong_requests(shared, case):
     sent, field, words = WRONG[case]
     found = problem(shared.post("/v1/predict", content=sent, headers=JSON), 422)
     assert [error for error in found["errors"] if error["field"] == field and words in error["message"]], found
+
+
+WIDE = {f"field {n}": 1 for n in range(40_000)}
+LARGE = {
+    "a wide record": ({"records": [WIDE]}, "records[0]", "40,000 fields"),
+    "a wide body": ({"records": [GOOD], **WIDE}, "", "40,001 fields"),
+    "many unknown fields": ({"records": [GOOD | dict.fromkeys("abcdefgh", 1)] * 5}, "records[0].a", "no such field"),
+    "a long name": ({"records": [GOOD | {"x" * 900_000: 1}]}, f"records[0].{'x' * 100}...", "no such field"),
+    "a long text": ({"records": [GOOD], "key": "x" * 900_000}, "key", "at most 200 characters"),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_large_requests_that_are_wrong_get_short_answers(shared, case):
+    sent, field, words = LARGE[case]
+    answer = shared.post("/v1/predict", json=sent)
+    found = problem(answer, 422)["errors"]
+    assert [one for one in found if one["field"] == field and words in one["message"]], found
+    assert len(found) <= 50 and len(answer.content) < 15_000
+
+
+def test_the_check_of_a_request_ends_with_the_first_wrong_record(shared):
+    "Making an error takes microseconds, so that a hundred thousand of them would hold up all other requests"
+    request = shared.app.state.parts.loader.arms.champion.request
+    with pytest.raises(ValidationError) as raised:
+        request.validate_python({"records": [GOOD, *[dict.fromkeys("abcdefgh", 1)] * 4]})
+    assert {error["loc"][:2] for error in raised.value.errors()} == {("records", 1)}
+    found = problem(ask(shared, GOOD, *[{"distance": 1.0, "weight": 1.0, "carrier": "red"}] * 3), 422)
+    assert [one["field"] for one in found["errors"]] == [f"records[{place}].zone" for place in (1, 2, 3)]
+    assert found["detail"] == "3 things are wrong with the request"
 
 
 @pytest.mark.parametrize("sent", ["", "{", "[1,", '{"records": [\xff]}', "[" * 100_000, "nan(", '"\\ud800"'])
@@ -609,12 +639,6 @@ def test_truth(api):
 # A real server
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 def stop(process: subprocess.Popen) -> None:
     "Stop a server as an operator would"
     process.send_signal(signal.SIGTERM)
@@ -689,21 +713,6 @@ def test_a_promotion_under_load(server):
     stop(process)
     kept = open_lake(project.settings).read("served/parcels")
     assert set(kept["request_id"]) == {answer["request_id"] for _, answer in found}
-
-
-@contextmanager
-def listening(settings: Settings) -> Iterator[int]:
-    "The application behind a real port, in this process"
-    app = create_app(settings)
-    running = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning", access_log=False))
-    thread = threading.Thread(target=running.run)
-    thread.start()
-    try:
-        wait_for(lambda: running.started, 30, "the server to start")
-        yield running.config.port
-    finally:
-        running.should_exit = True
-        thread.join()
 
 
 @pytest.mark.parametrize("length", ["Transfer-Encoding: chunked", "Content-Length: 100000000"])

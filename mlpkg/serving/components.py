@@ -30,6 +30,11 @@ def check_serving(
     model = model or settings.serving.model
     if not model:
         raise SettingsError("serving.model is empty: name the registered model to serve in settings.ini")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", model):
+        raise SettingsError(
+            f"model {model!r} cannot be served: its name is part of a table's name and of addresses. Register it under "
+            "one of a-z, 0-9, '_' and '-', like 'late-parcels'"
+        )
     own = settings.for_model(model)
     settings = own.model_copy(update={"serving": own.serving.model_copy(update={"model": model})})
     serving = settings.serving
@@ -95,8 +100,6 @@ def _check_shared(model: str, own: ServingSettings, default: ServingSettings) ->
             f"[model {model}] sets {names}, which hold for all models of a server: set them in the profile, or serve "
             f"{model!r} by a server of its own"
         )
-    if not re.fullmatch(r"[\w.-]+", model):
-        raise SettingsError(f"model {model!r} cannot be part of an address: give letters, digits, '_', '.' and '-'")
 
 # %% ../../nbs/api/serving/28_components.ipynb #9e65dd05
 def served_components(

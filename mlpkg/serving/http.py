@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,7 +33,7 @@ from ..errors import MlpkgError
 from ..redaction import get_log
 from .answers import new_request_id
 from .metrics import Metrics
-from .schemas import field_errors
+from .schemas import request_errors
 from ..settings import ServingSettings
 
 _log = get_log("mlpkg.serving.http")
@@ -85,7 +85,7 @@ def problem_response(
         "title": HTTPStatus(error.status).phrase,
         "status": error.status,
         "detail": error.detail,
-        "instance": scope["path"],
+        "instance": scope["path"][:200],
         "request_id": scope["request_id"],
         "errors": list(error.errors),
     }
@@ -201,6 +201,9 @@ def require_json(
         raise ApiError(415, "not-json", f"Content-Type is {kind or 'missing'}; send application/json")
 
 # %% ../../nbs/api/serving/28_http.ipynb #66188a8e
+_most_errors = 50  # That an answer lists
+
+
 def parse_body(
     kind: TypeAdapter,  # What the body should be
     body: bytes,  # As it was sent
@@ -208,15 +211,18 @@ def parse_body(
 ) -> Any:  # What `kind` makes of it; ApiError 400 if it is not JSON, 422 if something in it is wrong
     "Parse and check the body of a request"
     try:
-        return kind.validate_json(body)
+        parsed = from_json(body)
+    except ValueError as error:
+        raise ApiError(400, "not-json", f"The body is not valid JSON: {error}") from None
+    try:
+        return kind.validate_python(parsed)
     except ValidationError as error:
-        count, first = error.error_count(), error.errors(include_url=False, include_input=False)[0]
-        if first["type"] == "json_invalid":
-            raise ApiError(400, "not-json", f"The body is not valid JSON: {first['ctx']['error']}") from None
-        found = field_errors(error, inputs)
-        more = f", of which {len(found)} are listed" if count > len(found) else ""
-        noun = "thing is" if count == 1 else "things are"
-        raise ApiError(422, "invalid", f"{count} {noun} wrong with the request{more}", found) from None
+        found = request_errors(kind, parsed, error, inputs, _most_errors + 1)
+    count = f"{len(found)} thing{' is' if len(found) == 1 else 's are'}"
+    if len(found) > _most_errors:
+        count = f"more than {_most_errors} things are"
+    more = f", of which {_most_errors} are listed" if len(found) > _most_errors else ""
+    raise ApiError(422, "invalid", f"{count} wrong with the request{more}", found[:_most_errors])
 
 # %% ../../nbs/api/serving/28_http.ipynb #a9bcc3f4
 class RequestMiddleware:

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['request_id_pattern', 'field_type', 'strict_type', 'record_type', 'request_type', 'field_path', 'field_errors',
-           'predictions_type', 'whole_number', 'feedback_type']
+           'request_errors', 'predictions_type', 'whole_number', 'feedback_type', 'truths_adapter', 'example_request',
+           'example_truths']
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #5dfcf3f3
 import difflib
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated, Any, Literal, NotRequired
 
 import pandas as pd
@@ -30,6 +31,7 @@ from typing_extensions import TypedDict
 
 from ..data.columns import as_days, days_to_text
 from ..data.inputs import Input
+from ..models.scoring import synthetic_records
 from ..models.tasks import Task, yes_no
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #ae7a9359
@@ -85,6 +87,14 @@ def _describe(one: Input) -> str:
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #6c1a82ac
 _strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, regex_engine="python-re")
+_more_fields = 50  # Unknown fields that are named one by one; an object with more of them is refused as a whole
+
+
+def _not_too_wide(most: int, value: Any) -> Any:
+    "The same; pydantic's error for an object with too many fields, which costs no time for each of them"
+    if isinstance(value, dict) and len(value) > most:
+        raise PydanticCustomError("too_wide", f"this has {len(value):,} fields, and may have {most:,}")
+    return value
 
 
 def strict_type(
@@ -94,7 +104,7 @@ def strict_type(
     "A type that refuses other fields, NaN, and text for a number"
     made = TypedDict(name, fields)  # type: ignore[misc]
     setattr(made, "__pydantic_config__", _strict)  # noqa: B010  (mypy knows no such attribute)
-    return made
+    return Annotated[made, BeforeValidator(partial(_not_too_wide, len(fields) + _more_fields))]
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #ac2bf03c
 def record_type(
@@ -109,17 +119,24 @@ def request_type(
     most: int,  # Records that a request may hold
 ) -> Any:  # A type, for pydantic's TypeAdapter
     "The type of a request's body: one record or many, always in a list"
-    records = Field(min_length=1, max_length=most, description=f"What to predict from: 1 to {most} records")
+    about = f"What to predict from: 1 to {most} records"
+    records = Field(min_length=1, max_length=most, fail_fast=True, description=about)
     key = Field(max_length=200, description="Requests with the same key get the same model during a trial")
     fields: dict[str, Any] = {"records": Annotated[list[record_type(inputs)], records]}  # type: ignore[misc]
     return strict_type("Request", fields | {"key": NotRequired[Annotated[str | None, key]]})
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #07a36e97
+def _short(text: str, most: int = 100) -> str:
+    "A text as an error may repeat it"
+    return text if len(text) <= most else text[:most] + "..."
+
+
 def field_path(
     place: Sequence[int | str],  # As pydantic gives it: ("records", 3, "distance")
 ) -> str:  # records[3].distance
     "Where a mistake is, as a reader of JSON would write it"
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
+    parts = [f"[{part}]" if isinstance(part, int) else f".{_short(part)}" for part in place]
+    return "".join(parts).removeprefix(".")
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #8493d6b2
 def _shown(value: Any) -> Any:
@@ -128,37 +145,66 @@ def _shown(value: Any) -> Any:
         return str(value)
     if isinstance(value, int) and abs(value) > 2**63:
         return "a number too large"
-    return value if not isinstance(value, str) or len(value) <= 100 else value[:100] + "..."
+    return _short(value) if isinstance(value, str) else value
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #b72faf6f
+_in_json = {"list_type": "this should be a valid array", "dict_type": "this should be an object"}
+
+
 def _message(error: Any, fields: dict[str, Input]) -> str:
     "What is wrong, and what would be right"
     name = str(error["loc"][-1]) if error["loc"] else ""
     one = fields.get(name)
     null = "; use null for a value that is not known" if one is None or one.nullable else ""
-    if error["type"] == "finite_number":
+    if error["type"] == "finite_number" or (error["type"] == "float_type" and type(error["input"]) is int):
         return "NaN and Infinity are not allowed" + (null or "; this field needs a number")
     if error["type"] == "missing":
         return "this field is missing" + (null if one else "")
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, fields, n=1)
-        known = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields) or 'records, key'}"
+        near = difflib.get_close_matches(name, fields, n=1) if len(name) * len(fields) < 5000 else []
+        known = f"did you mean {near[0]!r}?" if near else f"known: {_short(', '.join(fields) or 'records, key', 400)}"
         return f"there is no such field ({known})"
-    return re.sub("^(Input|String|List) should", "this should", error["msg"])
+    words = _in_json.get(error["type"], error["msg"])
+    return _short(re.sub("^(Input|String|List) should", "this should", words), 500)
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #78913093
 def field_errors(
     error: ValidationError,  # Of a request
     inputs: Sequence[Input] = (),  # Of the model that was asked
     most: int = 50,  # Errors to list
+    first: int = 0,  # Place of the first record that was checked among those of the request
 ) -> list[dict[str, Any]]:  # field, message, and given if it is a single value
     "What is wrong with a request, field by field"
     fields, found = {one.name: one for one in inputs}, []
     for one in error.errors(include_url=False)[:most]:
-        entry = {"field": field_path(one["loc"]), "message": _message(one, fields)}
+        place = [part + first if isinstance(part, int) else part for part in one["loc"]]
+        entry = {"field": field_path(place), "message": _message(one, fields)}
         if one["type"] != "missing" and isinstance(one["input"], str | int | float | None):
             entry["given"] = _shown(one["input"])
         found.append(entry)
+    return found
+
+# %% ../../nbs/api/serving/12_schemas.ipynb #81623882
+def request_errors(
+    kind: TypeAdapter,  # Of a body with a list, at whose first wrong item it has stopped
+    body: Any,  # Which it has refused
+    error: ValidationError,  # What it said
+    inputs: Sequence[Input] = (),  # Of the model that was asked
+    most: int = 50,  # Errors to list
+) -> list[dict[str, Any]]:  # As from `field_errors`
+    "What is wrong with a request, in all its records"
+    found = field_errors(error, inputs, most)
+    inside = [one["loc"] for one in error.errors(include_url=False) if len(one["loc"]) > 1]
+    if not inside:
+        return found
+    name, last = str(inside[0][0]), int(inside[0][1])
+    for place, one in enumerate(body[name][last + 1 : last + 1000], start=last + 1):
+        if len(found) >= most:
+            break
+        try:
+            kind.validate_python({name: [one]})
+        except ValidationError as another:
+            found += field_errors(another, inputs, most - len(found), place)
     return found
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #b437e78b
@@ -244,7 +290,7 @@ def feedback_type(
     task: Task = yes_no,  # Of the model that answered
 ) -> Any:  # A type, for pydantic's TypeAdapter
     "The type of a request that brings the truth"
-    many = Field(min_length=1, max_length=most, description="What really happened")
+    many = Field(min_length=1, max_length=most, fail_fast=True, description="What really happened")
     one: Any = strict_type(
         "Truth",
         {
@@ -254,3 +300,29 @@ def feedback_type(
         },
     )
     return strict_type("Truths", {"truths": Annotated[list[one], many]})  # type: ignore[valid-type]
+
+# %% ../../nbs/api/serving/12_schemas.ipynb #5a11caff
+@lru_cache(16)
+def truths_adapter(
+    most: int,  # Truths in one request
+    task: Task,  # Of the model that answers
+) -> TypeAdapter:  # Of `feedback_type`
+    "What checks a request that brings the truth"
+    return TypeAdapter(feedback_type(most, task))
+
+# %% ../../nbs/api/serving/12_schemas.ipynb #e480f9bc
+def example_request(
+    inputs: Sequence[Input],  # Of the model; none while there is no model
+) -> dict[str, Any]:  # Valid for `request_type`
+    "What a request may look like"
+    record = synthetic_records(inputs, 1)[0] if inputs else {}
+    times = {one.name: days_to_text(record[one.name]) for one in inputs if one.time and record[one.name] is not None}
+    return {"records": [record | times]}
+
+# %% ../../nbs/api/serving/12_schemas.ipynb #bb487f52
+def example_truths(
+    task: Task,  # Of the model that answered
+) -> dict[str, Any]:  # Valid for `feedback_type`
+    "What a request that brings the truth may look like"
+    truth = task.classes[-1] if task.classes else 12.5
+    return {"truths": [{"request_id": f"2026-11-23-{'0' * 32}", "record": 0, "truth": truth}]}
