@@ -1909,6 +1909,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'mlpkg/recipes/preparation.py'),
                                            'mlpkg.recipes.preparation.clean_rows': ( 'api/recipes/preparation.html#clean_rows',
                                                                                      'mlpkg/recipes/preparation.py'),
+                                           'mlpkg.recipes.preparation.gate_batches': ( 'api/recipes/preparation.html#gate_batches',
+                                                                                       'mlpkg/recipes/preparation.py'),
                                            'mlpkg.recipes.preparation.split_batches': ( 'api/recipes/preparation.html#split_batches',
                                                                                         'mlpkg/recipes/preparation.py'),
                                            'mlpkg.recipes.preparation.split_rows': ( 'api/recipes/preparation.html#split_rows',

@@ -77,11 +77,14 @@ def test_one_bad_file_does_not_keep_the_good_ones_out(wine):
     put(wine, "empty.csv", b"")
     put(wine, "no rows.csv", table.head(0).to_csv(index=False).encode())
     put(wine, "torn.parquet", b"PAR1 and no more")
+    put(wine, "spoiled.csv", table.head(40).assign(alcohol=-5.0))
     put(wine, "lists.parquet", table.head(3).assign(hue=[[1], [2], [3]]))
     said = " ".join(look(wine, code=1).split())
-    assert "5 files were set aside" in said and "narrow, but old.csv' lacks columns: alcohol" in said
+    assert "the others have come in, but 5 not" in said and "narrow, but old.csv' lacks columns: alcohol" in said
     assert "mend it where it is, and the next look takes it in" in said
-    assert batches(wine) == batches(wine, "clean") == {"good": 60, "-x_q_1_é": 30, "None": 30}
+    assert "batch 'spoiled': 40 of 40 rows break the contract" in said
+    assert batches(wine, "clean") == {"good": 60, "-x_q_1_é": 30, "None": 30}
+    assert batches(wine) == {**batches(wine, "clean"), "spoiled": 40}
     aside = arrivals(wine).query("state == 'aside'").set_index("source")["reason"]
     bad = ("empty.csv", "lists.parquet", "narrow, but old.csv", "no rows.csv", "torn.parquet")
     assert sorted(aside.index) == [f"incoming/{name}" for name in bad]

@@ -123,28 +123,30 @@ def batches_of_run(
     return f"{{{{ params.batches or ({own}) }}}}"
 
 # %% ../../nbs/api/airflow/15_pipelines.ipynb #5a5559aa
+_aside = "mend it where it is, and the next look takes it in since it has changed; or clear this run to try again"
+
+
 @task(retries=0)
 def require_all(
-    found: dict[str, Any],  # What the step `ingest` has glued
+    found: dict[str, Any],  # What a step has glued
+    step: str,  # Its task id
+    scrap: str,  # Name of what it has left out, and why
     **context,
 ) -> None:
-    "Fail where files of a delivery were set aside, without keeping back the others"
-    if not (aside := found.get("aside")):
+    "Fail where files or batches of a delivery were left out, without keeping back the others"
+    if not (left_out := found.get(scrap)):
         return
     run, ti = context["dag_run"], context["ti"]
-    text = "; ".join(
-        [
-            f"{len(aside)} files were set aside" if len(aside) > 1 else "a file was set aside",
-            *aside.values(),
-            "mend it where it is, and the next look takes it in since it has changed; or clear this run to try again",
-        ]
-    )
-    ti.task.run_url = step_url(run, "ingest")
-    if ingest := last_attempt(run, "ingest"):
-        announce("end", ingest.run_id, "ingest [set aside]", text, status="FAILED", error=text)
+    text = "; ".join([f"the others have come in, but {len(left_out)} not", *left_out.values(), _aside])
+    ti.task.run_url = step_url(run, step)
+    if last := last_attempt(run, step):
+        announce("end", last.run_id, f"{step} [{scrap}]", text, status="FAILED", error=text)
     raise AirflowFailException(text)
 
 # %% ../../nbs/api/airflow/15_pipelines.ipynb #197eb7f1
+_came_in = "ti.xcom_pull(task_ids='ingest')['batches']"
+
+
 def etl_steps(
     name: str,  # Of the pipeline
     every: Every = "",  # As for `batches_of_run`
@@ -152,13 +154,17 @@ def etl_steps(
     "Ingest, validate, clean and split; the last updates the asset `clean/<name>`"
     folder = notebook_folder(name)
     ingest = notebook_step(folder, "10_ingest", parameters={"batches": batches_of_run(every)})
-    given = {"batches": "{{ ti.xcom_pull(task_ids='ingest')['batches'] }}"}
-    steps = [notebook_step(folder, notebook, parameters=given) for notebook in ("12_validate", "14_clean")]
+    # A notebook from before batches were judged one by one glues none.
+    passed = "ti.xcom_pull(task_ids='validate').get('batches')"
+    given, good = ({"batches": f"{{{{ {batches} }}}}"} for batches in (_came_in, f"{passed} or {_came_in}"))
+    validate = notebook_step(folder, "12_validate", parameters=given)
+    clean = notebook_step(folder, "14_clean", parameters=good)
     # The last step updates the asset, since a training run that follows needs the split as well.
     updated = {"outlets": [Asset(f"clean/{name}")], "event_extra": ["batches"]}
-    chain(ingest, *steps, notebook_step(folder, "16_split", parameters=given, **updated))
-    came_in: Any = ingest.output
-    require_all(came_in)
+    chain(ingest, validate, clean, notebook_step(folder, "16_split", parameters=good, **updated))
+    outputs: Any = ingest.output, validate.output
+    require_all.override(task_id="require_files")(outputs[0], "ingest", "aside")
+    require_all.override(task_id="require_batches")(outputs[1], "validate", "refused")
 
 # %% ../../nbs/api/airflow/15_pipelines.ipynb #03e905e8
 def train_schedule(

@@ -300,8 +300,7 @@ def as_rows(
     table = report.checks.astype({**text, **numbers, "alarm": "bool"})
     about = {"rows": report.rows, "model": report.model, "model_version": report.model_version}
     for place, (column, value) in enumerate({window_column: report.window, **about}.items()):
-        kind = "str" if isinstance(value, str) else "int64"
-        table.insert(place, column, pd.Series(value, index=table.index, dtype=kind))
+        table.insert(place, column, pd.Series(value, table.index, "str" if isinstance(value, str) else "int64"))
     return table
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #d76534b1
@@ -353,8 +352,7 @@ def _first_of_series(
     "Since when each warning and alarm has been raised without a break"
     raised = table["level"].isin(["warning", "alarm"])
     rows = list(zip(table[window_column], table["check"], table["column"], raised, strict=True))
-    found: dict[tuple, str] = {}
-    series: dict[tuple, str] = {}
+    found, series = dict[tuple, str](), dict[tuple, str]()
     for window, group in groupby(rows, itemgetter(0)):
         series = {(check, column): series.get((check, column), window) for _, check, column, up in group if up}
         found |= {(window, *about): first for about, first in series.items()}
@@ -370,9 +368,8 @@ def read_history(
     if not lake.exists(name):
         return as_rows(Report("", 0, []), window_column).head(0)
     table = lake.read(name, version="newest")
-    names = window_names(table, window_column)
-    places = {one: place for place, one in enumerate(in_order(lake, name.rpartition("/")[2], names))}
-    table = table.iloc[names.map(places).argsort(kind="stable")].reset_index(drop=True)
+    order = pd.Index(in_order(lake, name.rpartition("/")[2], window_names(table, window_column)))
+    table = table.iloc[order.get_indexer(pd.Index(table[window_column])).argsort(kind="stable")].reset_index(drop=True)
     if not {"check", "column", "level"} <= set(table):
         return table
     return table.assign(since=pd.Series(_first_of_series(table, window_column), table.index, "str"))
@@ -396,9 +393,8 @@ def with_history(
     before: Iterable[str] | None = None,  # Windows before this one; those with a name before its name unless given
 ) -> Report:  # Its warnings and alarms say since when
     "Date each warning and alarm of a report from the first window of its unbroken series"
-    names, columns = window_names(past, window_column), [window_column, "check", "column", "level"]
+    names = window_names(past, window_column)
     earlier = past[names < report.window if before is None else names.isin(list(before))]
-    both = pd.concat([earlier[columns], as_rows(report, window_column)[columns]])
-    since = _first_of_series(both, window_column)[len(earlier) :]
-    findings = [replace(one, since=first) for one, first in zip(report.findings, since, strict=True)]
-    return replace(report, findings=findings)
+    since = _first_of_series(pd.concat([earlier, as_rows(report, window_column)]), window_column)[len(earlier) :]
+    dated = zip(report.findings, since, strict=True)
+    return replace(report, findings=[replace(one, since=first) for one, first in dated])
