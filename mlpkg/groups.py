@@ -210,9 +210,16 @@ class ServingSettings(Group):
     max_records: int = Field(1000, gt=0, description="Most records that one request may hold")
     max_bytes: int = Field(1_000_000, gt=0, description="Largest body that a request may have, in bytes")
     max_waiting: int = Field(1000, gt=0, description="Requests that may wait for the model before others are refused")
+    max_waiting_records: int = Field(20_000, gt=0, description="Records that may wait before requests are refused")
+    answer_timeout: float = Field(30, gt=0, description="Longest that a request waits for the model, in seconds")
+    read_timeout: float = Field(20, gt=0, description="Longest that a body may take to arrive, in seconds")
+    max_connections: int = Field(1000, gt=1, description="Connections from which on requests are refused")
     rate: str = Field("", description="Requests allowed per key, like '100/second'; empty: no limit")
     keys: Annotated[dict[str, str], BeforeValidator(parse_pairs)] = Field(
         default_factory=dict, description="SHA-256 digests of API keys by name; none: only this machine may ask"
+    )
+    open: Annotated[list[Literal["docs", "metrics"]], BeforeValidator(parse_list)] = Field(
+        default_factory=list, description="What needs no key where there are keys: docs (with /openapi.json), metrics"
     )
     cors: Annotated[list[str], BeforeValidator(parse_list)] = Field(
         default_factory=list, description="Origins whose pages may call the API; none unless given"

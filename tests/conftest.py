@@ -57,10 +57,11 @@ def listening(settings: Settings) -> Iterator[int]:
     "The application behind a real port, in this process"
     import uvicorn
 
-    from mlpkg.serving.app import create_app
+    from mlpkg.serving.app import connection_options, create_app
 
     app = create_app(settings)
-    running = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning", access_log=False))
+    options = connection_options(settings.serving)
+    running = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning", **options))
     thread = threading.Thread(target=running.run)
     thread.start()
     try:

@@ -315,10 +315,48 @@ def test_keys(store):
             assert "X-API-Key" in found["detail"]
         mine = {"x-api-key": key}
         assert api.post("/v1/predict", json={"records": [GOOD]}, headers=mine).status_code == 200
-        assert api.get("/readyz").status_code == 200  # probes have no keys
-        schema = api.get("/openapi.json").json()
+        schema = api.get("/openapi.json", headers=mine).json()
         assert schema["paths"]["/v1/predict"]["post"]["security"] == [{"key": []}]
+        assert schema["paths"]["/metrics"]["get"]["security"] == [{"key": []}]
     assert set(open_lake(settings(store)).read("served/parcels")["key"]) == {"shop"}
+
+
+def test_where_there_are_keys_only_probes_are_open_unless_settings_say_more(store):
+    key, digest = new_key()
+    closed = ("/metrics", "/docs", "/openapi.json", "/static-offline-docs/swagger-ui.css", "/nothing")
+    with serving(store, client="192.0.2.7", keys=f"shop: {digest}", rate="20/minute") as api:
+        assert [api.get(path).status_code for path in closed] == [401] * 5
+        assert [api.get(path, headers={"x-api-key": key}).status_code for path in closed] == [200] * 4 + [404]
+        assert {api.get("/readyz").status_code for _ in range(30)} == {200}, "probes are not counted"
+        assert 429 in {api.get("/metrics").status_code for _ in range(30)}
+    with serving(store, client="192.0.2.7", keys=f"shop: {digest}", open="metrics, docs") as api:
+        assert [api.get(path).status_code for path in closed] == [200] * 4 + [404]
+        assert api.get("/v1/model").status_code == 401
+        assert "security" not in api.get("/openapi.json").json()["paths"]["/metrics"]["get"]
+
+
+def test_readiness_tells_details_only_to_those_who_have_a_key(store, monkeypatch):
+    key, digest = new_key()
+    with serving(store, keys=f"shop: {digest}") as api:
+        monkeypatch.setattr("mlpkg.serving.loader.client", failing(OSError(f"no such file: {store}/mlflow.db")))
+        refresh(api)
+        told, whole = api.get("/readyz"), api.get("/readyz", headers={"x-api-key": key})
+        assert str(store) in whole.text and str(store) not in told.text
+        assert [one["about"] for one in told.json()["problems"]] == ["mlflow"]
+        assert str(store) not in api.get("/readyz", headers={"x-api-key": "a guess"}).text
+
+
+@pytest.mark.parametrize("header", ["Forwarded", "X-Forwarded-For", "X-Real-IP", "Via"])
+def test_without_keys_a_request_that_came_through_a_proxy_is_refused(shared, header):
+    assert "mlpkg key" in problem(shared.get("/v1/model", headers={header: "192.0.2.7"}), 403)["detail"]
+
+
+def test_without_keys_a_server_says_what_its_access_rests_on(store, caplog):
+    check_host(settings(store), "127.0.0.1")
+    assert "A proxy on it" in caplog.text and "serving.keys" in caplog.text
+    caplog.clear()
+    check_host(settings(store, keys=f"shop: {new_key()[1]}"), "127.0.0.1")
+    assert not caplog.text
 
 
 def test_settings_that_a_server_cannot_work_with(store):
@@ -403,6 +441,56 @@ def test_more_requests_than_may_wait(store):
         for thread in threads:
             thread.join()
         assert codes == [200] * 3
+
+
+class Gate:
+    "Lets a model predict when it is opened, and notes what it was asked"
+
+    def __init__(self, model: ServedModel):
+        self.entered, self.opened, self.asked = threading.Event(), threading.Event(), []
+        self.score = model.scorer.records
+        score_with(model, self)
+
+    def __call__(self, records):
+        self.asked += [one["distance"] for one in records]
+        self.entered.set()
+        assert self.opened.wait(30)
+        return self.score(records)
+
+
+def test_more_records_than_may_wait(store):
+    with serving(store, max_waiting_records=5) as api:
+        parts = api.app.state.parts
+        gate, codes = Gate(parts.loader.arms.champion), []
+        threads = [threading.Thread(target=lambda n=n: codes.append(ask(api, *[GOOD] * n).status_code)) for n in (1, 4)]
+        threads[0].start()
+        assert gate.entered.wait(10)
+        threads[1].start()
+        wait_for(lambda: parts.batcher.records == 4, 10, "four records to wait")
+        answer = ask(api, GOOD, GOOD)
+        assert problem(answer, 503)["type"].endswith("overloaded") and answer.headers["retry-after"] == "1"
+        assert "1 requests with 4 records" in answer.json()["detail"]
+        gate.opened.set()
+        for thread in threads:
+            thread.join()
+        assert codes == [200] * 2
+        assert ask(api, *[GOOD] * 9).status_code == 200, "a request that need not wait may be larger"
+
+
+def test_a_model_that_hangs_is_reported_and_its_requests_are_sent_away(store):
+    with serving(store, answer_timeout=0.5) as api:
+        gate = Gate(api.app.state.parts.loader.arms.champion)
+        for _ in range(2):  # the one that hangs, and one that waits for its turn
+            answer = ask(api, GOOD)
+            assert "within 0.5 s" in problem(answer, 503)["detail"] and answer.headers["retry-after"]
+        ready = api.get("/readyz")
+        assert ready.status_code == 503 and not ready.json()["ready"]
+        assert "has not come back from a call" in ready.json()["problems"][0]["words"]
+        assert api.get("/healthz").status_code == 200
+        gate.opened.set()
+        wait_for(lambda: api.get("/readyz").status_code == 200, 10, "the model to come back")
+        assert ask(api, GOOD).status_code == 200
+        assert len(gate.asked) == 2, "the request that was sent away is not predicted any more"
 
 
 # The same figures everywhere
@@ -736,6 +824,57 @@ def test_a_body_of_100_mb(store, length):
         assert sent < 50_000_000  # most of it in buffers of the network
         assert answer.startswith(b"HTTP/1.1 413") and b"larger than 1,000,000 bytes" in answer
         assert reaches(port)
+
+
+def post(port: int, sent: str, *more: str) -> socket.socket:
+    "Begin a request on a connection of its own"
+    one = socket.create_connection(("127.0.0.1", port), timeout=20)
+    lines = ["POST /v1/predict HTTP/1.1", "Host: localhost", "Content-Type: application/json", *more, "", sent]
+    one.sendall("\r\n".join(lines).encode())
+    return one
+
+
+def said(one: socket.socket) -> bytes:
+    "All that a server says until it closes the connection"
+    with one, suppress(ConnectionResetError):
+        return b"".join(iter(lambda: one.recv(65536), b""))
+    return b""
+
+
+def test_requests_whose_clients_have_left_are_not_predicted(store, monkeypatch):
+    made = []
+    monkeypatch.setattr("mlpkg.serving.app.create_app", lambda given: made.append(create_app(given)) or made[0])
+    with listening(settings(store)) as port:
+        parts = made[0].state.parts
+        gate = Gate(parts.loader.arms.champion)
+        sent = [body(record(distance=str(n))) for n in (1, 2, 3)]
+        ones = [post(port, one, f"Content-Length: {len(one)}", "Connection: close") for one in sent[:1]]
+        assert gate.entered.wait(10)
+        ones += [post(port, one, f"Content-Length: {len(one)}", "Connection: close") for one in sent[1:]]
+        wait_for(lambda: len(parts.batcher.waiting) == 2, 10, "two requests to wait")
+        ones.pop(1).close()
+        gone = "mlpkg_requests_total", {"route": "/v1/predict", "status": "499"}
+        wait_for(lambda: parts.metrics.registry.get_sample_value(*gone), 10, "the server to notice")
+        gate.opened.set()
+        assert [said(one)[:12] for one in ones] == [b"HTTP/1.1 200"] * 2
+    assert gate.asked == [1, 3]
+    assert len(open_lake(settings(store)).read("served/parcels")) == 2
+
+
+def test_a_body_that_does_not_arrive_is_refused(store):
+    with listening(settings(store, read_timeout=0.5)) as port:
+        answer = said(post(port, '{"records": [', "Content-Length: 100"))
+        assert answer.startswith(b"HTTP/1.1 408") and b"within 0.5 s" in answer
+        assert reaches(port)
+
+
+def test_more_connections_than_there_may_be(store):
+    with listening(settings(store, max_connections=4)) as port:
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(4)]
+        wait_for(lambda: not reaches(port), 10, "the server to be full")
+        for one in silent:
+            one.close()
+        wait_for(lambda: reaches(port), 10, "the server to have room again")
 
 
 # Whatever the schema allows, and what it does not

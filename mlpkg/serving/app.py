@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['answers_of', 'told', 'predict', 'answered_task', 'feedback', 'add_prediction_routes', 'add_model_routes',
-           'add_operation_routes', 'http_problem', 'create_app', 'app_from_environment', 'serve']
+           'add_operation_routes', 'http_problem', 'create_app', 'connection_options', 'app_from_environment', 'serve']
 
 # %% ../../nbs/api/serving/30_app.ipynb #df50d25b
 import asyncio
@@ -23,6 +23,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
 from ..models.tasks import Task, yes_no
@@ -49,8 +50,9 @@ from mlpkg.serving.status import (
     describe_answering,
     describe_model,
     describe_readiness,
+    without_details,
 )
-from ..settings import Settings, load_settings
+from ..settings import ServingSettings, Settings, load_settings
 
 _log = get_log("mlpkg.serving.app")
 
@@ -86,12 +88,18 @@ def told(
     return model.loaded.task.records(found)
 
 # %% ../../nbs/api/serving/30_app.ipynb #ac01bd02
+async def _has_left(request: Request) -> None:
+    "Returns when the client of a request, whose body has been read, has left"
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 async def _said(
-    parts: Components, model: ServedModel, records: list[dict[str, Any]]
+    parts: Components, request: Request, model: ServedModel, records: list[dict[str, Any]]
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     "What a model says, and what the client is told of it"
     try:
-        found = await parts.batcher.predict(model, records)
+        found = await parts.batcher.predict(model, records, partial(_has_left, request))
     except OverloadedError as error:
         raise ApiError(503, "overloaded", str(error), headers={"Retry-After": "1"}) from None
     return found, told(model, found)
@@ -108,14 +116,16 @@ async def predict(
     asked = parse_body(champion.request, await request.body(), champion.loaded.inputs)
     model, arm = choose_arm(champion, arms.challenger, serving, asked.get("key") or scope["request_id"])
     try:
-        found, predictions = await _said(parts, model, asked["records"])
+        found, predictions = await _said(parts, request, model, asked["records"])
+    except ClientDisconnect:
+        raise
     except Exception as error:
         if model is champion or (isinstance(error, ApiError) and error.kind == "overloaded"):
             raise
         parts.loader.note_fault(model, error)
         parts.counts.challenger_failed.inc(len(asked["records"]))
         model, arm = champion, "champion"
-        found, predictions = await _said(parts, model, asked["records"])
+        found, predictions = await _said(parts, request, model, asked["records"])
     share = serving.share if serving.strategy == "canary" and arms.challenger else None
     answers = answers_of(request, model, arm, asked, answer_values(model.loaded.task, found, predictions), share)
     parts.answers.put(answers)
@@ -153,7 +163,7 @@ async def feedback(
 
 # %% ../../nbs/api/serving/30_app.ipynb #a4b0bb76
 _refusals = (401, 403, 429, 500)
-_reading = problem_responses(400, *_refusals, 413, 415, 422, 503)
+_reading = problem_responses(400, *_refusals, 408, 413, 415, 422, 503)
 
 
 def add_prediction_routes(
@@ -218,10 +228,11 @@ def add_operation_routes(
     readiness = {200: {"model": Readiness}, 503: {"model": Readiness}, **local_only}
 
     @app.get("/readyz", name="readyz", responses=readiness, **add)
-    async def _ready() -> Response:
-        "Can requests be answered, and what is wrong?"
-        loaders = [parts.loader for parts in models.values()]
-        ready = describe_readiness(default.loader, default.answers, loaders)
+    async def _ready(request: Request) -> Response:
+        "Can requests be answered, and what is wrong? Details are for those who have a key, where there are keys"
+        ready = describe_readiness(default, list(models.values()))
+        if default.settings.serving.keys and not request.scope["key_name"]:
+            ready = without_details(ready)
         return Response(ready.model_dump_json(), 200 if ready.ready else 503, media_type="application/json")
 
     @app.get("/healthz", name="healthz", responses={200: {"model": dict[str, str]}, **local_only}, **add)
@@ -229,7 +240,9 @@ def add_operation_routes(
         "Is the process alive?"
         return Response(b'{"status":"alive"}', media_type="application/json")
 
-    @app.get("/metrics", name="metrics", response_class=PlainTextResponse, responses=local_only, **add)
+    refused = problem_responses(401, 403, 429)
+
+    @app.get("/metrics", name="metrics", response_class=PlainTextResponse, responses=refused, **add)
     async def _metrics() -> Response:
         "Figures for Prometheus"
         return Response(generate_latest(default.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -277,6 +290,18 @@ def create_app(
         )  # fmt: skip
     return app
 
+# %% ../../nbs/api/serving/30_app.ipynb #868d5045
+def connection_options(
+    serving: ServingSettings,
+) -> dict[str, Any]:  # For `uvicorn.Config`
+    "How the server treats connections"
+    from mlpkg.serving.connections import TimedProtocol
+
+    return {
+        "http": TimedProtocol, "ws": "none", "access_log": False, "server_header": False,
+        "limit_concurrency": serving.max_connections, "timeout_keep_alive": 75, "timeout_graceful_shutdown": 20,
+    }  # fmt: skip
+
 # %% ../../nbs/api/serving/30_app.ipynb #a9b861bf
 def app_from_environment() -> FastAPI:  # SettingsError if a server cannot work with the settings
     "The application of a worker, with the settings that its environment names"
@@ -299,6 +324,6 @@ def serve(
     check_host(check_serving(settings), host)
     os.environ |= {"MLPKG_SETTINGS": str(settings.file), "MLPKG_PROFILE": settings.profile}
     uvicorn.run(
-        "mlpkg.serving.app:app_from_environment", factory=True, host=host, port=port, workers=workers, access_log=False,
-        server_header=False, timeout_keep_alive=75, timeout_graceful_shutdown=20,
+        "mlpkg.serving.app:app_from_environment", factory=True, host=host, port=port, workers=workers,
+        **connection_options(settings.serving),
     )  # fmt: skip

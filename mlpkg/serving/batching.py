@@ -8,8 +8,9 @@ __all__ = ['PendingRequest', 'predict_together', 'OverloadedError', 'MicroBatche
 # %% ../../nbs/api/serving/26_batching.ipynb #c26d59ca
 import asyncio
 import hashlib
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,19 +18,20 @@ from typing import Any
 
 import numpy as np
 from fastcore.basics import patch
+from starlette.requests import ClientDisconnect
 
 from ..errors import MlpkgError
 from ..redaction import get_log
 from .answer_log import AnswerLog
 from .answers import Answer, answer_values
-from .loader import ServedModel
+from .loader import ServedModel, ServingError
 from .metrics import ModelMetrics
 from ..settings import ServingSettings
 
 _log = get_log("mlpkg.serving.batching")
 
 # %% ../../nbs/api/serving/26_batching.ipynb #0c95daae
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PendingRequest:
     "A request that waits for the model"
 
@@ -51,7 +53,7 @@ def predict_together(
 
 # %% ../../nbs/api/serving/26_batching.ipynb #811e8a83
 class OverloadedError(MlpkgError, RuntimeError):
-    "Too many requests are already waiting for the model"
+    "Too much is already waiting for the model, or for too long"
 
 # %% ../../nbs/api/serving/26_batching.ipynb #95edc2eb
 class MicroBatcher:
@@ -62,24 +64,35 @@ class MicroBatcher:
         limit: int,  # Requests that may wait
         rows: int,  # Records up to which requests share a call
         metrics: ModelMetrics,  # Counts requests and records of each call
+        most: int = 20_000,  # Records that may wait; one request may, however large
+        seconds: float = 30.0,  # Longest that a request waits, for its turn and for the model
     ):
-        self.limit, self.rows, self.metrics = limit, rows, metrics
+        self.limit, self.rows, self.metrics, self.most, self.seconds = limit, rows, metrics, most, seconds
         self.waiting: deque[PendingRequest] = deque()
-        self.busy = False
+        self.busy, self.records = False, 0  # Records that wait
+        self.begun: float | None = None  # When the call began that the model is in
         self.thread = ThreadPoolExecutor(1, "predict")
 
 # %% ../../nbs/api/serving/26_batching.ipynb #29cda279
+@patch
+def _forget(self: MicroBatcher) -> None:
+    "Drop requests that nobody waits for any more: the client has left, or was told to come back"
+    self.waiting = deque(request for request in self.waiting if not request.answer.done())
+    self.records = sum(len(request.records) for request in self.waiting)
+
+
 @patch
 def _take(self: MicroBatcher) -> list[PendingRequest]:
     "The next batch: the oldest request, and others for the same model as long as they fit"
     taken: list[PendingRequest] = []
     left: deque[PendingRequest] = deque()
     rows = 0
+    self._forget()
     for request in self.waiting:
         fits = not taken or (request.model is taken[0].model and rows + len(request.records) <= self.rows)
         (taken if fits else left).append(request)
         rows += len(request.records) if fits else 0
-    self.waiting = left
+    self.waiting, self.records = left, self.records - rows
     return taken
 
 # %% ../../nbs/api/serving/26_batching.ipynb #31ec8858
@@ -87,7 +100,7 @@ def _take(self: MicroBatcher) -> list[PendingRequest]:
 def _start(self: MicroBatcher, loop: asyncio.AbstractEventLoop) -> None:
     "Call the model, if a request waits"
     batch = self._take()
-    self.busy = bool(batch)
+    self.busy, self.begun = bool(batch), time.monotonic() if batch else None
     if batch:
         self.metrics.batch.observe(len(batch))
         self.metrics.rows.observe(sum(len(request.records) for request in batch))
@@ -101,7 +114,7 @@ def _finish(
 ) -> None:
     "Hand out the answers and start the next batch"
     for request, found in zip(batch, done.result(), strict=True):
-        if request.answer.done():  # the client is gone
+        if request.answer.done():  # nobody waits for it
             continue
         if isinstance(found, Exception):
             request.answer.set_exception(found)
@@ -109,23 +122,72 @@ def _finish(
             request.answer.set_result(found)
     self._start(loop)
 
+# %% ../../nbs/api/serving/26_batching.ipynb #7a81d67d
+@patch
+def _check_room(
+    self: MicroBatcher,
+    records: int,  # Of one more request
+) -> None:  # OverloadedError
+    "Refuse what would have to wait too long"
+
+    def full() -> bool:
+        return len(self.waiting) >= self.limit or (bool(self.waiting) and self.records + records > self.most)
+
+    if full():
+        self._forget()
+    if full():
+        words = f"{len(self.waiting)} requests with {self.records:,} records are already waiting for the model"
+        raise OverloadedError(f"{words}. Try again in a second")
+
+
+@patch
+def _expire(self: MicroBatcher, request: PendingRequest) -> None:
+    "Let a request wait no longer"
+    if not request.answer.done():
+        words = f"the model has not answered within {self.seconds:g} s. Try again later"
+        request.answer.set_exception(OverloadedError(words))
+
+
+def _leave(request: PendingRequest, left: asyncio.Task) -> None:
+    "Let nobody wait for a request whose client has left"
+    if not left.cancelled() and left.exception() is None and not request.answer.done():
+        request.answer.set_exception(ClientDisconnect())
+
 # %% ../../nbs/api/serving/26_batching.ipynb #a80155af
 @patch
 async def predict(
     self: MicroBatcher,
     model: ServedModel,  # Chosen for this request
     records: list[dict[str, Any]],  # Checked
-) -> np.ndarray:  # As `Task.predict` gives it; OverloadedError if too many wait
+    left: Callable[[], Awaitable[None]] | None = None,  # Returns when the client has left, if anybody can tell
+) -> np.ndarray:  # As `Task.predict` gives it; OverloadedError if too many wait, or it takes too long; ClientDisconnect
     "Wait for the prediction of this model and no other"
-    if len(self.waiting) >= self.limit:
-        raise OverloadedError(f"{self.limit} requests are already waiting for the model. Try again in a second")
+    self._check_room(len(records))
     loop = asyncio.get_running_loop()
     request = PendingRequest(model, records, loop.create_future())
+    late = loop.call_later(self.seconds, self._expire, request)
+    watch = asyncio.ensure_future(left()) if left and self.busy else None  # only where there is time to leave
+    if watch:
+        watch.add_done_callback(partial(_leave, request))
     self.waiting.append(request)
+    self.records += len(records)
     if not self.busy:
         self.busy = True
         loop.call_soon(self._start, loop)  # requests that arrive in the same moment join
-    return await request.answer
+    try:
+        return await request.answer
+    finally:
+        late.cancel()
+        request.answer.cancel()  # nobody waits any more, whatever the reason
+        if watch:
+            watch.cancel()
+
+# %% ../../nbs/api/serving/26_batching.ipynb #bc94701f
+@patch(as_prop=True)
+def hanging(self: MicroBatcher) -> float:
+    "For how many seconds the model has not come back; 0 as long as no request would have given up"
+    took = 0.0 if self.begun is None else time.monotonic() - self.begun
+    return took if took > self.seconds else 0.0
 
 # %% ../../nbs/api/serving/26_batching.ipynb #8c351c4a
 def choose_arm(
@@ -160,7 +222,7 @@ class Shadow:
     room: int  # Records that may wait
     seconds: float = 0.25  # Between two calls of the challenger
     waiting: list[tuple[ServedModel, list[Answer], list[dict[str, Any]]]] = field(default_factory=list)
-    rows: int = 0  # Records that wait
+    rows: int = 0  # Records that wait; like `waiting`, only the thread of the event loop changes it
 
 # %% ../../nbs/api/serving/26_batching.ipynb #183cc17c
 @patch
@@ -179,23 +241,38 @@ def put(
 
 # %% ../../nbs/api/serving/26_batching.ipynb #dfc74151
 @patch
-def score(self: Shadow) -> None:
-    "Let the challenger predict everything that waits"
+def take(self: Shadow) -> list[tuple[ServedModel, list[Answer], list[dict[str, Any]]]]:
+    "What waits, for `score`"
     taken, self.waiting, self.rows = self.waiting, [], 0
+    return taken
+
+
+@patch
+def score(
+    self: Shadow,
+    taken: list[tuple[ServedModel, list[Answer], list[dict[str, Any]]]],  # From `take`
+) -> None:  # Raises nothing: the champion has answered already
+    "Let the challenger predict what was taken, and count what it did not"
     for challenger in {id(one[0]): one[0] for one in taken}.values():
         mine = [one for one in taken if one[0] is challenger]
         answers = [answer for _, answered, _ in mine for answer in answered]
         records = [record for _, _, several in mine for record in several]
         try:
-            found = challenger.predict(records)
-        except Exception:  # the champion has answered already; this is about the challenger alone
+            self._score(challenger, answers, records)
+        except BaseException:  # a panic in native code is not an Exception
             _log.exception("the challenger, version %s, fails", challenger.version.version)
             self.metrics.shadow_lost.inc(len(records))
-            continue
-        task = challenger.loaded.task
-        pairs = zip(answers, answer_values(task, found, task.records(found)), strict=True)
-        self.answers.put([shadow_answer(answer, challenger, values) for answer, values in pairs])
-        self.metrics.predicted("shadow", challenger.version.version, len(records))
+
+
+@patch
+def _score(self: Shadow, challenger: ServedModel, answers: list[Answer], records: list[dict[str, Any]]) -> None:
+    "Let one challenger predict, and keep what it says"
+    found, task = challenger.predict(records), challenger.loaded.task
+    if not task.is_sound(found):
+        raise ServingError(f"it answers with something that a {task} model cannot say")
+    pairs = zip(answers, answer_values(task, found, task.records(found)), strict=True)
+    self.answers.put([shadow_answer(answer, challenger, values) for answer, values in pairs])
+    self.metrics.predicted("shadow", challenger.version.version, len(records))
 
 # %% ../../nbs/api/serving/26_batching.ipynb #20911674
 @patch
@@ -204,5 +281,5 @@ async def run(self: Shadow) -> None:
     with ThreadPoolExecutor(1, "shadow") as thread:
         while True:
             await asyncio.sleep(self.seconds)
-            if self.waiting:
-                await asyncio.get_running_loop().run_in_executor(thread, self.score)
+            if self.waiting:  # what has been taken is scored, even if this is cancelled
+                await asyncio.shield(asyncio.get_running_loop().run_in_executor(thread, self.score, self.take()))

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from ..data.lake import open_lake
+from ..redaction import get_log
 from .answer_log import AnswerLog
 from .batching import MicroBatcher, Shadow
 from .feedback import Feedback
@@ -20,6 +21,8 @@ from .http import is_local, rate_limit
 from .loader import ModelLoader
 from .metrics import Metrics, ModelMetrics, StateCollector
 from ..settings import ServingSettings, Settings, SettingsError
+
+_log = get_log("mlpkg.serving.components")
 
 # %% ../../nbs/api/serving/28_components.ipynb #7d4b754b
 def check_serving(
@@ -52,11 +55,17 @@ def check_host(
     settings: Settings,  # `serving.keys` decides
     host: str,  # Address to listen on
 ) -> None:  # SettingsError if other machines could send requests without a key
-    "Refuse to listen to other machines as long as there are no keys"
+    "Refuse to listen to other machines as long as there are no keys, and say what that rests on"
     if not settings.serving.keys and not is_local(host):
         raise SettingsError(
             f"refusing to listen on {host} without API keys: anyone could use it. Make a key with `mlpkg key NAME` and "
             "put its digest into serving.keys (or MLPKG_SERVING__KEYS), or listen on 127.0.0.1"
+        )
+    if not settings.serving.keys:
+        _log.warning(
+            "no API keys: whoever reaches %s from this machine may ask. A proxy on it that does not say for whom it "
+            "asks (X-Forwarded-For) would let everybody in, so set serving.keys before you put one in front",
+            host,
         )
 
 # %% ../../nbs/api/serving/28_components.ipynb #7cd58291
@@ -84,12 +93,21 @@ def make_components(
     serving, counts = settings.serving, ModelMetrics(metrics, model or settings.serving.model)
     lake, table = open_lake(settings), f"served/{serving.model}"
     answers = AnswerLog(lake, table, serving.folder, serving.log_rows, serving.log_seconds)
-    batcher = MicroBatcher(serving.max_waiting, serving.max_records, counts)
+    most, seconds = serving.max_waiting_records, serving.answer_timeout
+    batcher = MicroBatcher(serving.max_waiting, serving.max_records, counts, most, seconds)
     shadow, truths = Shadow(answers, counts, serving.log_rows), Feedback(lake, table, serving.folder)
     return Components(settings, ModelLoader(settings), answers, truths, metrics, counts, batcher, shadow)
 
 # %% ../../nbs/api/serving/28_components.ipynb #805af224
-_shared = ("keys", "rate", "cors", "max_bytes")  # What the server decides before it knows which model is asked
+_shared = (
+    "keys",
+    "rate",
+    "cors",
+    "max_bytes",
+    "read_timeout",
+    "max_connections",
+    "open",
+)  # What the server decides before it knows which model is asked
 
 
 def _check_shared(model: str, own: ServingSettings, default: ServingSettings) -> None:
@@ -132,5 +150,5 @@ async def running(
     for parts in several:
         parts.loader.stop()
         parts.batcher.thread.shutdown(wait=False)
-        await asyncio.to_thread(parts.shadow.score)
+        await asyncio.to_thread(parts.shadow.score, parts.shadow.take())
     await asyncio.gather(*(asyncio.to_thread(parts.answers.close) for parts in several))

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['ApiError', 'FieldError', 'Problem', 'problem_response', 'key_digest', 'new_key', 'key_name', 'is_local',
-           'identify_client', 'rate_limit', 'limit_body', 'require_json', 'parse_body', 'RequestMiddleware']
+           'identify_client', 'rate_limit', 'limit_body', 'limit_time', 'require_json', 'parse_body',
+           'RequestMiddleware']
 
 # %% ../../nbs/api/serving/28_http.ipynb #1aa283bb
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -130,6 +132,9 @@ def _header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
 
 # %% ../../nbs/api/serving/28_http.ipynb #14a77715
+_proxied = {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
+
+
 def identify_client(
     scope: Scope,  # Of ASGI
     keys: Mapping[str, str],  # Name -> digest
@@ -142,7 +147,7 @@ def identify_client(
         hint = "Send a key in the header X-API-Key; `mlpkg key NAME` makes one"
         raise ApiError(401, "unauthorized", hint, headers={"WWW-Authenticate": 'ApiKey realm="mlpkg"'})
     host = re.sub(r":\d+$", "", _header(scope, b"host"))
-    if not (is_local(client) and is_local(host)):
+    if not (is_local(client) and is_local(host)) or any(name in _proxied for name, _ in scope["headers"]):
         hint = "Without API keys the server answers this machine only. Make a key with `mlpkg key NAME`"
         raise ApiError(403, "local-only", hint)
     return ""
@@ -190,6 +195,29 @@ def limit_body(
         return message
 
     return counted
+
+# %% ../../nbs/api/serving/28_http.ipynb #a6e7e13f
+def limit_time(
+    receive: Receive,  # Of ASGI: awaited for the next piece of the body
+    seconds: float,  # Until the whole body must have arrived
+) -> Receive:  # Raises ApiError 408 when the time is over
+    "Receive a body within a limit of time"
+    until, complete = asyncio.get_running_loop().time() + seconds, False
+
+    async def timed() -> Message:
+        nonlocal complete
+        if complete:  # what comes now is that the client leaves
+            return await receive()
+        try:
+            async with asyncio.timeout_at(until):
+                message = await receive()
+        except TimeoutError:
+            detail = f"The body has not arrived within {seconds:g} s. Send it again, or fewer records at a time"
+            raise ApiError(408, "too-slow", detail, headers={"Connection": "close"}) from None
+        complete = not message.get("more_body", False)
+        return message
+
+    return timed
 
 # %% ../../nbs/api/serving/28_http.ipynb #83bac34c
 def require_json(
@@ -245,20 +273,30 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
 
 # %% ../../nbs/api/serving/28_http.ipynb #4da44540
+_probes = ("/healthz", "/readyz")
+
+
+def _topic(path: str) -> str:
+    "What a path is about, as `serving.open` names it; empty for the models"
+    return "" if path.startswith("/v1/") else "metrics" if path == "/metrics" else "docs"
+
+
 @patch
 def admit(
     self: RequestMiddleware,
     scope: Scope,  # Gets `key_name`
 ) -> None:  # ApiError 401, 403 or 429
     "Note the name of the client's key in the scope, and refuse a client without access or over its rate limit"
-    client = scope["client"][0] if scope.get("client") else "unknown"
-    if scope["path"].startswith("/v1/"):
-        try:
-            scope["key_name"] = identify_client(scope, self.settings.keys)
-        finally:
+    client, keys = scope["client"][0] if scope.get("client") else "unknown", self.settings.keys
+    if keys and scope["path"] in _probes:
+        scope["key_name"] = key_name(_header(scope, b"x-api-key"), keys)
+        return
+    try:
+        needed = not keys or _topic(scope["path"]) not in self.settings.open
+        scope["key_name"] = identify_client(scope, keys) if needed else ""
+    finally:
+        if scope["path"] not in _probes:
             self.count(scope.get("key_name") or client)
-    elif not self.settings.keys:
-        identify_client(scope, {})
 
 # %% ../../nbs/api/serving/28_http.ipynb #531b6fb1
 @patch
@@ -266,7 +304,8 @@ async def _answer(self: RequestMiddleware, scope: Scope, receive: Receive, send:
     "Pass a request on, and send an `ApiError` as a problem"
     try:
         self.admit(scope)
-        await self.app(scope, limit_body(scope, receive, self.settings.max_bytes), send)
+        timed = limit_time(receive, self.settings.read_timeout)
+        await self.app(scope, limit_body(scope, timed, self.settings.max_bytes), send)
     except ApiError as error:
         await problem_response(error, scope)(scope, receive, send)
 

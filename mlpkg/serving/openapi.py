@@ -104,11 +104,15 @@ def add_headers(
         response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 # %% ../../nbs/api/serving/29_openapi.ipynb #15f80979
-def _add_keys(document: dict[str, Any]) -> None:
+def _add_keys(
+    document: dict[str, Any],
+    open_: list[str],  # `serving.open`
+) -> None:
     "Say which operations need a key"
     document["components"]["securitySchemes"] = {"key": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
-    for path, methods in document["paths"].items():
-        for operation in methods.values() if path.startswith("/v1/") else ():
+    needed = [path for path in document["paths"] if path.startswith("/v1/")]
+    for path in needed if "metrics" in open_ else [*needed, "/metrics"]:
+        for operation in document["paths"].get(path, {}).values():
             operation["security"] = [{"key": []}]
 
 # %% ../../nbs/api/serving/29_openapi.ipynb #90a8c86d
@@ -130,6 +134,6 @@ def openapi_document(
         add_bodies(schemas, parts, "" if parts is default else f"_{parts.loader.name}")
     add_headers(made)
     if default.settings.serving.keys:
-        _add_keys(made)
+        _add_keys(made, list(default.settings.serving.open))
     app.openapi_schema = made
     return made

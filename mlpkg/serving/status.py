@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['champion_model', 'ModelDescription', 'describe_model', 'Answering', 'describe_answering', 'Readiness',
-           'describe_readiness']
+           'describe_readiness', 'without_details']
 
 # %% ../../nbs/api/serving/29_status.ipynb #e6325fc0
 from collections.abc import Sequence
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel, Field
 
-from .answer_log import AnswerLog
+from .components import Components
 from .health import Issue
 from .http import ApiError
 from .loader import Arms, ModelLoader, ServedModel
@@ -102,24 +103,40 @@ class Readiness(BaseModel):
     answers_failing: str = Field(description="Why answers do not get into the lake; empty if they do")
 
 # %% ../../nbs/api/serving/29_status.ipynb #c52a02c7
+def _hanging(parts: Components) -> list[Issue]:
+    "That a model has not come back from a call, if so"
+    seconds = parts.batcher.hanging
+    words = f"model {parts.loader.name!r} has not come back from a call for {seconds:.0f} s: restart the server"
+    return [Issue("model", words, datetime.now(UTC) - timedelta(seconds=seconds))] if seconds else []
+
+
 def describe_readiness(
-    loader: ModelLoader,  # Of the default model
-    answers: AnswerLog,  # Of the default model; knows what became of earlier answers
-    loaders: Sequence[ModelLoader] = (),  # Of all models; the first alone unless given
+    default: Components,  # Of the default model
+    models: Sequence[Components] = (),  # Of all models; the first alone unless given
 ) -> Readiness:
     "The state of the server"
+    loader, answers, several = default.loader, default.answers, models or [default]
     champion, issues = loader.arms.champion, loader.issues.now
-    models = [describe_answering(one) for one in loaders or [loader]]
     return Readiness(
-        ready=any(one.version for one in models),
-        models=models,
+        ready=any(one.loader.arms.champion and not one.batcher.hanging for one in several),
+        models=[describe_answering(one.loader) for one in several],
         model=loader.name,
         version=champion.version.version if champion else None,
         source=champion.source if champion else None,
         mlflow="mlflow" not in issues and loader.seen is not None,
         mlflow_seen=loader.seen,
-        problems=list(issues.values()),
+        problems=[*issues.values(), *(issue for one in several for issue in _hanging(one))],
         answers_waiting=answers.waiting,
         answers_dropped=answers.dropped,
         answers_failing=answers.failing,
     )
+
+# %% ../../nbs/api/serving/29_status.ipynb #b313c99a
+def without_details(
+    readiness: Readiness,  # From `describe_readiness`
+) -> Readiness:
+    "What anybody may know of it"
+    hint = "ask with an API key to read more"
+    problems = [replace(issue, words=hint) for issue in readiness.problems]
+    failing = hint if readiness.answers_failing else ""
+    return readiness.model_copy(update={"problems": problems, "answers_failing": failing})
