@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import deltalake
 import numpy as np
 import pandas as pd
 import pandera.pandas as schemas
@@ -594,3 +595,55 @@ def test_memory_stays_flat(tmp_path, kind):
     more *= 2 if kind == "bad" else 1  # the inputs of bad rows, as JSON, are at least as large again
     print(f"{kind}: {grown:.0f} MiB more memory for {more:.0f} MiB more rows")
     assert grown < 0.75 * more  # nearly all of it is what deltalake buffers until a file is full
+
+
+class Outage(OSError):
+    "Stands for a store that fails at a certain place"
+
+
+def failing(monkeypatch, at: float) -> list[str]:
+    "Let the store fail before (at 1, 2, ...) or after (at 1.5, 2.5, ...) a write; returns the writes"
+    writes, write = [], deltalake.write_deltalake
+
+    def watched(table, *args, **kwargs):
+        writes.append(str(getattr(table, "table_uri", table)))
+        if len(writes) == at:
+            raise Outage
+        write(table, *args, **kwargs)
+        if len(writes) + 0.5 == at:
+            raise Outage
+
+    for module in [one for name, one in sys.modules.items() if name.startswith("mlpkg.data.")]:
+        if hasattr(module, "write_deltalake"):
+            monkeypatch.setattr(module, "write_deltalake", watched)
+    return writes
+
+
+def rows_of(lake: Lake) -> tuple[set[int], set[int]]:
+    "Parcels that are predicted, and those in quarantine"
+    good, bad = (lake.read(name)["parcel"].tolist() if lake.exists(name) else [] for name in (TO, ASIDE))
+    assert len(good) == len(set(good)) and len(bad) == len(set(bad))
+    return set(good), set(bad)
+
+
+def test_predictions_and_quarantine_change_together_wherever_the_store_fails(loaded, root, tmp_path, parcels):
+    lake, everything = Lake(root, spill=tmp_path / "spill"), set(range(2000))
+    first, second = ({3, 1500}, {4, 5, 1500})
+    for run, bad in enumerate((first, second, set())):
+        odd = parcels.assign(distance=parcels["distance"].mask(parcels["parcel"].isin(bad), -1.0))
+        lake.write(TABLE, odd, mode="replace", partition={"month": MONTHS})
+        before, at, done = rows_of(lake), 0.5, False
+        while not done:
+            at += 0.5
+            with pytest.MonkeyPatch.context() as patch:
+                writes = failing(patch, at)
+                try:
+                    score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
+                    done = len(writes) < int(at)
+                except Outage:
+                    pass
+            after = rows_of(Lake(root))  # another process
+            assert after in (before, (everything - bad, bad)), f"run {run}, failed at {at}"
+        assert rows_of(lake) == (everything - bad, bad)
+        assert at > 2.5 or not bad
+    assert lake.version(ASIDE) == lake.versions(ASIDE)["version"].max()

@@ -16,6 +16,7 @@ import pytest
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.lake import Lake, open_lake
 from mlpkg.data.spill import Spill, replayable
+from mlpkg.data.together import replace_together
 from mlpkg.settings import load_settings
 
 spawn = multiprocessing.get_context("spawn")  # deltalake's runtime does not survive fork
@@ -66,6 +67,83 @@ def test_concurrent_replacements_of_the_same_rows_leave_those_of_one_writer(root
     assert len(rows) == 5
     assert rows["writer"].nunique() == 1 and set(rows["row"]) == set(range(5))
     assert set(Lake(root).versions("raw/flights")["version"]) == set(range(writers * writes))
+
+
+def replace_often(root, barrier, writer, months):
+    "One of several processes that replace rows of two tables; each write has a number of its own in both"
+    lake = Lake(root)
+    barrier.wait()
+    for write in range(writes):
+        rows = frame(months[writer], writer, write)
+        aside = rows if write % 2 else rows.head(0)
+        replace_together(lake, {"raw/flights": rows, "aside/flights": aside}, {"month": months[writer]})
+
+
+@pytest.mark.parametrize("months", [["2013-01"] * 3, ["2013-01", "2013-02", "2013-03"]])
+def test_tables_that_are_replaced_together_end_with_the_same_writer_whoever_else_writes(root, months):
+    barrier = spawn.Barrier(writers + 1)
+    jobs = [spawn.Process(target=replace_often, args=(root, barrier, i, months)) for i in range(writers)]
+    for job in jobs:
+        job.start()
+    barrier.wait()
+    lake, seen = Lake(root), 0
+    while any(job.is_alive() for job in jobs):  # a reader that looks at the first table before and after the second
+        if not (lake.exists("raw/flights") and lake.exists("aside/flights")):
+            continue
+        month = [("month", "==", months[0])]
+        before, aside, after = (lake.read(name, ["writer", "write"], month) for name in TOGETHER)
+        if before.equals(after) and len(after) and after["writer"].nunique() == 1:
+            expected = after if after["write"].iloc[0] % 2 else after.head(0)
+            pd.testing.assert_frame_equal(aside, expected)
+            seen += 1
+    assert [job.exitcode for job in jobs] == [0] * writers
+    rows, aside = lake.read("raw/flights"), lake.read("aside/flights")
+    assert len(rows) == 5 * len(set(months)) and set(rows["write"]) == {writes - 1}
+    pd.testing.assert_frame_equal(rows, aside)
+    assert seen > 0 and waiting(root) == []
+
+
+TOGETHER = ("raw/flights", "aside/flights", "raw/flights")
+
+
+def waiting(root) -> list[str]:
+    "What is left in the waiting room"
+    return Lake(f"{root}/_waiting").tables()
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_writer_of_two_tables_that_is_killed_has_changed_both_or_none(root, committed):
+    lake, month = Lake(root), {"month": "2013-01"}
+    replace_together(lake, {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01", rows=1)}, month)
+    program = (
+        "import os, signal, sys; import mlpkg.data.lake as lake, mlpkg.data.together as together\n"
+        "from tests.test_lake import frame\n"
+        "def killed(*args): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "commit, wait = lake.Lake._commit, together.put_down\n"
+        "if sys.argv[2] == 'True': lake.Lake._commit = lambda *args: (commit(*args), killed())\n"
+        "else: together.put_down = lambda *args: (wait(*args), killed())\n"
+        "tables = {'raw/flights': frame('2013-01', 7), 'aside/flights': frame('2013-01', 7, rows=3)}\n"
+        "together.replace_together(lake.Lake(sys.argv[1]), tables, {'month': '2013-01'})"
+    )
+    done = subprocess.run([sys.executable, "-c", program, root, str(committed)], cwd=Path(__file__).parents[1])  # noqa: S603
+    assert done.returncode == -9 and len(waiting(root)) == 1
+    found = lake.read("raw/flights"), lake.read("aside/flights")
+    assert tuple(set(rows["writer"]) for rows in found) == (({7}, {7}) if committed else ({0}, {0}))
+    assert tuple(map(len, found)) == ((5, 3) if committed else (5, 1))
+    replace_together(lake, {"raw/flights": frame("2013-01", 8), "aside/flights": frame("2013-01", 8, rows=2)}, month)
+    assert (lake.count("raw/flights"), lake.read("aside/flights")["writer"].tolist()) == (5, [8, 8])
+
+
+def test_a_run_goes_on_with_both_tables_that_it_has_replaced(root):
+    run, month = Lake(root, run="ab12"), {"month": "2013-01"}
+    done = replace_together(run, {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01", rows=1)}, month)
+    others = {"raw/flights": frame("2013-01").head(0), "aside/flights": frame("2013-01", rows=2)}
+    replace_together(Lake(root), others, month)
+    assert {name: run.version(name) for name in done} == done
+    assert (run.count("raw/flights"), run.count("aside/flights")) == (5, 1)
+    with pytest.raises(LakeError, match="missing column 'writer'"):
+        replace_together(run, {**others, "aside/flights": others["aside/flights"][["month"]]}, month)
+    assert waiting(root) == [] and {name: run.version(name) for name in done} == done
 
 
 def test_a_lake_from_the_first_write_to_lineage(root, monkeypatch):

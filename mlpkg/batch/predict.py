@@ -30,6 +30,7 @@ from ..data.inputs import Input, as_contract
 from ..data.lake import Lake
 from ..data.sources import Source, open_source
 from ..data.spill import Spill, replayable
+from ..data.together import replace_together
 from ..models.registry import Loaded
 from ..models.scoring import Scorer, native_threads
 
@@ -316,8 +317,6 @@ def score(
     answers, refused = job.schemas()
     with Spill(answers, lake.spill) as good, Spill(refused, lake.spill) as bad:
         with closing(job.run(bad, rows, threads)) as predictions:
-            rest = replayable(predictions, good)
-            tables[to] = lake.write(to, rest, mode="replace", partition=partition, allow_empty=True)
-        if bad.rows or there[aside]:
-            tables[aside] = lake.write(aside, bad.read, mode="replace", partition=partition, allow_empty=True)
+            both = {to: replayable(predictions, good), aside: bad.read}
+            tables |= replace_together(lake, both, partition)
     return job.summary.result(tables, job.absent, time.perf_counter() - began)

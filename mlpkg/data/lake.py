@@ -48,8 +48,9 @@ from mlpkg.data.commits import (
     touches,
     until_committed,
 )  # fmt: skip
-from .pins import PinLedger, commit_mark, move_pin, pin, pin_gone, pinned, pins
+from .pins import PinLedger, arrived, commit_mark, move_pin, pin, pin_gone, pinned, pins
 from .spill import reopened
+from .together import settled
 from ..settings import Settings, load_settings
 
 # %% ../../nbs/api/data/14_lake.ipynb #748f155c
@@ -93,7 +94,7 @@ def _open(self: Lake, name: str, version: int | None = None) -> DeltaTable:
     with contextlib.suppress(DeltaError):  # what follows finds out why
         if type(version) is int and 0 <= version < 100_000 and (table := self._find(name, version)):
             return table
-    if (table := self._find(name)) is None:
+    if (table := settled(self, name)) is None:
         self._note("exists", name, None, -1)
         there = ", ".join(self.tables(quietly=True)) or "none yet"
         raise LakeError(f"no table {name!r} in {self.root} (there are: {there}). Run the step that writes it first")
@@ -282,7 +283,7 @@ def _commit(
     partition_by: list[str] | None, change_schema: bool, mark: str,
 ) -> None:  # fmt: skip
     "One attempt to write"
-    table = self._find(name)
+    table = settled(self, name)
     layout = self._layout(name, table, partition_by or ([] if table is not None else list(partition)))
     old = None if table is None or change_schema else _schema(table)
     schema = fit_schema(name, reader.schema, old)
@@ -335,14 +336,7 @@ def write(
             lambda: self._commit(name, reopen(), mode, rows, partition_by, change_schema, mark),
             lambda: self._written(name, mark) is not None,
         )
-    table, entry = self._written(name, mark) or (None, {})
-    if table is None:
-        raise LakeError(f"table {name!r}: the commit is not in the table's log: was the table deleted meanwhile?")
-    version = int(entry["version"])
-    if self.run:
-        move_pin(self._pins, name, version)
-    self._note("write", name, table, version, int(entry["operationMetrics"]["num_added_rows"]))
-    return version
+    return arrived(self, name, mark)
 
 # %% ../../nbs/api/data/14_lake.ipynb #df6d5f5e
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['commit_mark', 'version_mark', 'check_version', 'another_version', 'PinLedger', 'pins', 'pinned', 'pin_gone', 'pin',
-           'move_pin']
+           'move_pin', 'arrived']
 
 # %% ../../nbs/api/data/17_pins.ipynb #1e4aa2ce
 from collections.abc import Callable
@@ -145,3 +145,20 @@ def move_pin(
 ) -> None:
     "Work on a version that the DAG run has written itself"
     run.settle(lambda lines: None if _pinned(lines, table)["version"] >= version else _line(run, table, version))
+
+# %% ../../nbs/api/data/17_pins.ipynb #adc9d8db
+def arrived(
+    lake: Any,  # `mlpkg.data.lake.Lake`
+    name: str,  # Of a table
+    mark: str,  # `write_id` of the commit
+) -> int:  # LakeError if the table is gone
+    "The version of a write that is in the log, which the DAG run goes on with"
+    found: tuple[Any, dict[str, Any]] = lake._written(name, mark) or (None, {})
+    table, entry = found
+    if table is None:
+        raise LakeError(f"table {name!r}: the commit is not in the table's log: was the table deleted meanwhile?")
+    version = int(entry["version"])
+    if lake.run:
+        move_pin(lake._pins, name, version)
+    lake._note("write", name, table, version, int(entry["operationMetrics"]["num_added_rows"]))
+    return version

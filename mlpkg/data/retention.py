@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log_limit', 'few', 'Removal', 'needed_versions', 'table_folder', 'stored_files', 'readable_versions', 'protect_log',
            'remove_versions', 'trim_log', 'small_files', 'compact', 'delete_rows', 'forget_history', 'last_written',
-           'remove_tables', 'guarded', 'tidy_lake']
+           'remove_tables', 'remove_waiting', 'guarded', 'tidy_lake']
 
 # %% ../../nbs/api/data/22_retention.ipynb #62117116
 import re
@@ -29,6 +29,7 @@ from .arrow import LakeError, as_predicate, plain_batch, plain_schema, read_file
 from .commits import file_size, keep_log, log_property, until_committed, watched, writer
 from .lake import Lake
 from .snapshots import version_at
+from .together import settled
 from ..errors import MlpkgError
 
 # %% ../../nbs/api/data/22_retention.ipynb #d416c8c8
@@ -300,6 +301,7 @@ def remove_tables(
     before: datetime,  # Tables last written before this go
     needed: Collection[str] = (),  # Names of tables that stay
     dry_run: bool = False,  # Only say what would go?
+    what: str = "tables of runs",  # What they are called
 ) -> Removal:
     "Remove tables that have not been written for long"
     sizes, count, errors = list[int](), 0, list[str]()
@@ -313,7 +315,19 @@ def remove_tables(
         except (DeltaError, MlpkgError, OSError) as error:
             errors.append(f"{name} not removed: {error}")
     where = lake.root.rpartition("/")[2]
-    return Removal("tables of runs", where, count, len(sizes), sum(sizes), "; ".join(errors), bool(errors))
+    return Removal(what, where, count, len(sizes), sum(sizes), "; ".join(errors), bool(errors))
+
+# %% ../../nbs/api/data/22_retention.ipynb #99e95139
+def remove_waiting(
+    lake: Lake,
+    before: datetime,  # Rows that have waited since then go
+    dry_run: bool = False,  # Only say what would go?
+) -> Removal:
+    "Remove rows whose commit has never come"
+    for name in lake.tables():
+        settled(lake, name)
+    waiting = Lake(f"{lake.root}/_waiting", lake.options, run="")
+    return remove_tables(waiting, before, (), dry_run, "rows that waited")
 
 # %% ../../nbs/api/data/22_retention.ipynb #0d3a262d
 def guarded(
@@ -334,8 +348,9 @@ def tidy_lake(
     before: datetime,  # Versions that were replaced before this go
     protected: Mapping[str, Collection[int]] | None = None,  # Table -> versions that stay
     dry_run: bool = False,  # Only say what would be done?
-) -> Iterator[Removal]:  # One or two for each table, as they are done
+) -> Iterator[Removal]:  # One for the lake and two for each table, as they are done
     "Remove old versions of all tables, and put their small files together"
+    yield guarded("rows that waited", "_waiting", remove_waiting, lake, before, dry_run)
     for name in lake.tables():
         versions = (protected or {}).get(name, ())
         yield guarded("old files", name, remove_versions, lake, name, before, versions, dry_run)
