@@ -487,6 +487,89 @@ sb.glue("found", found)"""
     assert run(store, step)[0] == {"found": [3, 1, 1]}
 
 
+CLIENT = "import mlflow, os\nfrom mlpkg.steps.tracking import connect\nconnect()\nclient = mlflow.MlflowClient()\n"
+
+
+def test_a_step_that_changes_mlflow_outside_of_its_run_is_not_reused_unless_it_says_so(store):
+    store.mlflow.create_registered_model("parcels")
+    store.mlflow.create_model_version("parcels", "file:///parcels", run_id=None)
+    up, named = "os.environ['MLPKG_PIPELINE_RUN']", "it changed model 'parcels' by "
+    changes = {
+        f"client.set_tag({up}, 'checked', 'yes')": " by set_tag in MLflow, outside of its own run",
+        f"client.log_text({up}, 'all is well', 'checked.txt')": " by log_artifact in MLflow, outside",
+        "client.set_registered_model_alias('parcels', 'champion', '1')": f"{named}set_registered_model_alias in MLflow",
+        "client.set_model_version_tag('parcels', '1', 'checked', 'yes')": f"{named}set_model_version_tag in MLflow",
+        "client.create_run('0')": " by create_run in MLflow, outside of its own run (cache_elsewhere=True allows that)",
+    }
+    for code, what in changes.items():
+        step = store.notebook("40_change", "n: int = 1", CLIENT + code)
+        assert what in run(store, step)[1].data.tags.get("mlpkg.cache.refused", "it would be reused"), code
+    found = run(store, step)
+    assert not hit(found) and what in said(store, found)
+    assert not hit(run(store, step, elsewhere=True)), "what has run so far was not allowed to"
+    assert hit(run(store, step, elsewhere=True))
+
+
+def test_what_belongs_to_a_step_s_own_run_does_not_keep_it_from_being_reused(store):
+    code = """from sklearn.dummy import DummyRegressor
+with mlflow.start_run():
+    mlflow.log_metric("size", 1)
+    mlflow.log_text("all is well", "checked.txt")
+    with mlflow.start_run(nested=True) as trial:
+        mlflow.log_param("depth", 2)
+    client.set_tag(trial.info.run_id, "best", "yes")
+    fitted = DummyRegressor(strategy="constant", constant=1.0).fit([[0]], [0])
+    made = mlflow.sklearn.log_model(fitted, name="model", pip_requirements=[], serialization_format="skops")
+version = mlflow.register_model(made.model_uri, "parcels")
+client.set_model_version_tag("parcels", version.version, "checked", "yes")"""
+    step = store.notebook("40_log", "n: int = 1", CLIENT + code)
+    assert run(store, step)[1].data.tags.get("mlpkg.cache.refused", "") == ""
+    assert hit(run(store, step))
+
+
+def test_a_model_counts_that_a_function_of_mlpkg_models_reads(store, tmp_path):
+    "By number, by an alias, and the newest, which cannot be asked for again"
+    import mlflow
+    from sklearn.pipeline import make_pipeline
+    from sklearn.tree import DecisionTreeRegressor
+
+    from mlpkg.models.storage import log_model
+    from mlpkg.steps.tracking import connect
+
+    def register(value: float) -> None:
+        fitted = make_pipeline(DecisionTreeRegressor()).fit(rows, [value] * 2)
+        source = log_model(fitted, rows)
+        store.mlflow.create_model_version("parcels", source, run_id=None, model_id=source.removeprefix("models:/"))
+
+    connect(store.settings)
+    rows = pd.DataFrame({"weight": [1.0, 2.0]})
+    store.mlflow.create_registered_model("parcels")
+    register(1.0)
+    store.mlflow.set_registered_model_alias("parcels", "champion", "1")
+    code = """import pandas as pd
+import scrapbook as sb
+from mlpkg.models.registry import load_logged
+model = load_logged("models:/parcels{which}")
+sb.glue("said", float(model.pipeline.predict(pd.DataFrame({{"weight": [1.0]}}))[0]))"""
+    steps = {
+        which: store.notebook(f"30_{name}", "n: int = 1", CLIENT + code.format(which=which))
+        for which, name in (("/1", "number"), ("@champion", "alias"), ("/latest", "newest"))
+    }
+    for which, step in steps.items():
+        first = run(store, step)
+        assert first[0] == {"said": 1.0}
+        assert hit(run(store, step)) == (which != "/latest"), first[1].data.tags.get("mlpkg.cache.refused")
+    mlflow.end_run()
+    register(7.0)
+    store.mlflow.set_registered_model_alias("parcels", "champion", "2")
+    assert hit(run(store, steps["/1"]))
+    assert run(store, steps["@champion"])[0] == run(store, steps["/latest"])[0] == {"said": 7.0}
+    store.mlflow.delete_model_version("parcels", "1")
+    with pytest.raises(StepError):
+        run(store, steps["/1"])
+    mlflow.end_run()
+
+
 VAIN = """import scrapbook as sb
 from mlpkg.models.registry import RegistryError, get_version, versions
 from mlpkg.steps.tracking import connect

@@ -755,6 +755,16 @@ def test_runs_that_a_notebook_left_open_do_not_spoil_a_step_that_succeeded(proje
     assert [run.info.status for run in project.mlflow.search_runs(everywhere)] == ["FINISHED", "FINISHED"]
 
 
+def test_runs_that_a_notebook_left_open_in_an_experiment_of_its_own_end_with_its_step(project):
+    cell = (
+        "from mlflow import MlflowClient\nimport os\nmlflow, up = MlflowClient(), os.environ['MLFLOW_RUN_ID']\n"
+        "mlflow.create_run(mlflow.create_experiment('trials'), tags={'mlflow.parentRunId': up})"
+    )
+    run_step(project.notebook("count", cell), settings=project.settings)
+    trials = project.mlflow.get_experiment_by_name("trials").experiment_id
+    assert [run.info.status for run in project.mlflow.search_runs([trials])] == ["FINISHED"]
+
+
 def test_whatever_ends_a_run_ends_what_is_open_in_it(project):
     from mlpkg.airflow.dags import conclude_run
 

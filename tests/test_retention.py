@@ -520,7 +520,8 @@ def test_all_of_a_dag_run_stays_whose_notebook_made_a_model_in_a_run_of_its_own(
     import mlflow
 
     from mlpkg.serving.old_runs import old_runs, versions_in_use
-    from mlpkg.steps.tracking import connect, end_run, log_tables, open_pipeline_run, start_step
+    from mlpkg.steps.tracking import connect, end_run, open_pipeline_run, start_step
+    from mlpkg.steps.used_tables import log_tables
     from mlpkg.testing import add_version
 
     client, settings = project.mlflow, project.settings

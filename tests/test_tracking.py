@@ -1,13 +1,16 @@
-"""MLflow behind a login and a private authority: a real server with MLflow's own login and TLS, not for a page."""
+"""MLflow behind a login and a private authority, with real login and TLS; and how much a step asks of its store."""
 
 import datetime
+import inspect
 import ipaddress
 import os
 import signal
 import socket
 import ssl
 import sys
+import threading
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,10 +19,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from mlpkg.serving.loader import ModelLoader
+from mlpkg.steps.record import Caching
 from mlpkg.steps.run import run_step
-from mlpkg.steps.tracking import TrackingError, client, log_params, start_step
+from mlpkg.steps.tracking import TrackingError, client, log_params, open_pipeline_run, start_step
 
 PASSWORD = "the-password-of-ann"  # noqa: S105
 LOGIN = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
@@ -167,3 +172,55 @@ def test_no_name_is_too_long_or_not_allowed(project):
     log_params(mlflow, run_id, {"max%": 90, "max?": 80, "max_": 70, "y" * 300: 60})
     logged = mlflow.get_run(run_id).data.params
     assert logged["max_"] == "70" and sorted(logged.values()) == ["60", "70", "80", "90"]
+
+
+@pytest.fixture
+def asked(project, monkeypatch):
+    "What is asked of the project's store, as the names of the methods; what one of them asks of another does not count"
+    asked, inside = [], threading.local()
+
+    def counted(name: str, method: Callable) -> Callable:
+        def call(self, *args, **kwargs):
+            if getattr(inside, "store", False):
+                return method(self, *args, **kwargs)
+            inside.store = True
+            try:
+                found = method(self, *args, **kwargs)
+            finally:
+                inside.store = False
+            asked.append((name, len(found) if name == "search_experiments" else 0))
+            return found
+
+        return call
+
+    client(project.settings)
+    for name, method in inspect.getmembers(SqlAlchemyStore, inspect.isfunction):
+        if not name.startswith("_"):
+            monkeypatch.setattr(SqlAlchemyStore, name, counted(name, method))
+    return asked
+
+
+def test_a_step_asks_its_store_for_little_and_a_cached_one_for_less(project, asked):
+    step = project.notebook("10_count", "rows: int = 3", "import scrapbook as sb\nsb.glue('rows', rows)")
+    for others in range(30):
+        project.mlflow.create_experiment(f"of somebody else {others}")
+    for kind, limit in (("executed", 14), ("cached", 6)):
+        parent = open_pipeline_run(project.mlflow, project.settings, "small", kind)
+        asked.clear()
+        result = run_step(step, parent_run_id=parent, settings=project.settings, caching=Caching(True))
+        names = [name for name, _ in asked]
+        assert ("mlpkg.cached_from" in project.mlflow.get_run(result.run_id).data.tags) == (kind == "cached")
+        assert len(names) <= limit, f"{kind}: {names}"
+        assert sum(found for _, found in asked) <= 1, "it looked through the experiments of others"
+
+
+def test_a_dag_run_is_opened_and_closed_with_few_questions(project, asked):
+    from mlpkg.airflow.dags import conclude_run
+
+    parent = open_pipeline_run(project.mlflow, project.settings, "small", "manual__1")
+    assert len(asked) <= 4, asked
+    for name in ("count", "report"):
+        project.mlflow.set_terminated(start_step(project.mlflow, project.settings, name, parent), "FINISHED")
+    asked.clear()
+    assert conclude_run(project.mlflow, parent, {"count": "success"}) == "FINISHED"
+    assert len(asked) <= 7, asked

@@ -400,10 +400,14 @@ def test_a_template_waits_for_its_keeper(sockets):
     wait_for(lambda: not launcher.alive(address), 20, "the end of a template without a keeper")
 
 
-def test_another_environment_has_another_template(sockets, monkeypatch):
-    before = launcher.template_address(sys.executable, PRELOAD)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert launcher.template_address(sys.executable, PRELOAD) != before
+@pytest.mark.parametrize(
+    "name", ["OMP_NUM_THREADS", "OPENSSL_CONF", "KERAS_BACKEND", "MSGPACK_PUREPYTHON", "DECIMAL_X"]
+)
+def test_another_environment_has_another_template(sockets, monkeypatch, name):
+    preload = [*PRELOAD, "decimal"]  # whose variables count, whatever they are
+    before = launcher.template_address(sys.executable, preload)
+    monkeypatch.setenv(name, "1")
+    assert launcher.template_address(sys.executable, preload) != before
 
 
 def test_a_distribution_that_is_installed_changes_the_address(sockets, tmp_path):

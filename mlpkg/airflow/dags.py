@@ -33,10 +33,12 @@ from mlpkg.steps.tracking import (
     client,
     end_orphans,
     end_run,
+    every_experiment,
     find_run,
     open_pipeline_run,
     pipeline_runs,
     step_runs,
+    the_run,
 )
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #b5e07547
@@ -115,17 +117,19 @@ def true_status(
 # %% ../../nbs/api/airflow/14_dags.ipynb #b759c04d
 def conclude_run(
     mlflow: Any,  # MlflowClient
-    run_id: str,  # Pipeline run whose steps are over
+    run: Any,  # Pipeline run whose steps are over, or its id
     states: Mapping[str, States],  # As `true_status` takes them
     ends: Collection[str] = (),  # Tasks with none after them
     run_state: str = "",  # Airflow's state of the DAG run, once it has one that is final
 ) -> str:  # FINISHED, FAILED or KILLED
     "Close a pipeline run with the status that it really has, and name the steps that it lacks"
-    end_orphans(mlflow, run_id)
+    run, experiments = the_run(mlflow, run), every_experiment(mlflow)
+    end_orphans(mlflow, run.info.run_id, experiments)
     states = {**states, "": run_state}  # a run that was out of time has failed, although its tasks were only skipped
-    status = true_status(states, [step.info.status for step in step_runs(mlflow, run_id)], ends)
-    note_failures(mlflow, run_id)
-    end_run(mlflow, run_id, status)
+    steps = step_runs(mlflow, run)
+    status = true_status(states, [step.info.status for step in steps], ends)
+    note_failures(mlflow, run, steps)
+    end_run(mlflow, run, status, experiments=experiments)
     return status
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #77e7e8f0
@@ -154,7 +158,7 @@ def _close(
     "Ask Airflow how the tasks of a DAG run ended, and close its pipeline run"
     states = _task_states(ti, ti.task.dag, run.data.tags["mlpkg.dag_run_id"])
     ends = ti.task.dag.get_task("close_run").upstream_task_ids
-    return conclude_run(mlflow, run.info.run_id, states, ends, run_state)
+    return conclude_run(mlflow, run, states, ends, run_state)
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #0cfd72c1
 _log = get_log("mlpkg.steps")
@@ -198,7 +202,7 @@ def close_run(**context) -> str | None:  # The status, also the task's XCom; Non
     run = find_run(mlflow, dag_run.dag_id, dag_run.run_id)
     if run is None:
         return None
-    recover(settings, first=[step.info.run_id for step in step_runs(mlflow, run.info.run_id)])
+    recover(settings, first=[step.info.run_id for step in step_runs(mlflow, run)])
     end_lost(mlflow, settings)
     return _close(mlflow, run, context["ti"])
 
@@ -230,7 +234,7 @@ def last_attempt(
     "The latest attempt of another step of the same DAG run"
     mlflow = client(load_settings())
     parent = find_run(mlflow, dag_run.dag_id, dag_run.run_id)
-    runs = step_runs(mlflow, parent.info.run_id) if parent else []
+    runs = step_runs(mlflow, parent) if parent else []
     return next((run.info for run in reversed(runs) if run.data.tags.get("mlpkg.step") == step), None)
 
 

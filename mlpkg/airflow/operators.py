@@ -115,7 +115,7 @@ class NotebookOperator(PapermillOperator):
         event_extra: Sequence[str] = (),  # Values for the events of its outlets: DAG params, parameters, scraps
         cache: bool = False,  # May an earlier run stand in for it, if nothing that it depends on has changed?
         cache_env: Sequence[str] = (),  # Environment variables that it depends on
-        cache_elsewhere: bool = False,  # May it be reused although it writes files outside of lake and MLflow?
+        cache_elsewhere: bool = False,  # May it be reused although it writes outside of lake and its MLflow run?
         **kwargs,
     ):
         _refuse_remote_kernel(kwargs)
@@ -230,6 +230,7 @@ def run(
         language=self.language_name,
         on_start=lambda execution: self.started(execution, settings),
         caching=self.caching,
+        mlflow=mlflow,
     )
 
 # %% ../../nbs/api/airflow/12_operators.ipynb #c2a1a4d3

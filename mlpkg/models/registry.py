@@ -257,6 +257,7 @@ def _same_task(
         )
 
 # %% ../../nbs/api/models/22_registry.ipynb #762f59aa
+@following()  # what it asks, it asks to write
 def register(
     model_uri: str,  # As `mlpkg.models.storage.log_model` returned it
     name: str,  # Registered model, made if it does not exist

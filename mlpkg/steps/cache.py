@@ -18,7 +18,8 @@ from ..redaction import get_log
 from .places import file_digest
 from .record import Caching, list_files, read_record, refusal
 from .seen import aliases_number
-from .tracking import log_tables, missing
+from .tracking import missing
+from .used_tables import log_tables
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -250,9 +251,7 @@ def hit_tags(
     page = f"#/experiments/{earlier.experiment_id}/runs/{earlier.run_id}/artifacts"
     note = f"Nothing had changed, so this step was not run: [run {earlier.run_id}]({page}) stands in."
     tags = {"mlpkg.cached_from": earlier.run_id, "mlpkg.cache": "hit", "mlflow.note.content": note}
-    tags["mlpkg.cache.key"] = hit.record["key"]
-    digest = hit.run.data.tags.get("mlpkg.notebook_digest")
-    return tags | ({"mlpkg.notebook_digest": digest} if digest else {})
+    return tags | {"mlpkg.cache.key": hit.record["key"]}
 
 # %% ../../nbs/api/steps/21_cache.ipynb #24438a9f
 def stand_in(

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from .tracking import client, end_run, step_runs, unless_missing
+from .tracking import client, end_run, step_runs, the_run, unless_missing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,11 +28,11 @@ def last_attempts(
 # %% ../../nbs/api/steps/15_failures.ipynb #da599674
 def failures(
     mlflow: "MlflowClient",
-    parent_run_id: str,  # The pipeline run
+    parent: "Run | str",  # The pipeline run, or its id
     step: str = "",  # Only attempts of this step
 ) -> "list[Run]":  # In the order in which they began
     "Steps whose last attempt failed or was killed"
-    last = last_attempts(step_runs(mlflow, parent_run_id))
+    last = last_attempts(step_runs(mlflow, parent))
     mine = [run for run in last if not step or run.data.tags.get("mlpkg.step") == step]
     return [run for run in mine if run.info.status in ("FAILED", "KILLED")]
 
@@ -55,13 +55,14 @@ def failed_steps(
 # %% ../../nbs/api/steps/15_failures.ipynb #b34880af
 def note_failures(
     mlflow: "MlflowClient",
-    parent_run_id: str,  # The pipeline run
+    parent: "Run",  # The pipeline run
+    steps: "Iterable[Run]",  # Its step runs, oldest first
 ) -> None:
     "Name the steps that a pipeline run lacks in its tag `mlpkg.failed_steps`; none where it lacks none"
-    if missing := [step.info.run_name for step in failures(mlflow, parent_run_id)]:
-        mlflow.set_tag(parent_run_id, "mlpkg.failed_steps", ", ".join(missing))
-    elif "mlpkg.failed_steps" in mlflow.get_run(parent_run_id).data.tags:  # they have been run again since
-        mlflow.delete_tag(parent_run_id, "mlpkg.failed_steps")
+    if missing := [step.info.run_name for step in last_attempts(steps) if step.info.status in ("FAILED", "KILLED")]:
+        mlflow.set_tag(parent.info.run_id, "mlpkg.failed_steps", ", ".join(missing))
+    elif "mlpkg.failed_steps" in parent.data.tags:  # they have been run again since
+        mlflow.delete_tag(parent.info.run_id, "mlpkg.failed_steps")
 
 # %% ../../nbs/api/steps/15_failures.ipynb #321bca10
 def how_it_failed(
@@ -73,16 +74,16 @@ def how_it_failed(
 # %% ../../nbs/api/steps/15_failures.ipynb #fe971bd8
 def settle_parent(
     mlflow: "MlflowClient",
-    run_id: str,  # A step whose status is known only now
+    run: "Run | str",  # A step whose status is known only now, or its id
 ) -> None:
     "Correct what a pipeline run that is over says about its steps"
-    parent_run_id = mlflow.get_run(run_id).data.tags.get("mlflow.parentRunId")
+    parent_run_id = the_run(mlflow, run).data.tags.get("mlflow.parentRunId")
     parent = unless_missing(mlflow.get_run, parent_run_id) if parent_run_id else None
     if parent is None or parent.info.status == "RUNNING" or parent.info.lifecycle_stage != "active":
         return
     if parent.data.tags.get("mlpkg.kind") != "pipeline" or "mlpkg.failure.error" in parent.data.tags:
         return
-    note_failures(mlflow, parent.info.run_id)
-    status = how_it_failed([step.info.status for step in step_runs(mlflow, parent.info.run_id)])
+    note_failures(mlflow, parent, steps := step_runs(mlflow, parent))
+    status = how_it_failed([step.info.status for step in steps])
     if parent.info.status not in ("FINISHED", status):
-        end_run(mlflow, parent.info.run_id, status, ended=parent.info.end_time / 1000)
+        end_run(mlflow, parent, status, ended=parent.info.end_time / 1000)

@@ -37,18 +37,26 @@ _prefixes = (
     "PYTHON", "LD_", "DYLD_", "LC_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "GOTO_", "MKL_", "BLIS_", "NUMEXPR_",
     "VECLIB_", "MALLOC_", "NPY_", "SCIPY_", "ARROW_", "PANDAS_", "SKLEARN_", "PANDERA_", "NUMBA_", "TQDM_", "RAYON_",
     "JOBLIB_", "LOKY_", "PROTOCOL_BUFFERS_", "JUPYTER_PLATFORM",
-    "MPL", "XDG_CONFIG_", "XDG_DATA_", "MLFLOW_LOGGING", "MLFLOW_CONFIGURE",
+    "MPL", "XDG_CONFIG_", "XDG_DATA_", "MLFLOW_LOGGING", "MLFLOW_CONFIGURE", "MATPLOTLIBRC", "NUMPY_", "PILLOW_",
+    "PYARROW_", "PYDANTIC_", "TYPEGUARD_", "GRPC_", "FSSPEC_", "AIOHTTP_", "MSGPACK_", "PYZMQ_", "TORNADO_",
+    "OPENSSL_", "SSL_CERT_", "KERAS_", "TF_", "TENSORFLOW_", "TORCH", "PYTORCH_", "CUDA_", "CUDNN_", "CUBLAS_",
+    "NVIDIA_TF32", "XLA_", "JAX_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "POLARS_", "DASK_",
 )  # fmt: skip
+_secret = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "KEY", "CREDENTIALS"}  # A word of a name
 _names = {"GLIBC_TUNABLES", "HOME", "LANG", "LANGUAGE", "TMPDIR", "TZ", "USER", "VIRTUAL_ENV", "XDG_CACHE_HOME"}
 _others = {"MPLBACKEND", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"}  # The first comes later, sklearn sets the rest
+_others |= {"CUDA_VISIBLE_DEVICES"}  # It differs from task to task, and is read when a device is used
 
 
 def import_env(
     env: Mapping[str, str],  # Of the one who asks for a kernel
+    preload: Sequence[str] = (),  # Modules; variables that begin like one of them count
 ) -> dict[str, str]:  # Without secrets: the template keeps them as long as it lives
     "The environment variables that are read while Python starts and libraries are imported"
-    wanted = [name for name in sorted(env) if name in _names or (name.startswith(_prefixes) and name not in _others)]
-    found = {name: env[name] for name in wanted}
+    packages = {module.partition(".")[0].upper() for module in preload} - {"MLFLOW"}  # it has some for each run
+    prefixes = (*_prefixes, *(f"{name}_" for name in packages))
+    mine = (name for name in sorted(env) if name in _names or (name.startswith(prefixes) and name not in _others))
+    found = {name: env[name] for name in mine if not _secret & {*name.split("_")}}
     if paths := found.get("PYTHONPATH"):  # The template works in another folder
         found["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths.split(os.pathsep))
     return found
@@ -140,7 +148,8 @@ def template_address(
     env: Mapping[str, str] = os.environ,  # Of the kernel
 ) -> str:  # Path of a socket, which need not exist
     "Where the template for a kernel listens"
-    libraries = [installed_beside(interpreter), import_env(env), [*preload], os.path.abspath(__file__), surroundings()]
+    variables, code = import_env(env, preload), os.path.abspath(__file__)
+    libraries = [installed_beside(interpreter), variables, [*preload], code, surroundings()]
     names = [hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12] for about in (libraries, own_code())]
     path = os.path.join(template_folder(env), "-".join(names))
     if len(f"{path}.new".encode()) > 107:  # What Unix has room for
@@ -173,7 +182,7 @@ def start_template(
             os.chdir("/")
             more = {"MLFLOW_DISABLE_TELEMETRY": "true", "PATH": env.get("PATH", os.defpath)}
             more |= {"MLPKG_TEMPLATE_KEEPER": str(keeper)} if keeper else {}
-            os.execve(interpreter, arguments, {**import_env(env), **more})  # noqa: S606
+            os.execve(interpreter, arguments, {**import_env(env, preload), **more})  # noqa: S606
     finally:
         os._exit(0)
 

@@ -20,9 +20,11 @@ from ..redaction import get_log
 from ..settings import Settings
 from .notebooks import store_notebook
 from .owners import heartbeat
+from .tracking import the_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 _log = get_log("mlpkg.steps")
 
@@ -114,14 +116,15 @@ def latest_notebook(
 # %% ../../nbs/api/steps/19_live.ipynb #d89924f8
 def remove_live(
     mlflow: "MlflowClient",  # Of the store that has the run
-    run_id: str,  # MLflow run of a step that is over
+    run: "Run | str",  # MLflow run of a step that is over, or its id
 ) -> None:  # What cannot be removed stays
     "Remove what a step has sent while it ran"
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     try:
-        if mlflow.list_artifacts(run_id, "live"):
-            root = mlflow.get_run(run_id).info.artifact_uri
-            get_artifact_repository(root, tracking_uri=mlflow.tracking_uri).delete_artifacts("live")
+        about = the_run(mlflow, run).info
+        files = get_artifact_repository(about.artifact_uri, tracking_uri=mlflow.tracking_uri)
+        if files.list_artifacts("live"):
+            files.delete_artifacts("live")
     except Exception as error:  # each artifact store has errors of its own
-        _log.info("what run %s has sent while it ran cannot be removed: %s", run_id, error)
+        _log.info("what a step has sent while it ran cannot be removed: %s", error)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['step_name', 'code_digest', 'find_unfinished', 'describe_cell', 'mark', 'read_scraps', 'scrap_metrics', 'show_scraps',
            'plot_title', 'describe_plots', 'show_without_scripts', 'render_html', 'write_whole', 'join_streams',
-           'redact_notebook', 'store_notebook']
+           'redact_notebook', 'store_notebook', 'store_page']
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #b6b5949e
 import ast
@@ -14,9 +14,7 @@ import hashlib
 import json
 import logging
 import numbers
-import os
 import re
-import tempfile
 import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -304,13 +302,19 @@ def store_notebook(
     html: bool = True,  # Also store the rendered page beside it?
 ) -> str:  # mlflow:// path of the stored notebook
     "Put an executed notebook into an MLflow run, without secrets"
-    text = redact_notebook(Path(path).read_text(encoding="utf-8"))
-    folder, name = os.path.split(artifact)
-    with tempfile.TemporaryDirectory() as scratch:
-        target = Path(scratch) / name
-        target.write_text(text, encoding="utf-8")
-        client.log_artifact(run_id, str(target), folder or None)
-        if html and (page := _page(text, target.stem)):
-            target.with_suffix(".html").write_text(page, encoding="utf-8")
-            client.log_artifact(run_id, str(target.with_suffix(".html")), folder or None)
+    client.log_text(run_id, redact_notebook(Path(path).read_text(encoding="utf-8")), artifact)
+    if html:
+        store_page(client, run_id, path, artifact)
     return f"mlflow://{run_id}/{artifact}"
+
+
+def store_page(
+    client: "MlflowClient",  # Of the store that has the run
+    run_id: str,  # MLflow run
+    path: str | Path,  # Executed notebook on local disk
+    artifact: str,  # Where the notebook is in the run; the page goes beside it
+) -> None:  # Nothing is stored of a notebook that cannot be rendered
+    "Put the page of an executed notebook into an MLflow run, without secrets"
+    place = Path(artifact)
+    if page := _page(redact_notebook(Path(path).read_text(encoding="utf-8")), place.stem):
+        client.log_text(run_id, page, place.with_suffix(".html").as_posix())

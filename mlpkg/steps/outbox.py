@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Entry', 'DamagedEntryError', 'load_entry', 'held', 'locked_entry', 'waiting', 'sweep', 'conclude', 'entry_metrics',
-           'unless_refused', 'upload', 'upload_or_keep']
+           'unless_refused', 'opened_in', 'upload', 'upload_or_keep']
 
 # %% ../../nbs/api/steps/20_outbox.ipynb #745c0692
 import contextlib
@@ -29,21 +29,21 @@ from ..settings import Settings
 from .failures import settle_parent
 from .live import remove_live
 from .metrics import log_metrics, metric_names
-from .notebooks import mark, read_scraps, scrap_metrics, store_notebook, write_whole
+from .notebooks import mark, read_scraps, scrap_metrics, store_notebook, store_page, write_whole
 from .record import store_record
 from mlpkg.steps.tracking import (
     TrackingError,
     client,
     end_run,
-    log_tables,
-    read_table_log,
     refused,
     storable,
     tracking_uri,
 )
+from .used_tables import log_tables, read_table_log
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from nbformat import NotebookNode
 
 # %% ../../nbs/api/steps/20_outbox.ipynb #78fa83bc
@@ -263,13 +263,25 @@ def unless_refused(
         mlflow.log_text(entry.run_id, redact(json.dumps(values, indent=1, default=str)), f"refused/{what}.json")
         mlflow.set_tag(entry.run_id, f"mlpkg.refused.{what}", storable(redact(str(error)))[:1000])
 
+# %% ../../nbs/api/steps/20_outbox.ipynb #c479a92c
+def opened_in(
+    entry: Entry,  # Concluded
+    experiment: str,  # That has its run
+) -> list[str] | None:  # MLflow's ids; None where it is not known
+    "The experiments in which a step may have opened runs"
+    try:
+        seen = json.loads((entry.folder / "seen.json").read_text(encoding="utf-8"))
+        return sorted({experiment, "0", *seen["experiments"]}) if entry.status == "FINISHED" else None
+    except (OSError, ValueError, LookupError, TypeError):  # its kernel did not say
+        return None
+
 # %% ../../nbs/api/steps/20_outbox.ipynb #4795a223
 def upload(
     mlflow: "MlflowClient",  # Of the entry's store
     entry: Entry,  # Concluded
 ) -> str:  # mlflow:// path of the notebook
     "Upload an entry to its MLflow run and close the run; then remove the entry, unless something is late"
-    artifact = f"notebook/{entry.step}.ipynb"
+    artifact, run = f"notebook/{entry.step}.ipynb", mlflow.get_run(entry.run_id)
     if entry.notebook.is_file():
         store_notebook(mlflow, entry.run_id, entry.notebook, artifact, html=False)
     metrics, tables = entry_metrics(entry), list(read_table_log(entry.tables))
@@ -278,20 +290,21 @@ def upload(
     with unless_refused(mlflow, entry, "tables", tables):
         log_tables(mlflow, entry.run_id, tables)
     with unless_refused(mlflow, entry, "record", {}):
-        store_record(mlflow, entry.run_id, entry.folder)
-    end_run(mlflow, entry.run_id, entry.status, entry.failure, entry.started + (entry.seconds or 0))
-    if _is_settled(mlflow, entry, artifact):
+        store_record(mlflow, run, entry.folder)
+    ended = entry.started + (entry.seconds or 0)
+    end_run(mlflow, run, entry.status, entry.failure, ended, opened_in(entry, run.info.experiment_id))
+    if _is_settled(mlflow, entry, run, artifact):
         entry.remove()
     return f"mlflow://{entry.run_id}/{artifact}"
 
 # %% ../../nbs/api/steps/20_outbox.ipynb #e1140e65
-def _is_settled(mlflow: "MlflowClient", entry: Entry, artifact: str) -> bool:
+def _is_settled(mlflow: "MlflowClient", entry: Entry, run: "Run", artifact: str) -> bool:
     "Do what follows once a run is closed; where MLflow has just gone away, only that is late, not the step"
     try:
-        settle_parent(mlflow, entry.run_id)
-        remove_live(mlflow, entry.run_id)
+        settle_parent(mlflow, run)
+        remove_live(mlflow, run)
         if entry.notebook.is_file():
-            store_notebook(mlflow, entry.run_id, entry.notebook, artifact)
+            store_page(mlflow, entry.run_id, entry.notebook, artifact)
     except Exception as error:
         late = "its page is not stored, or its DAG run not corrected, yet (`mlpkg sync` does so)"
         _log.warning("step '%s': %s: %s", entry.step, late, error)

@@ -16,7 +16,7 @@ import platform
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,9 +41,7 @@ class Caching:
 
     on: bool = False  # May an earlier run stand in for this one?
     env: tuple[str, ...] = ()  # Environment variables that it depends on
-    elsewhere: bool = (
-        False  # May it be reused although it writes files outside of lake and MLflow, or starts processes?
-    )
+    elsewhere: bool = False  # May it be reused although it writes outside of lake and its MLflow run, or has helpers?
 
 # %% ../../nbs/api/steps/17_record.ipynb #f7cf5234
 def code_cells(
@@ -196,17 +194,20 @@ def refusal(
         return f"its kernel has packages of its own ({prefix}), which are not compared"
     if seen["changed"]:
         return f"{seen['changed'][0]} was changed while the step ran"
-    if seen["asked"]:
-        more = f" and {len(seen['asked']) - 1} more" if len(seen["asked"]) > 1 else ""
-        return (
-            f"it asked {seen['asked'][0]}{more}, which cannot be asked again (use the lake and mlpkg.models.registry)"
-        )
+    if (outside := seen.get("outside")) and not caching.elsewhere:
+        return f"it changed {_some(outside)} in MLflow, outside of its own run (cache_elsewhere=True allows that)"
+    if asked := seen["asked"]:
+        return f"it asked {_some(asked)}, which cannot be asked again (use the lake and mlpkg.models.registry)"
     if seen["started"] and not caching.elsewhere:
         return f"it started another process ({seen['started'][0]}), unwatched (cache_elsewhere=True allows that)"
-    if seen["writes"] and not caching.elsewhere:
-        more = f" and {len(seen['writes']) - 1} more" if len(seen["writes"]) > 1 else ""
-        return f"it wrote {seen['writes'][0]}{more}, outside of lake and MLflow (cache_elsewhere=True allows that)"
+    if (writes := seen["writes"]) and not caching.elsewhere:
+        return f"it wrote {_some(writes)}, outside of lake and MLflow (cache_elsewhere=True allows that)"
     return ""
+
+
+def _some(names: Sequence[str]) -> str:
+    "The first of some names, and how many more there are"
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 # %% ../../nbs/api/steps/17_record.ipynb #f089c52d
 def write_record(
@@ -261,7 +262,7 @@ def _waiting_record(folder: Path) -> dict[str, Any] | None:
 # %% ../../nbs/api/steps/17_record.ipynb #e0b062f1
 def store_record(
     mlflow: "MlflowClient",  # Of the store that has the run
-    run_id: str,  # MLflow run, not closed yet
+    run: "Run",  # Not closed yet; with all that its notebook has logged
     folder: Path,  # Of the entry in the outbox; without a record that can be read nothing happens
 ) -> None:
     "Put the record of a step into its run"
@@ -270,14 +271,13 @@ def store_record(
     if (record := _waiting_record(folder)) is None:
         return
     if record["cache"]:
-        run = mlflow.get_run(run_id)
         logged = [made.model_id for made in run.outputs.model_outputs] if run.outputs else []
         record |= {"artifacts": list_files(run), "logged": logged}
-    mlflow.log_text(run_id, json.dumps(record), artifact)
+    mlflow.log_text(run.info.run_id, json.dumps(record), artifact)
     tags = {"mlpkg.cache.key": record["key"], "mlpkg.cache": "on" if record["cache"] else "off"}
     if record["cache"] and record["refused"]:
         tags["mlpkg.cache.refused"] = record["refused"][:5000]
-    mlflow.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items()])
+    mlflow.log_batch(run.info.run_id, tags=[RunTag(name, text) for name, text in tags.items()])
 
 # %% ../../nbs/api/steps/17_record.ipynb #18910649
 def read_record(

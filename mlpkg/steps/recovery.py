@@ -31,7 +31,16 @@ from .live import latest_notebook, remove_live
 from .notebooks import mark, redact_notebook, store_notebook, write_whole
 from .outbox import DamagedEntryError, Entry, conclude, held, load_entry, sweep, upload, waiting
 from .owners import heartbeat, is_alive, owner_state, read_owner, silence_note
-from .tracking import all_pages, client, end_nested, end_run, missing, refused, tracking_uri
+from mlpkg.steps.tracking import (
+    all_pages,
+    client,
+    end_nested,
+    end_run,
+    every_experiment,
+    missing,
+    refused,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -208,9 +217,9 @@ def recover(
 # %% ../../nbs/api/steps/21_recovery.ipynb #8e9be459
 def owned_runs(
     mlflow: "MlflowClient",  # Of the store
-) -> "list[Run]":  # Of all experiments
+) -> "list[Run]":  # Of all experiments that hold runs of steps
     "The runs that are open and have an owner"
-    experiments = [found.experiment_id for found in all_pages(mlflow.search_experiments)]
+    experiments = every_experiment(mlflow, of_steps=True)
     search = "attributes.status = 'RUNNING' and tags.`mlpkg.owner` LIKE '%'"
     return [run for run in all_pages(mlflow.search_runs, experiments, search) if read_owner(run.data.tags)]
 

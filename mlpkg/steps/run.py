@@ -37,6 +37,7 @@ from .warm import step_env
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 _log = get_log("mlpkg.steps")
 
@@ -75,13 +76,18 @@ def killed_by_signals(
 
 # %% ../../nbs/api/steps/22_run.ipynb #e66795e4
 def take_notebook(
-    mlflow: "MlflowClient",  # Of the entry's store
     entry: Entry,  # Receives a copy of the notebook
     notebook: Path,  # Step notebook
 ) -> None:  # OSError where it cannot be read
-    "Copy the notebook into the outbox, and tag its run with the digest of its code"
+    "Copy the notebook into the outbox"
     write_whole(entry.notebook, notebook.read_text(encoding="utf-8"))
-    mlflow.set_tag(entry.run_id, "mlpkg.notebook_digest", code_digest(notebook))
+
+
+def _digest_tag(notebook: Path) -> dict[str, str]:
+    "The tag that tells the code of a notebook; none where it cannot be read"
+    with contextlib.suppress(Exception):  # what is wrong is reported where the step is checked
+        return {"mlpkg.notebook_digest": code_digest(notebook)}
+    return {}
 
 # %% ../../nbs/api/steps/22_run.ipynb #2e6631c2
 def check_step(
@@ -193,7 +199,7 @@ def _attempt(
         execution.progress = lambda at, of: announce(
             "cell", entry.run_id, name, f"cell {at} of {of}", cell=at, cells=of
         )
-        take_notebook(mlflow, entry, execution.notebook)
+        take_notebook(entry, execution.notebook)
         check_step(mlflow, entry, execution)
         with killed_by_signals(execution):
             execute(execution)
@@ -220,17 +226,16 @@ def _describe(
 
 # %% ../../nbs/api/steps/22_run.ipynb #8c664730
 def _look_up(
-    mlflow: "MlflowClient", settings: Settings, notebook: Path, parent_run_id: str | None, about: Mapping[str, Any],
+    mlflow: "MlflowClient", settings: Settings, notebook: Path, parent: "Run | None", about: Mapping[str, Any],
     elsewhere: bool,
 ) -> tuple[Hit | None, str]:  # fmt: skip
     "The earlier run that stands in for a step, if there is one; otherwise the reason"
     from mlpkg.data.lake import Lake
 
     try:
-        lake = Lake(settings.lake.root, run=parent_run_id or "")
+        lake = Lake(settings.lake.root, run=parent.info.run_id if parent else "")
         lake.log = None
-        parent = mlflow.get_run(parent_run_id).info if parent_run_id else None
-        experiment = parent.experiment_id if parent else experiment_id(mlflow, "steps", settings)
+        experiment = parent.info.experiment_id if parent else experiment_id(mlflow, "steps", settings)
         root = str(project_root(settings, notebook))
         hit, why = find_hit(mlflow, lake, experiment, step_key(about), root, elsewhere)
         if hit and not (why := pin_tables(hit)):
@@ -280,21 +285,23 @@ def run_step(
     language: str | None = None,  # The notebook's own unless given
     on_start: Callable[[Execution], None] | None = None,  # Called before the start, so that the caller can kill it
     caching: Caching = Caching(),  # noqa: B008  # May an earlier run stand in for it?
+    mlflow: "MlflowClient | None" = None,  # Of the store; that of the settings unless given
 ) -> StepResult:  # StepError or ParameterError if it did not run to its end, TrackingError if MLflow is away
     "Run a step notebook and record it in MLflow"
     settings, notebook = settings or load_settings(), Path(notebook).absolute()
     step = step or step_name(notebook)
     name = name or step
-    mlflow = client(settings)
+    mlflow = mlflow or client(settings)
+    parent = mlflow.get_run(parent_run_id) if parent_run_id else None
     began, tags = time.monotonic(), {"mlpkg.notebook": _relative(notebook, settings), **(tags or {})}
     about, hit, why = _describe(settings, step, notebook, parameters or {}, kernel_name, caching), None, ""
     if about and caching.on:
-        hit, why = _look_up(mlflow, settings, notebook, parent_run_id, about, caching.elsewhere)
+        hit, why = _look_up(mlflow, settings, notebook, parent, about, caching.elsewhere)
     if hit is None:
         recover(settings)
         end_lost(mlflow, settings)
     found = hit_tags(hit) if hit else {"mlpkg.cache.miss": why} if why else {}
-    run_id = start_step(mlflow, settings, step, parent_run_id, {**tags, **found}, name)
+    run_id = start_step(mlflow, settings, step, parent, {**_digest_tag(notebook), **tags, **found}, name)
     announce("start", run_id, name, f"started as MLflow run {run_id}" + (f"; {why}" if why else ""))
     if hit:
         return _cached(mlflow, run_id, name, step, hit, began)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from .changes import changed_outside, of_models, of_runs, of_versions
 from mlpkg.steps.places import (
     below,
     by_user,
@@ -57,6 +58,9 @@ class Watch:
         self.own: set[str] = set()  # Files and folders that the step has made itself
         self.asked: set[str] = set()  # Questions that cannot be asked again
         self.started: set[str] = set()  # Other processes
+        self.mine = {os.environ.get("MLFLOW_RUN_ID", "")}  # Its own run, and runs and models made in it
+        self.outside: set[str] = set()  # What else it has changed in MLflow
+        self.experiments: set[str] = set()  # Those of MLflow that it has had to do with
 
 # %% ../../nbs/api/steps/13_seen.ipynb #55201624
 def _take(watch: Watch, path: str, into: dict[str, str]) -> None:
@@ -80,7 +84,8 @@ def look(
         _take(watch, path, watch.modules)
     for path in {watch.opened.pop() for _ in range(len(watch.opened))}:
         _take(watch, path, watch.modules if path in watch.modules else watch.reads)
-    known = {name: sorted(getattr(watch, name)) for name in ("writes", "changed", "asked", "started")}
+    sets = ("writes", "changed", "asked", "started", "outside", "experiments")
+    known = {name: sorted(getattr(watch, name)) for name in sets}
     maps = {
         kind: {relative(path, watch.root): digest for path, digest in files.items()}
         for kind, files in (("modules", watch.modules), ("reads", watch.reads))
@@ -116,11 +121,12 @@ def _event_path(event: str, args: tuple) -> tuple[Any, bool, bool]:
 
 # %% ../../nbs/api/steps/13_seen.ipynb #029ce5fa
 _texts = ("load_text", "load_dict", "load_image")
+_reading = ("load_", "download_artifacts", "get_model_info")  # Functions of MLflow that read a model
 
 
 def _matters(watch: Watch, path: str) -> bool:
     "Is it the project's, or does the notebook ask for it, perhaps by MLflow?"
-    return path in watch.also or below(path, [watch.root]) or by_user() or question().startswith("load_")
+    return path in watch.also or below(path, [watch.root]) or by_user() or question().startswith(_reading)
 
 # %% ../../nbs/api/steps/13_seen.ipynb #db894bd0
 def _hear_file(watch: Watch, path: str, read: bool, written: bool, made: bool) -> None:
@@ -233,7 +239,14 @@ def following() -> Iterator[None]:
 
 # %% ../../nbs/api/steps/13_seen.ipynb #4e431f27
 def _told(method: str, args: tuple, kwargs: dict[str, Any], found: Any) -> None:
-    "Note what MLflow's registry was asked and has answered"
+    "Note what MLflow was asked and has answered"
+    if method in _of_experiments and found:
+        for watch in _active:
+            watch.experiments.add(str(getattr(getattr(found, "info", found), "experiment_id", found)))
+    if not any(watch.strict for watch in _active):
+        return
+    for watch in _active:
+        watch.outside |= changed_outside(method, [*args, *kwargs.values()], found, watch.mine, watch.made)
     if method == "create_model_version":
         for watch in _active if found else []:
             watch.made.append([found.name, int(found.version)])
@@ -244,24 +257,31 @@ def _told(method: str, args: tuple, kwargs: dict[str, Any], found: Any) -> None:
         note_model(name, alias, int(found.version) if found else 0)
     elif asked := question():
         # What a version or a logged model is never changes.
-        if asked.startswith("load_") and method in _fixed and found is not None:
-            if method == "get_model_version":
-                note_model(found.name, int(found.version), int(found.version))
+        if asked.startswith(_reading) and method in _fixed and found is not None:
+            if method in ("get_model_version", "get_model_version_download_uri"):
+                name, version = [*args, *kwargs.values()][:2]
+                note_model(name, int(version), int(version))
             return
         for watch in _active:
             watch.asked.add(f"MLflow by {asked}")
 
 # %% ../../nbs/api/steps/13_seen.ipynb #adfd983c
-_fixed = ("get_model_version", "get_logged_model", "list_logged_model_artifacts")
+_fixed = (
+    "get_model_version", "get_model_version_download_uri", "get_registered_model", "get_logged_model",
+    "list_logged_model_artifacts",
+)  # fmt: skip
+_of_experiments = ("create_experiment", "create_run", "get_experiment", "get_experiment_by_name")
 _methods = {
     "ModelRegistryClient": (
         "create_model_version", "get_model_version_by_alias", "get_latest_versions", "get_registered_model",
-        "search_model_versions", "search_registered_models", "get_model_version",
+        "search_model_versions", "search_registered_models", "get_model_version", "get_model_version_download_uri",
+        *of_models, *of_versions,
     ),
     "TrackingServiceClient": (
         "get_run", "search_runs", "get_metric_history", "get_experiment", "get_experiment_by_name",
         "search_experiments", "list_artifacts", "download_artifacts", "get_logged_model", "search_logged_models",
-        "list_logged_model_artifacts", "get_dataset", "search_datasets",
+        "list_logged_model_artifacts", "get_dataset", "search_datasets", "create_run", "create_experiment",
+        "create_logged_model", *of_runs,
     ),
 }  # fmt: skip
 
@@ -357,8 +377,8 @@ def begin(
 
     shell.events.register("post_run_cell", write)
     _active.append(watch)
+    _listen()
     if watch.strict:
-        _listen()
         sys.meta_path.append(_Absent(watch))
         sys.addaudithook(lambda event, args: hear(watch, event, args))
         _hear_spawns(watch)

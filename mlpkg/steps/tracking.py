@@ -4,22 +4,21 @@
 
 # %% auto #0
 __all__ = ['param_length', 'TrackingError', 'tracking_uri', 'client', 'experiment_id', 'use_store', 'connect', 'ui_url',
-           'storable', 'param_text', 'log_params', 'refused', 'missing', 'unless_missing', 'find_run',
-           'open_pipeline_run', 'start_step', 'all_pages', 'step_runs', 'read_table_log', 'log_tables', 'end_run',
-           'end_nested', 'end_orphans', 'pipeline_runs']
+           'storable', 'param_text', 'log_params', 'refused', 'missing', 'unless_missing', 'the_run', 'find_run',
+           'open_pipeline_run', 'start_step', 'all_pages', 'every_experiment', 'step_runs', 'end_run', 'end_nested',
+           'end_orphans', 'pipeline_runs']
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #0bb0b8aa
-import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MlpkgError
-from ..redaction import get_log, redact, redact_values, redactor, strip_colours
+from ..redaction import redact, redact_values, redactor, strip_colours
 from ..settings import Settings, load_settings
 from .metrics import metric_names, short_name
 from .owners import owner_tags
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 # %% ../../nbs/api/steps/12_tracking.ipynb #5333635f
 class TrackingError(MlpkgError, RuntimeError):
     "MLflow cannot be used; the message says which store and what to do"
-
-
-_log = get_log("mlpkg.steps")
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #54d70484
 def tracking_uri(
@@ -71,22 +67,33 @@ def _set_mlflow_defaults() -> None:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #ddf8cc52
+_holds_runs = "mlpkg.runs"  # Tag of experiments
+
+
+def _marked(client: "MlflowClient", experiment: Any) -> str:  # MLflow's id
+    "Mark an experiment that somebody else has made, or an earlier version"
+    if _holds_runs not in experiment.tags:
+        client.set_experiment_tag(experiment.experiment_id, _holds_runs, "yes")
+    return experiment.experiment_id
+
+
 def experiment_id(
     client: "MlflowClient",  # Of the store
     name: str,  # The DAG's id
     settings: Settings,  # They decide where the artifacts of a new experiment go
 ) -> str:  # MLflow's id; TrackingError where it cannot be created
-    "The experiment of a DAG, which is created if it does not exist"
+    "The experiment of a DAG, which is created if it does not exist, and marked as one that holds runs of steps"
     from mlflow.exceptions import MlflowException
 
     if found := client.get_experiment_by_name(name):
-        return found.experiment_id
+        return _marked(client, found)
     artifacts, tags = settings.tracking.artifacts, {"mlpkg.made": "yes", "mlpkg.project": project_id(settings)}
+    tags[_holds_runs] = "yes"
     try:
         return client.create_experiment(name, f"{artifacts}/{name}" if artifacts else None, tags)
     except MlflowException as error:
         if found := client.get_experiment_by_name(name):  # another process was faster
-            return found.experiment_id
+            return _marked(client, found)
         raise TrackingError(f"experiment '{name}' cannot be created: {error}") from None
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #c9df8992
@@ -190,6 +197,14 @@ def unless_missing(
             raise
         return None
 
+
+def the_run(
+    client: "MlflowClient",  # Of the store
+    run: "Run | str",  # Or its id, which is asked for
+) -> "Run":
+    "A run, whether or not somebody has it already"
+    return client.get_run(run) if isinstance(run, str) else run
+
 # %% ../../nbs/api/steps/12_tracking.ipynb #11346bf8
 def find_run(
     client: "MlflowClient",  # Of the store
@@ -197,10 +212,14 @@ def find_run(
     dag_run_id: str,  # Airflow's run id
 ) -> "Run | None":  # None where none was opened
     "The pipeline run of a DAG run"
-    if (experiment := client.get_experiment_by_name(dag_id)) is None:
-        return None
+    experiment = client.get_experiment_by_name(dag_id)
+    return _find_in(client, experiment.experiment_id, dag_run_id) if experiment else None
+
+
+def _find_in(client: "MlflowClient", experiment: str, dag_run_id: str) -> "Run | None":
+    "The pipeline run of a DAG run in an experiment"
     tags = f"tags.`mlpkg.kind` = 'pipeline' and tags.`mlpkg.dag_run_id` = '{dag_run_id}'"
-    found = client.search_runs([experiment.experiment_id], tags, max_results=1)
+    found = client.search_runs([experiment], tags, max_results=1)
     return found[0] if found else None
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #09fcc1f1
@@ -212,15 +231,17 @@ def open_pipeline_run(
     params: Mapping[str, Any] | None = None,  # The DAG's parameters
 ) -> str:  # MLflow run id
     "Open the pipeline run of a DAG run"
-    if found := find_run(client, dag_id, dag_run_id):
+    experiment = experiment_id(client, dag_id, settings)
+    if found := _find_in(client, experiment, dag_run_id):
         client.update_run(found.info.run_id, status="RUNNING")
         if "mlpkg.owner" in found.data.tags:  # of the process that ran it before
             client.delete_tag(found.info.run_id, "mlpkg.owner")
         return found.info.run_id
     tags = {"mlpkg.kind": "pipeline", "mlpkg.dag_id": dag_id, "mlpkg.dag_run_id": dag_run_id}
     tags |= provenance(settings)
-    run_id = client.create_run(experiment_id(client, dag_id, settings), tags=tags, run_name=dag_run_id).info.run_id
-    log_params(client, run_id, params or {})
+    run_id = client.create_run(experiment, tags=tags, run_name=dag_run_id).info.run_id
+    if params:
+        log_params(client, run_id, params)
     return run_id
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #1aed3b52
@@ -228,18 +249,18 @@ def start_step(
     client: "MlflowClient",  # Of the store
     settings: Settings,  # For artifacts and provenance
     step: str,  # Name of the step, like "train"
-    parent_run_id: str | None = None,  # The pipeline run; without it the step stands alone in experiment "steps"
+    parent: "Run | str | None" = None,  # Pipeline run, or its id; without one it stands alone in experiment "steps"
     tags: Mapping[str, str] | None = None,  # Attempt, map index and the like
     name: str | None = None,  # Shown in the UI; the step's name unless given
 ) -> str:  # MLflow run id, status RUNNING
     "Open the run of one attempt of a step"
     given = {name: storable(value) for name, value in redact_values(tags or {}).items()}
     own = {"mlpkg.kind": "step", "mlpkg.step": step, **owner_tags(), **given}
-    if parent_run_id:
-        parent = client.get_run(parent_run_id)
-        experiment = parent.info.experiment_id
-        own |= {k: v for k, v in parent.data.tags.items() if k in ("mlpkg.dag_id", "mlpkg.dag_run_id")}
-        own["mlflow.parentRunId"] = parent_run_id
+    if parent:
+        pipeline = the_run(client, parent)
+        experiment = pipeline.info.experiment_id
+        own |= {k: v for k, v in pipeline.data.tags.items() if k in ("mlpkg.dag_id", "mlpkg.dag_run_id")}
+        own["mlflow.parentRunId"] = pipeline.info.run_id
     else:
         experiment = experiment_id(client, "steps", settings)
     shown = short_name(storable(redact(name or step)))
@@ -259,80 +280,60 @@ def all_pages(
         if not (token := page.token):
             return
 
+# %% ../../nbs/api/steps/12_tracking.ipynb #9d86ea14
+def every_experiment(
+    client: "MlflowClient",  # Of the store
+    of_steps: bool = False,  # Only those that hold runs of steps and pipelines?
+) -> list[str]:  # MLflow's ids
+    "The experiments of a store"
+    only = f"tags.`{_holds_runs}` = 'yes'" if of_steps else None
+    return [found.experiment_id for found in all_pages(client.search_experiments, filter_string=only)]
+
 # %% ../../nbs/api/steps/12_tracking.ipynb #4f14c105
 def step_runs(
     client: "MlflowClient",  # Of the store
-    parent_run_id: str,  # The pipeline run
+    parent: "Run | str",  # The pipeline run, or its id
 ) -> "list[Run]":  # Oldest first
     "The runs of all attempts of all steps of a pipeline run"
-    experiment = client.get_run(parent_run_id).info.experiment_id
-    children = f"tags.`mlflow.parentRunId` = '{parent_run_id}'"
-    return list(all_pages(client.search_runs, [experiment], children, order_by=["attributes.start_time ASC"]))
-
-# %% ../../nbs/api/steps/12_tracking.ipynb #225f09df
-def read_table_log(
-    path: str | Path,  # JSON lines as the lake writes them; a missing file means no tables
-) -> list[dict[str, Any]]:  # mode, name, version, uri, rows; each use once
-    "The tables that a step touched"
-    if not Path(path).is_file():
-        return []
-    uses: dict[tuple, dict[str, Any]] = {}
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if (use := json.loads(line))["mode"] in ("read", "write"):
-                uses[use["mode"], use["name"], use["version"], use["uri"]] = use
-        except (ValueError, LookupError, TypeError):
-            _log.warning("%s: a line is damaged and left out: %s", path, line[:200])
-    return list(uses.values())
-
-# %% ../../nbs/api/steps/12_tracking.ipynb #cb302f7e
-def log_tables(
-    client: "MlflowClient",  # Of the store that has the run
-    run_id: str,  # MLflow run
-    uses: Iterable[Mapping[str, Any]],  # From `read_table_log`
-) -> None:
-    "Record tables as datasets of a run"
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    inputs = []
-    for use in uses:
-        source = json.dumps({"path": redact(use["uri"]), "delta_table_version": use["version"]})
-        profile = json.dumps({"num_rows": use.get("rows")})
-        data = Dataset(use["name"], f"v{use['version']}", "delta_table", source, profile=profile)
-        inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", use["mode"])]))
-    if inputs:
-        client.log_inputs(run_id, datasets=inputs)
+    about = the_run(client, parent).info
+    children = f"tags.`mlflow.parentRunId` = '{about.run_id}'"
+    return list(all_pages(client.search_runs, [about.experiment_id], children, order_by=["attributes.start_time ASC"]))
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #43412d5a
 def end_run(
     client: "MlflowClient",  # Of the store that has the run
-    run_id: str,  # MLflow run
+    run: "Run | str",  # MLflow run, or its id
     status: str,  # FINISHED, FAILED or KILLED
     failure: Mapping[str, str] | None = None,  # What went wrong: cell, error, traceback
     ended: float | None = None,  # When, in seconds since the epoch; now unless given
+    experiments: Collection[str] | None = None,  # Where runs nested in it may be; anywhere unless given
 ) -> None:
     "Close a run with its true status, in place of what was said before"
+    from mlflow.entities import RunTag
+
     texts = {name: storable(strip_colours(redact(str(value)))) for name, value in (failure or {}).items()}
     tags = {f"mlpkg.failure.{name}": text[-5000:] for name, text in texts.items()}
-    for name, value in tags.items():
-        client.set_tag(run_id, name, value)
-    before = client.get_run(run_id).data.tags
-    for name in before.keys() - tags.keys():
+    before = the_run(client, run)
+    run_id = before.info.run_id
+    if tags:
+        client.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items()])
+    for name in before.data.tags.keys() - tags.keys():
         if name.startswith("mlpkg.failure."):
             client.delete_tag(run_id, name)
-    end_nested(client, run_id, status)
+    end_nested(client, run_id, status, experiments)
     client.set_terminated(run_id, status, end_time=None if ended is None else int(ended * 1000))
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #182cf616
 def _open_below(
     client: "MlflowClient",  # Of the store
     run_id: str,  # A run that is over
-) -> "list[tuple[Run, list[str]]]":  # With the ids of what is between the two; at any depth, in any experiment
+    experiments: Collection[str] | None,  # Where to look; anywhere unless given
+) -> "list[tuple[Run, list[str]]]":  # With the ids of what is between the two; at any depth
     "Runs that are open although they are nested in a run, or in one that is nested in it"
-    experiments = [found.experiment_id for found in all_pages(client.search_experiments)]
+    experiments = every_experiment(client) if experiments is None else list(experiments)
     nested = "attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` LIKE '%'"
     still = list(all_pages(client.search_runs, experiments, nested))
-    above = {run.info.run_id: run.data.tags["mlflow.parentRunId"] for run in still}
+    above = {run.info.run_id: run.data.tags["mlflow.parentRunId"] for run in still} | {run_id: ""}
     lines = [(run, _ancestors(client, run.info.run_id, above)) for run in still]
     return [(run, line[: line.index(run_id)]) for run, line in lines if run_id in line]
 
@@ -352,9 +353,10 @@ def end_nested(
     client: "MlflowClient",  # Of the store
     run_id: str,  # A run that is over, whether or not it has been closed
     status: str,  # How it ended
+    experiments: Collection[str] | None = None,  # Where to look; anywhere unless given
 ) -> list[str]:  # Ids of the runs that were ended
     "End runs that were opened in a run and that nobody has closed"
-    below = _open_below(client, run_id)
+    below = _open_below(client, run_id, experiments)
     owned = {run.info.run_id for run, _ in below if "mlpkg.owner" in run.data.tags}
     ended = [run.info.run_id for run, line in below if not owned & {run.info.run_id, *line}]
     for one in ended:
@@ -367,12 +369,15 @@ def end_nested(
 def end_orphans(
     client: "MlflowClient",  # Of the store
     parent_run_id: str,  # A pipeline run that is over
+    experiments: Collection[str] | None = None,  # Where to look; anywhere unless given
 ) -> list[str]:  # Ids of the runs that were ended
     "End runs of steps, and those nested in them, that are still RUNNING although their DAG run is over"
-    orphans = [run.info.run_id for run, _ in _open_below(client, parent_run_id) if "mlpkg.kind" in run.data.tags]
+    why = "the process that ran this step ended without closing its run"
+    below = _open_below(client, parent_run_id, experiments)
+    orphans = [run.info.run_id for run, _ in below if "mlpkg.kind" in run.data.tags]
     for run_id in orphans:
-        end_run(client, run_id, "KILLED", {"error": "the process that ran this step ended without closing its run"})
-    return orphans + end_nested(client, parent_run_id, "KILLED")
+        end_run(client, run_id, "KILLED", {"error": why}, experiments=experiments)
+    return orphans + (end_nested(client, parent_run_id, "KILLED", experiments) if below else [])
 
 # %% ../../nbs/api/steps/12_tracking.ipynb #b5f0e69f
 _pipelines = "tags.`mlpkg.kind` = 'pipeline'"
@@ -386,10 +391,10 @@ def pipeline_runs(
     where: str = "",  # A further condition, as MLflow's search writes it
 ) -> "list[Run]":  # Newest first
     "The latest pipeline runs"
-    found = [client.get_experiment_by_name(dag_id)] if dag_id else all_pages(client.search_experiments)
-    experiments = [experiment.experiment_id for experiment in found if experiment]
-    if not experiments:
+    found = client.get_experiment_by_name(dag_id) if dag_id else None
+    if dag_id and found is None:
         return []
+    experiments = [found.experiment_id] if found else every_experiment(client)
     condition, size = f"{_pipelines} and {where}" if where else _pipelines, min(limit, 1000)
     runs = all_pages(client.search_runs, experiments, condition, order_by=_newest_first, max_results=size)
     return list(islice(runs, limit))
