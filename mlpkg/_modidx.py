@@ -2069,6 +2069,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                             'mlpkg/recipes/spelling.py')},
             'mlpkg.recipes.training': { 'mlpkg.recipes.training.promotion_rules': ( 'api/recipes/training.html#promotion_rules',
                                                                                     'mlpkg/recipes/training.py'),
+                                        'mlpkg.recipes.training.rows_digest': ( 'api/recipes/training.html#rows_digest',
+                                                                                'mlpkg/recipes/training.py'),
                                         'mlpkg.recipes.training.search_candidate': ( 'api/recipes/training.html#search_candidate',
                                                                                      'mlpkg/recipes/training.py'),
                                         'mlpkg.recipes.training.store_candidate': ( 'api/recipes/training.html#store_candidate',
