@@ -477,3 +477,54 @@ def test_small_tables_have_their_share_of_a_rare_class_on_each_side_and_rows_sta
         later = split_rows(recipe, read_delivery(recipe, str(tmp_path / "given.csv")).rows)
         sides = later.drop_duplicates("row").set_index("row")["part"]
         assert sides[parts["row"]].tolist() == parts["part"].tolist()
+
+
+def visits(name: str, values: list[object]) -> pd.DataFrame:
+    "Several rows for each of sixty people, with what does not change about them"
+    rng = np.random.default_rng(0)
+    who = np.repeat(np.arange(60), 5)
+    table = pd.DataFrame({name: np.array(values, dtype=object)[who], "size": rng.normal(size=300).round(4)})
+    about = {"age": rng.integers(20, 80, 60), "town": rng.choice(list("abcdefghijkl"), 60)}
+    table = table.assign(**{key: values[who] for key, values in about.items()}).infer_objects()
+    return table.assign(outcome=np.where(table["size"] + rng.normal(size=300) > 0, "yes", "no"))
+
+
+_given = ["Anna", "Peter", "Maria", "John", "Sarah", "Thomas"]
+_family = ["Schmidt", "Miller", "O'Neill", "Lopez", "Brown", "Moreau", "Weber", "Clark", "Young", "Adler"]
+_people = [f"{first} {last}" for first in _given for last in _family]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("customer", [7919 * one % 9973 for one in range(60)]), ("ref", [f"K-{one:05d}" for one in range(60)])],
+)
+def test_what_returns_in_several_rows_is_kept_on_one_side(tmp_path, name, values):
+    visits(name, values).to_csv(tmp_path / "given.csv", index=False)
+    made = draft_pipeline("given", str(tmp_path / "given.csv"), "outcome")
+    assert (made.group, made.split().by, made.split().columns) == (name, "group", (name,))
+    assert name not in made.found.features("number") + made.found.features("text")
+    assert any(words.startswith(f"{name}: names something that returns in about 5 rows") for words in made.notes)
+    alone = draft_pipeline("given", str(tmp_path / "given.csv"), "outcome", group="none")
+    assert (alone.group, alone.split().by) == ("", "row")
+
+
+def test_names_of_people_are_personal_and_nothing_of_them_is_kept(tmp_path):
+    visits("contact", _people).to_csv(tmp_path / "given.csv", index=False)
+    made = draft_pipeline("given", str(tmp_path / "given.csv"), "outcome")
+    assert "contact: identifies people, left out" in made.notes
+    assert "contact" not in made.sample()
+    assert any("contact" in words and "numbers in place of names" in words for words in made.warnings)
+    towns = [f"New {one}" for one in _family] + [f"{one}ville" for one in _family]
+    visits("place", towns * 3).to_csv(tmp_path / "given.csv", index=False)
+    assert not any(
+        "identifies people" in words for words in draft_pipeline("x", str(tmp_path / "given.csv"), "outcome").notes
+    )
+
+
+def test_rows_that_agree_in_what_does_not_change_are_asked_about(tmp_path):
+    visits("batch", [7919 * one % 9973 for one in range(60)]).to_csv(tmp_path / "given.csv", index=False)
+    made = draft_pipeline("given", str(tmp_path / "given.csv"), "outcome")
+    assert made.group == "" and "batch" in made.found.features("number")
+    assert any(
+        "rows with the same batch agree in age, town" in words and "--group batch" in words for words in made.warnings
+    )

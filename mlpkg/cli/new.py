@@ -78,7 +78,9 @@ def new_command(
     data: Annotated[str, typer.Option(help="Path, or http(s) or s3 URL, of a .csv (also .zip, .gz) or .parquet file")],
     target: Annotated[str, typer.Option(help="Column to predict")],
     time: Annotated[str, typer.Option(help="Column that says when a row is from; rows are split by time then")] = "",
-    group: Annotated[str, typer.Option(help="Column whose rows belong together, like a patient")] = "",
+    group: Annotated[
+        str, typer.Option(help="Column whose rows belong together, like a patient; looked for unless given, or none")
+    ] = "",
     task: Annotated[TaskKind | None, typer.Option(help="Kind of question, unless the target shows it")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written")] = False,
 ):

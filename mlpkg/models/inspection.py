@@ -76,6 +76,25 @@ def column_facts(
     frequent = known.astype(str).value_counts(sort=True).head(50)
     return ColumnFacts(str(values.name), "text", values=tuple(frequent.index), **about)
 
+# %% ../../nbs/api/models/07_inspection.ipynb #6e6ce0ad
+_full_name = re.compile(r"(?:[^\W\d_][\w'’.-]*,? ){1,3}[^\W\d_][\w'’.-]+")
+_first_names = frozenset(
+    "james john robert michael david william richard joseph thomas charles daniel matthew mark paul george peter mary "
+    "patricia jennifer elizabeth susan sarah karen lisa emma anna maria laura julia sophie emily olivia hannah kate "
+    "lena hans wolfgang klaus jürgen stefan andreas martin frank sabine petra monika claudia jean pierre michel "
+    "isabelle nathalie jose juan carlos luis antonio manuel carmen ana giuseppe marco luca giulia mohammed ahmed "
+    "ali fatima wei li priya ivan olga piotr lars ingrid".split()
+)
+
+
+def _are_people(
+    texts: pd.Series,  # No NaN
+) -> bool:
+    "Are these first and last names?"
+    some = texts.drop_duplicates().head(500).str.strip()
+    first = some.str.lower().str.findall(r"[^\W\d_]+").map(lambda words: bool(_first_names.intersection(words)))
+    return bool((some.str.fullmatch(_full_name) & ~some.str.islower()).mean() > 0.9 and first.mean() > 0.1)
+
 # %% ../../nbs/api/models/07_inspection.ipynb #a9cb94a9
 _personal_names = re.compile(
     r"(^|_)(e?_?mail|phone|telephone|tel|mobile|fax|(first|last|sur|given|family|full|maiden)_?name|name|street|address"
@@ -95,7 +114,7 @@ def is_personal(
         return False
     some = texts.astype(str).str.strip().head(500)
     dates = some.str.fullmatch(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}")  # Also such that cannot be read
-    return bool((some.str.fullmatch(_personal_values) & ~dates).mean() > 0.5)
+    return bool((some.str.fullmatch(_personal_values) & ~dates).mean() > 0.5) or _are_people(texts.astype(str))
 
 # %% ../../nbs/api/models/07_inspection.ipynb #e73e461a
 _identifier_names = re.compile(r"(^|_)(id|uuid|guid|key|number|no|nr|code|index|row|rowid)$")
@@ -198,6 +217,11 @@ class Inspection:
     notes: list[str] = field(default_factory=list)  # What was found, and what was done about it
     warnings: list[str] = field(default_factory=list)  # What a person should look at
 
+    @property
+    def group(self) -> str:
+        "The column whose rows belong together; empty without one"
+        return next((name for name, one in self.columns.items() if one.use == "group"), "")
+
     def features(self, kind: str) -> list[str]:
         "The columns of a kind that a model may use"
         return [name for name, one in self.columns.items() if one.use == "feature" and one.kind == kind]
@@ -225,13 +249,25 @@ def _checked_target(table: pd.DataFrame, target: str, kind: Kind | None) -> tupl
     return once, task, notes
 
 # %% ../../nbs/api/models/07_inspection.ipynb #532037f0
+_things = re.compile(
+    r"(^|_)(id|uuid|guid|key|number|no|nr|customer|client|patient|user|account|member|person|employee|household|student"
+    r"|pupil|subject|participant|respondent|player|driver|guest|subscriber|donor|device|machine|vehicle|sensor|kunde"
+    r"|kundin|nutzer|gerät)s?$"
+)
+_codes = re.compile(r"[a-z]{0,6}[-_/.# ]?\d{3,}[a-z]?|[0-9a-f]{8}[0-9a-f-]*", re.IGNORECASE)
+
+
 def _names_things(facts: ColumnFacts, rows: int) -> bool:
-    "Is this the identifier of something that several rows are about?"
-    named = re.search(r"(^|_)(id|uuid|guid|key|number|no|nr)$", facts.name.lower()) is not None
+    "Does a column tell something that several rows are about from others?"
     counted = facts.kind == "text" or (facts.kind == "number" and facts.whole)
-    return named and counted and 20 < facts.distinct < rows
+    named = _things.search(facts.name.lower()) is not None
+    coded = facts.kind == "text" and all(_codes.fullmatch(one) for one in facts.values)
+    return counted and 20 < facts.distinct < rows and (named or coded)
 
 # %% ../../nbs/api/models/07_inspection.ipynb #eb1b5d28
+_returns = "names something that returns"
+
+
 def _why_left_out(values: pd.Series, facts: ColumnFacts, rows: int) -> str:
     "Why a column must not be a feature; empty if it may be one"
     if is_personal(values):
@@ -243,8 +279,41 @@ def _why_left_out(values: pd.Series, facts: ColumnFacts, rows: int) -> str:
     if is_identifier(facts, rows):
         return "is another one in nearly every row"
     if _names_things(facts, rows):
-        return f"names something that returns (do its rows belong together? then give --group {facts.name})"
+        return _returns
     return ""
+
+# %% ../../nbs/api/models/07_inspection.ipynb #409ce35c
+def _told_of_groups(
+    once: pd.DataFrame, columns: dict[str, ColumnFacts], group: str
+) -> tuple[str, list[str], list[str]]:
+    "The group, notes and warnings about columns of things that return"
+    names = [name for name, facts in columns.items() if facts.why == _returns]
+    if not group and len(names) == 1:
+        rows = round(len(once) / columns[names[0]].distinct)
+        words = f"{names[0]}: {_returns} in about {rows} rows, which belong together: it is the group"
+        return names[0], [f"{words} (--group none: they do not)"], []
+    people = [name for name, one in columns.items() if one.why == "identifies people"]
+    words = "the same people return, and may be on both sides of the split: put numbers in place of names, and give"
+    asked = [f"{name}: {words} --group {name}" for name in people if 20 < columns[name].distinct < 0.9 * len(once)]
+    if names:
+        asked.append(f"{', '.join(names)}: {_returns}. Do rows of one belong together? Then give --group {names[0]}")
+    return group, [], [] if group else asked
+
+# %% ../../nbs/api/models/07_inspection.ipynb #bf462ba8
+def _agreeing(table: pd.DataFrame, columns: dict[str, ColumnFacts]) -> dict[str, list[str]]:
+    "Features whose rows agree in others: at least two, which have other values elsewhere"
+    rows, found = len(table), dict[str, list[str]]()
+    used = {name: one for name, one in columns.items() if one.use == "feature"}
+    some = [name for name, one in used.items() if (one.kind == "text" or one.whole) and 20 < one.distinct < rows / 1.5]
+    for name in some[:10]:
+        sizes = table[name].value_counts()
+        several = table[table[name].isin(sizes.index[sizes > 1])]
+        others = [other for other, one in used.items() if 5 < one.distinct < 0.9 * used[name].distinct][:50]
+        if len(sizes[sizes > 1]) < 20 or not others:
+            continue
+        share = (several.groupby(name)[others].nunique() <= 1).mean()
+        found[name] = [other for other in others if share[other] > 0.98]
+    return {name: others for name, others in found.items() if len(others) > 1}
 
 # %% ../../nbs/api/models/07_inspection.ipynb #64a73e59
 def _told(task: Task, y: pd.Series, target: str) -> tuple[str, list[str]]:
@@ -266,12 +335,12 @@ def inspect_table(
     table: pd.DataFrame,  # As it came
     target: str,  # Column to predict
     time: str = "",  # Column that says when a row was known; splits are by time then
-    group: str = "",  # Column whose rows belong together
+    group: str = "",  # Column whose rows belong together; looked for unless given, or "none"
     kind: Kind | None = None,  # Of the task, unless the target shows it
 ) -> Inspection:  # InspectionError for a table that cannot become a model
     "Look at a table before it becomes a model"
     for role, name in (("time", time), ("group", group)):
-        if name and name not in table:
+        if name and name not in table and (role, name) != ("group", "none"):
             raise InspectionError(f"no column {name!r} for --{role} (there are: {', '.join(map(str, table))})")
     once, task, notes = _checked_target(table, target, kind)
     if len(once) < 20:
@@ -286,8 +355,17 @@ def inspect_table(
         columns[name] = ColumnFacts(**{**vars(facts), "use": role or ("left out" if why else "feature"), "why": why})
         if why:
             reasons.setdefault(why, []).append(name)
-    notes += [words, *(f"{', '.join(names)}: {why}, left out" for why, names in reasons.items())]
-    return _without_leaks(Inspection(once, task, columns, notes, warnings), target)
+    group, told, asked = _told_of_groups(once, columns, group)
+    if told:
+        reasons.pop(_returns)
+        columns[group] = replace(columns[group], use="group", why="")
+    notes += [words, *told, *(f"{', '.join(names)}: {why}, left out" for why, names in reasons.items())]
+    found = _without_leaks(Inspection(once, task, columns, notes, warnings + asked), target)
+    agreed = {} if group else _agreeing(once, found.columns)
+    for name, others in agreed.items():
+        words = f"rows with the same {name} agree in {', '.join(others[:3])}: do they belong together?"
+        found.warnings.append(f"{words} Then give --group {name}")
+    return found
 
 # %% ../../nbs/api/models/07_inspection.ipynb #fdd6ad3d
 def _without_leaks(found: Inspection, target: str) -> Inspection:

@@ -172,9 +172,10 @@ def _tags(
     "What is written beside a version"
     from mlflow import MlflowClient
 
-    known, marks = (logged or {}).get("tables", {}), (logged or {}).get("marks", {})
-    same = [table for table, version in (tables or {}).items() if table in marks and known.get(table) == version]
-
+    known = (logged or {}).get("tables", {})
+    same = [table for table, version in (tables or {}).items() if known.get(table) == version]
+    kinds = {"mark": "marks", "digest": "digests"}
+    found = {kind: (logged or {}).get(key, {}) for kind, key in kinds.items()}
     about = (logged or {}).get("task")
     task = {"task": about["kind"], "task.classes": json.dumps(list(about.get("classes", ())))} if about else {}
     commit = MlflowClient().get_run(run_id).data.tags.get("mlflow.source.git.commit") if run_id else None
@@ -182,7 +183,7 @@ def _tags(
         **(tags or {}),
         **task,
         **{f"table.{table}": str(version) for table, version in (tables or {}).items()},
-        **{f"mark.{table}": str(marks[table]) for table in same},
+        **{f"{kind}.{table}": str(some[table]) for kind, some in found.items() for table in same if table in some},
         **{f"metric.{metric}": str(float(value)) for metric, value in (metrics or {}).items()},
         "git_commit": commit or "unknown",
     }

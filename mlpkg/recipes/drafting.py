@@ -128,8 +128,8 @@ def _balanced_seed(made: Draft) -> int:  # 0 where time decides
     types = {"number": "float64", "text": "str", "time": "time"}
     kept = {name: types[made.found.columns[name].kind] for name in sorted(made.kept_columns()) if name != made.label}
     names = row_names(cast_columns(made.found.table, kept, made.source), list(kept))
-    rows = made.found.table.assign(**{id_column: with_edition(names, list(kept))})
-    return made.split().balanced(rows, rows[made.label]).seed
+    rows = made.found.table[[made.group] if made.group else []].assign(**{id_column: with_edition(names, list(kept))})
+    return made.split().balanced(rows, made.found.table[made.label]).seed
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #6130dba7
 def draft_pipeline(
@@ -137,7 +137,7 @@ def draft_pipeline(
     source: str,  # Path, or http(s) or s3 URL, of a .csv, .zip, .gz or .parquet
     target: str,  # Column to predict
     time: str = "",  # Column that says when a row is from
-    group: str = "",  # Column whose rows belong together
+    group: str = "",  # Column whose rows belong together; looked for unless given, or "none"
     kind: Kind | None = None,  # Of the task, unless the target shows it
 ) -> Draft:  # SourceError or InspectionError that says what is wrong with the file
     "Look at a file and decide what a pipeline for it declares"
@@ -150,7 +150,7 @@ def draft_pipeline(
     task, scale = with_scale(found.task, found.table[names[target]])
     found = replace(found, task=task)
     notes, doubts = [*read.notes, *gone, *found.notes, *filter(None, [scale])], [*told, *found.warnings]
-    made = Draft(name, shown, names[target], found, notes, doubts, names[time], names[group], blanks)
+    made = Draft(name, shown, names[target], found, notes, doubts, names[time], found.group, blanks)
     made = replace(made, seed=_balanced_seed(made))
     by = f" ({names[time]} itself is no feature)" if time else ""
     made.notes.append(f"{_split_titles[made.split().by]}{by}")

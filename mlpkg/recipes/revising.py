@@ -116,7 +116,8 @@ def draft_again(
     kind: Kind | None = None,  # Of the task; as declared, unless given or the target is another one now
 ) -> Draft:  # InspectionError or SourceError as `draft_pipeline`
     "A draft for a newer file, with what its recipe says already"
-    asked = (name, source, target, time or there.text("time"), group or there.text("group"))
+    together = group or there.text("group") or ("none" if there.parts else "")
+    asked = (name, source, target, time or there.text("time"), together)
     if kind or there.task is None:
         return draft_pipeline(*asked, kind)
     try:
