@@ -13,13 +13,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from ..data.lake import open_lake
+from ..redaction import get_log
 from .answer_log import AnswerLog
 from .batching import MicroBatcher, Shadow
 from .feedback import Feedback
 from .http import is_local, rate_limit
 from .loader import ModelLoader
 from .metrics import Metrics, ModelMetrics, StateCollector
-from ..redaction import get_log
 from ..settings import ServingSettings, Settings, SettingsError
 
 _log = get_log("mlpkg.serving.components")
