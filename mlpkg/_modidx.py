@@ -2599,6 +2599,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'mlpkg/serving/loader.py'),
                                       'mlpkg.serving.loader.ServingError': ( 'api/serving/loader.html#servingerror',
                                                                              'mlpkg/serving/loader.py'),
+                                      'mlpkg.serving.loader._refused': ('api/serving/loader.html#_refused', 'mlpkg/serving/loader.py'),
                                       'mlpkg.serving.loader._why_apart': ('api/serving/loader.html#_why_apart', 'mlpkg/serving/loader.py'),
                                       'mlpkg.serving.loader.alias_versions': ( 'api/serving/loader.html#alias_versions',
                                                                                'mlpkg/serving/loader.py'),

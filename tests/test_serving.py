@@ -65,12 +65,12 @@ def parcels() -> pd.DataFrame:
     return frame.assign(late=rng.uniform(size=1500) < 1 / (1 + np.exp(risk)))
 
 
-def add(kind: str, columns: list[str] = COLUMNS) -> None:
+def add(kind: str, columns: list[str] = COLUMNS, contract: pa.DataFrameSchema = CONTRACT) -> None:
     "Register another version: it becomes challenger"
     rows = parcels()
     numbers = [name for name in columns if name in ("distance", "weight")]
     model = fit(kind, rows, "late", numbers, [name for name in columns if name not in numbers])
-    register(log_model(model, rows[columns], inputs=inputs_from(CONTRACT, rows, columns)), "parcels")
+    register(log_model(model, rows[columns], inputs=inputs_from(contract, rows, columns)), "parcels")
 
 
 @pytest.fixture(scope="module")
@@ -669,6 +669,28 @@ def test_a_challenger_with_other_columns_takes_no_part(store):
             words = api.get("/readyz").json()["problems"][0]["words"]
             assert "takes no part: it does not take carrier, weight" in words
             assert 'mlpkg_problem{about="challenger",model="parcels"} 1.0' in api.get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "words"),
+    [
+        ("distance", pa.Column(float, pa.Check.in_range(0, 900)), "more than 900 for distance"),
+        ("weight", pa.Column(float, pa.Check.ge(0)), "a missing value for weight"),
+        (
+            "carrier",
+            pa.Column(str, pa.Check.isin(["blue", "green", "red"]), nullable=True),
+            "does not know for carrier",
+        ),
+    ],
+)
+def test_a_challenger_with_a_narrower_contract_takes_no_part(store, name, column, words):
+    with mlflow.start_run():
+        add("logistic_regression", contract=CONTRACT.remove_columns([name]).add_columns({name: column}))
+    with serving(store, strategy="shadow") as api:
+        assert ask(api, GOOD | {"distance": 950, "weight": None, "carrier": "pink"}).json()["model_version"] == 1
+        assert words in api.get("/readyz").json()["problems"][0]["words"]
+        assert api.app.state.parts.loader.arms.challenger is None
+    assert set(open_lake(settings(store)).read("served/parcels")["arm"]) == {"champion"}
 
 
 def test_canary(store):

@@ -105,18 +105,38 @@ class Arms(NamedTuple):
     challenger: ServedModel | None = None
 
 # %% ../../nbs/api/serving/14_loader.ipynb #0530b806
+def _refused(ours: Input, theirs: Input) -> str:
+    "What another model's input would refuse or read differently, although ours takes it; empty if there is nothing"
+    missing = set(ours.categories) - set(theirs.categories)
+    if ours.nullable and not theirs.nullable:
+        return "a missing value"
+    if theirs.low is not None and (ours.low is None or ours.low < theirs.low):
+        return f"less than {theirs.low:g}"
+    if theirs.high is not None and (ours.high is None or ours.high > theirs.high):
+        return f"more than {theirs.high:g}"
+    if theirs.closed and (missing or not ours.closed):
+        return "a value that it does not know" if not ours.closed else ", ".join(sorted(missing)[:5])
+    if theirs.pattern and theirs.pattern != ours.pattern:
+        return f"a text that does not match {theirs.pattern}"
+    blanks = sorted(map(str, set(theirs.blanks) - set(ours.blanks)))
+    return f"{', '.join(blanks)} as a value" if blanks else ""
+
+# %% ../../nbs/api/serving/14_loader.ipynb #a5ed7957
 def input_differences(
-    champion: Sequence[Input],  # Columns of one model
-    challenger: Sequence[Input],  # Columns of the other model
-) -> str:  # Empty if the same records can be given to both
+    champion: Sequence[Input],  # Columns of the model that checks requests
+    challenger: Sequence[Input],  # Columns of the model that is to be given the same records
+) -> str:  # Empty if it can be given all of them; it may take more
     "How the columns of two models differ, in words"
-    ours, theirs = ({one.name: one.kind for one in inputs} for inputs in (champion, challenger))
+    ours, theirs = ({one.name: one for one in inputs} for inputs in (champion, challenger))
     if gone := sorted(ours.keys() - theirs.keys()):
         return f"it does not take {', '.join(gone)}"
     if new := sorted(theirs.keys() - ours.keys()):
         return f"it also takes {', '.join(new)}"
-    changed = sorted(name for name in ours if ours[name] != theirs[name])
-    return f"it takes another type of {', '.join(changed)}" if changed else ""
+    changed = [name for name, one in ours.items() if (one.kind, one.time) != (theirs[name].kind, theirs[name].time)]
+    if changed:
+        return f"it takes another type of {', '.join(sorted(changed))}"
+    refused = {name: words for name, one in ours.items() if (words := _refused(one, theirs[name]))}
+    return "; ".join(f"it does not take {words} for {name}" for name, words in refused.items())
 
 # %% ../../nbs/api/serving/14_loader.ipynb #aba7449e
 def _why_apart(champion: Loaded, challenger: Loaded) -> str:
