@@ -142,7 +142,7 @@ def _decides(recipe: Recipe, column: str) -> bool:
     return column == recipe.time and recipe.batch != "file"
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #bd461ce8
-def _read_file(recipe: Recipe, source: str, strict: bool) -> Delivery:
+def _read_file(recipe: Recipe, source: str) -> Delivery:
     "Read what a pipeline needs from a file"
     types = contract_types(recipe.contract())
     found = read_table(source, [name for name, kind in types.items() if kind == "str"])
@@ -151,11 +151,9 @@ def _read_file(recipe: Recipe, source: str, strict: bool) -> Delivery:
         table = table.drop_duplicates(ignore_index=True)
         notes.append(f"{copies:,} of {len(found.table):,} rows are copies of others: kept once")
     unused = [str(name) for name in table if name not in types]
-    whole, unread = _with_all(table, recipe, source), pd.Series("", index=table.index, dtype="str")
-    if not strict:
-        lenient = {one: kind for one, kind in types.items() if kind != "int64" and not _decides(recipe, one)}
-        whole, unread, more = without_unreadable(whole, lenient)
-        notes += more
+    lenient = {one: kind for one, kind in types.items() if not _decides(recipe, one)}
+    whole, unread, more = without_unreadable(_with_all(table, recipe, source), lenient)
+    notes += more
     rows = add_columns(cast_columns(whole, types, source), recipe, source).assign(**{unread_column: unread})
     notes += [f"columns that no model asks for, left out: {', '.join(unused)}"] if unused else []
     if recipe.label not in table:
@@ -176,11 +174,10 @@ def read_delivery(
     recipe: Recipe,
     source: str,  # Path, or http(s) or s3 URL, of a .csv, .zip, .gz or .parquet; several, separated by commas
     batches: str = "",  # As for `select_batches`
-    strict: bool = False,  # Is a value that cannot be read an error? Otherwise its row is marked
 ) -> Delivery:  # SourceError or DeliveryError, in words that say what to mend
     "Read what a pipeline needs from a file, or from several"
     files = sources_of(source)
-    found = [_read_file(recipe, one, strict) for one in files]
+    found = [_read_file(recipe, one) for one in files]
     if not found:
         raise DeliveryError("no source was given: name a .csv, .zip, .gz or .parquet file")
     names = [batch for one in found for batch in one.batches]
