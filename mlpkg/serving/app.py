@@ -42,6 +42,7 @@ from mlpkg.serving.http import (
     require_json,
 )
 from .loader import ServedModel
+from .retries import retried_id, retry_header
 from .schemas import feedback_type, predictions_type, request_type
 from mlpkg.serving.status import (
     Answering,
@@ -106,7 +107,9 @@ async def predict(
     scope, serving, arms = request.scope, parts.settings.serving, parts.loader.arms
     champion = champion_model(arms, serving)
     require_json(scope)
-    asked = parse_body(champion.request, await request.body(), champion.loaded.inputs)
+    body = await request.body()
+    scope["request_id"] = retried_id(scope, body, serving.model) or scope["request_id"]
+    asked = parse_body(champion.request, body, champion.loaded.inputs)
     model, arm = choose_arm(champion, arms.challenger, serving, asked.get("key") or scope["request_id"])
     try:
         found, predictions = await _said(parts, model, asked["records"])
@@ -235,7 +238,9 @@ def add_prediction_routes(
     ok = {"description": "Successful Response"}
     predictions = {200: {**ok, **_json(f"Predictions{suffix}")}, **_reading}
 
-    @app.post(f"{place}/predict", responses=predictions, openapi_extra=_body(f"Request{suffix}"))
+    asked = _body(f"Request{suffix}") | {"parameters": [retry_header]}
+
+    @app.post(f"{place}/predict", responses=predictions, openapi_extra=asked)
     async def _predict(request: Request) -> Response:
         "Predict one record or many"
         return await predict(parts, request)
@@ -329,7 +334,7 @@ def create_app(
     app.add_exception_handler(HTTPException, http_problem)
     app.add_middleware(RequestMiddleware, settings=serving, metrics=default.metrics)
     if serving.cors:
-        headers, shown = ["X-API-Key", "Content-Type"], ["X-Request-ID", "Retry-After"]
+        headers, shown = ["X-API-Key", "Content-Type", "Idempotency-Key"], ["X-Request-ID", "Retry-After"]
         app.add_middleware(
             CORSMiddleware, allow_origins=serving.cors, allow_methods=["GET", "POST"], allow_headers=headers,
             expose_headers=shown,
