@@ -20,7 +20,7 @@ from deltalake import DeltaTable
 from mlpkg.data.lake import Lake
 from mlpkg.serving.answer_log import AnswerLog, LakeWriter, answers_folder
 from mlpkg.serving.answers import Answer, new_request_id, to_line
-from mlpkg.serving.comparison import compare_arms
+from mlpkg.serving.comparison import compare_arms, read_arms
 from mlpkg.serving.feedback import Feedback, FeedbackError, Truth, TruthError
 from mlpkg.serving.segments import SegmentQueue
 
@@ -381,20 +381,30 @@ def answered_ids(tmp_path, lake) -> list[str]:
     return names
 
 
-def test_truth_is_stored_once(tmp_path, lake, answered_ids):
+def test_truth_is_stored_once_and_may_be_corrected(tmp_path, lake, answered_ids):
     feedback = Feedback(lake, TABLE, tmp_path)
     one, two, three = answered_ids
     first = feedback.give(
         [Truth(one, 0, 1), Truth(one, 1, False), Truth(two, 0, 0), Truth(two, 0, 0), Truth(two, 0, 1)]
     )
     assert first.accepted == [one, f"{one}:1", two]
-    assert (first.repeated, first.conflicting, first.unknown) == ([two], [two], [])
+    assert (first.repeated, first.corrected, first.waiting, first.unknown) == ([two], [two], [], [])
     again = feedback.give([Truth(one, 0, 0), Truth(one, 1, 0), Truth(three, 1, 1)])
-    assert (again.accepted, again.repeated, again.conflicting) == ([f"{three}:1"], [f"{one}:1"], [one])
-    stored = lake.read("feedback/flights")
-    assert sorted(zip(stored["request_id"], stored["record"], stored["truth"], strict=True)) == sorted(
-        [(one, 0, 1), (one, 1, 0), (two, 0, 0), (three, 1, 1)]
-    )
+    assert (again.accepted, again.repeated, again.corrected) == ([f"{three}:1"], [f"{one}:1"], [one])
+    stored = lake.read("feedback/flights").sort_values("time")
+    assert list(zip(stored["request_id"], stored["record"], stored["truth"], strict=True)) == [
+        (one, 0, 1), (one, 1, 0), (two, 0, 0), (two, 0, 1), (one, 0, 0), (three, 1, 1),
+    ]  # fmt: skip
+    counts = read_arms(lake, "flights").query("arm == 'champion'").set_index(["request_id", "record"])["truth"]
+    assert counts.dropna().to_dict() == {(one, 0): 0, (one, 1): 0, (two, 0): 1, (three, 1): 1}
+
+
+def test_a_correction_counts_also_where_the_clock_of_its_server_is_slow(tmp_path, lake, answered_ids):
+    name, later = answered_ids[0], datetime.now(UTC) + timedelta(hours=1)
+    row = {"date": name[:10], "request_id": name, "record": 0, "truth": 1, "time": later}
+    lake.write("feedback/flights", pd.DataFrame([row]), partition_by=["date"])
+    assert Feedback(lake, TABLE, tmp_path).give([Truth(name, 0, 0)]).corrected == [name]
+    assert read_arms(lake, "flights").query("record == 0")["truth"].dropna().unique().tolist() == [0]
 
 
 def test_truth_for_unknown_requests_is_reported_and_not_stored(tmp_path, lake, answered_ids):
@@ -409,8 +419,9 @@ def test_truth_for_unknown_requests_is_reported_and_not_stored(tmp_path, lake, a
         "é" * 43,
     ]
     found = feedback.give([Truth(name, 0, 1) for name in strange] + [Truth(first, 2, 1), Truth(first, 10**30, 1)])
-    assert found.unknown == [*strange, f"{first}:2", f"{first}:{10**30}"]
-    assert not lake.exists("feedback/flights")
+    assert found.unknown == [*strange, f"{first}:{10**30}"]
+    assert found.waiting == [f"{first}:2"]  # a request may come to the lake in parts
+    assert lake.count("feedback/flights") == 1
     assert feedback.give([]).accepted == []
 
 
@@ -427,15 +438,24 @@ def test_truth_before_the_first_answer(tmp_path, lake):
     assert Feedback(lake, TABLE, tmp_path).give([Truth(name, 0, 1)]).unknown == [name]
 
 
-def test_truth_is_accepted_right_after_the_answer(tmp_path, lake):
-    "The answer is still in memory, then on the local disk, and not in the lake"
-    name, feedback = new_request_id(), Feedback(lake, TABLE, tmp_path)
+def test_truth_that_reaches_another_server_before_the_answer_reaches_the_lake_is_kept(tmp_path, lake):
+    "Two servers without a disk in common; the one that has answered brings its answers to the lake at the end"
+    name, other = new_request_id(), Feedback(lake, TABLE, tmp_path / "other")
     (tmp_path / "lake").mkdir()
-    with AnswerLog(lake, TABLE, tmp_path, seconds=600) as log:
+    with AnswerLog(lake, TABLE, tmp_path / "one", seconds=600) as log:
         log.put([answer(0, name), answer(1, name)])
-        assert feedback.give([Truth(name, 0, 1)]).accepted == [name]
+        assert other.give([Truth(name, 0, 1)]).waiting == [name]
+        assert other.give([Truth(name, 0, 1)]).repeated == [name]
+        assert other.give([Truth(name, 0, 0)]).corrected == [name]
         assert not lake.exists(TABLE)
-    assert feedback.give([Truth(name, 1, 1)]).accepted == [f"{name}:1"]
+    assert other.give([Truth(name, 1, 1)]).accepted == [f"{name}:1"]
+    assert read_arms(lake, "flights").set_index("record")["truth"].to_dict() == {0: 0, 1: 1}
+
+
+def test_truth_is_taken_without_reading_the_answers_that_wait_on_the_disk(tmp_path, lake, answered_ids):
+    (answers_folder(tmp_path, TABLE) / "unreadable.jsonl").mkdir()
+    found = Feedback(lake, TABLE, tmp_path).give([Truth(answered_ids[0], 0, 1), Truth(new_request_id(), 0, 1)])
+    assert found.accepted == [answered_ids[0]] and len(found.waiting) == 1
 
 
 def test_truth_is_refused_while_the_lake_is_unreachable(tmp_path, lake, answered_ids):
@@ -449,7 +469,7 @@ def test_truth_is_refused_while_the_lake_is_unreachable(tmp_path, lake, answered
     assert feedback.give([Truth(answered_ids[0], 0, 1)]).accepted == [answered_ids[0]]
 
 
-def test_only_one_of_two_simultaneous_truths_is_stored(tmp_path, lake, answered_ids):
+def test_the_second_of_two_simultaneous_truths_corrects_the_first(tmp_path, lake, answered_ids):
     code = """
 import json, sys
 from mlpkg.serving.feedback import *
@@ -459,7 +479,7 @@ feedback = Feedback(Lake(root + "/lake"), "served/flights", root)
 print("ready", flush=True)
 sys.stdin.readline()
 results = [feedback.give([Truth(name, record, int(truth))]) for name in names for record in (0, 1)]
-print(json.dumps([sum((r.accepted for r in results), []), sum((r.conflicting for r in results), [])]))
+print(json.dumps([sum((r.accepted for r in results), []), sum((r.corrected for r in results), [])]))
 """
     start = [sys.executable, "-c", code, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -473,7 +493,7 @@ print(json.dumps([sum((r.accepted for r in results), []), sum((r.conflicting for
     everything = Counter(f"{name}{record}" for name in answered_ids for record in ("", ":1"))
     assert Counter(yes + other) == everything
     assert Counter(refused + other_refused) == everything
-    assert lake.count("feedback/flights") == 6
+    assert lake.count("feedback/flights") == 12
 
 
 def arm(name: str, version: int, n: int, begin: datetime, skill: float, seed: int = 0, names=None) -> pd.DataFrame:
@@ -542,7 +562,8 @@ def test_truth_that_never_comes_is_missing_and_does_not_count_as_negative(lake):
     assert before["words"].iloc[1].startswith("too early to tell")
     known = champion.drop(columns=["arm", "model_version", "probability", "sticky"])
     lake.write("feedback/flights", known.iloc[:40], partition_by=["date"])
-    lake.write("feedback/flights", known.iloc[:40].assign(truth=1, time=datetime.now(UTC)))  # a second, later truth
+    earlier = known.iloc[:40].assign(truth=1, time=known["time"].min() - timedelta(days=1))
+    lake.write("feedback/flights", earlier)  # another truth, which was corrected
     after = compare_arms(lake, "flights")
     assert list(after["with_truth"]) == [40, 0]
     assert after["base_rate"].iloc[0] == 0.25

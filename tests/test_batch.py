@@ -318,13 +318,11 @@ def test_a_column_that_may_be_missing_may_be_absent(loaded, lake, parcels, tmp_p
 
 def broken_files(parcels: pd.DataFrame, folder: Path) -> dict[str, str]:
     "Files that cannot be scored, and what the error about each must say"
-    late_fault = pd.concat([parcels] * 60, ignore_index=True).astype({"distance": object})
-    late_fault.loc[len(late_fault) - 1, "distance"] = "far"
     tables = {
         "short.csv": (parcels.drop(columns=["distance", "depot"]), "column 'distance'; missing column 'depot'"),
-        "month.csv": (parcels.drop(columns="month"), "missing column 'month'"),
+        "month.csv": (parcels.drop(columns="month"), "has no column 'month', which would say of each row which"),
         "key.csv": (parcels.drop(columns="parcel"), "missing column 'parcel'"),
-        "late.csv": (late_fault, "conversion error to double: invalid value 'far'"),
+        "text.csv": (parcels.assign(distance="far"), "column 'distance' should hold numbers"),
         "text.parquet": (parcels.assign(distance="far"), "column 'distance' should hold numbers"),
         "number.parquet": (parcels.assign(carrier=7), "column 'carrier' is int64, the model takes text"),
         "date.parquet": (parcels.assign(weight=pd.Timestamp("2026-01-01")), "is timestamp[us], the model takes number"),
@@ -647,3 +645,58 @@ def test_predictions_and_quarantine_change_together_wherever_the_store_fails(loa
         assert rows_of(lake) == (everything - bad, bad)
         assert at > 2.5 or not bad
     assert lake.version(ASIDE) == lake.versions(ASIDE)["version"].max()
+
+
+def test_a_value_that_cannot_be_read_sends_its_row_to_quarantine_and_no_other(loaded, lake, parcels, tmp_path):
+    odd = parcels.astype({"distance": object, "weight": object})
+    odd.loc[3, "distance"], odd.loc[1500, "weight"] = "12,5", "heavy"
+    expected = probability(loaded.pipeline, parcels.drop(index=[3, 1500])[FEATURES])
+    odd.to_csv(tmp_path / "p.csv", index=False)
+    odd.astype({"distance": str, "weight": str}).replace("nan", None).to_parquet(tmp_path / "p.parquet")
+    for name in ("p.csv", "p.parquet"):
+        done = score(lake, loaded, str(tmp_path / name), TO, {"month": MONTHS}, ["parcel"], rows=300)
+        assert (done.predicted, done.quarantined) == (1998, 2), name
+        np.testing.assert_array_equal(predictions(lake)["probability"], expected)
+        aside = lake.read(ASIDE).set_index("parcel")
+        assert aside["reasons"].to_dict() == {
+            3: "distance cannot be read; distance not null",
+            1500: "weight cannot be read",  # a weight may be missing, and this one is not
+        }
+        assert json.loads(aside.loc[3, "inputs"])["distance"] == "12,5"
+        told = done.outcome.violations.set_index(["column", "check"])["examples"]
+        assert told["distance", "cannot be read"] == "12,5" and told["weight", "cannot be read"] == "heavy"
+
+
+def test_a_column_that_mostly_cannot_be_read_is_refused(loaded, lake, parcels, tmp_path):
+    before = state(lake)
+    parcels.assign(weight=np.where(parcels.index < 900, "1", "far")).to_csv(tmp_path / "p.csv", index=False)
+    with pytest.raises(BatchError, match="column 'weight' should hold numbers, and 1,100 of 2,000 .* such as far"):
+        score(lake, loaded, str(tmp_path / "p.csv"), TO, {"month": MONTHS}, ["parcel"], rows=300)
+    assert state(lake) == before
+
+
+@pytest.mark.parametrize("column", [schemas.Column(int), schemas.Column(float, nullable=True)])
+def test_codes_that_a_contract_lists_are_compared_as_numbers(column, loaded, lake, parcels):
+    column.checks = [schemas.Check.isin([0, 1, 2, 10])]
+    coded = parcels.assign(distance=(parcels.index % 3).astype(column.dtype.type))
+    inputs = inputs_from(schemas.DataFrameSchema({**CONTRACT.columns, "distance": column}), coded, FEATURES)
+    assert inputs[0].categories == ("0", "1", "2", "10")
+    odd = coded.assign(distance=coded["distance"].mask(coded.index == 7, 3))
+    lake.write(TABLE, odd, mode="overwrite", change_schema=True)
+    done = score(lake, Loaded(loaded.pipeline, None, {}, inputs), TABLE, TO, {"month": MONTHS}, ["parcel"], rows=300)
+    assert (done.predicted, done.quarantined) == (1999, 1)
+    assert lake.read(ASIDE)["reasons"].tolist() == ["distance one of 0, 1, 2, 10"]
+
+
+def test_a_file_without_the_column_of_the_partition_is_one_part(loaded, lake, parcels, tmp_path):
+    january = parcels[parcels["month"] == MONTHS[0]]
+    score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
+    expected = predictions(lake)
+    for name in ("p.csv", "p.parquet"):
+        january = january.drop(columns="month", errors="ignore")
+        getattr(january, f"to_{name[2:]}")(tmp_path / name, index=False)
+        done = score(lake, loaded, str(tmp_path / name), TO, {"month": MONTHS[0]}, ["parcel"], rows=300)
+        assert (done.predicted, done.groups["value"].dropna().tolist()) == (1000, [MONTHS[0]])
+        pd.testing.assert_frame_equal(predictions(lake), expected)
+    with pytest.raises(BatchError, match="has no column 'month', .*give one value"):
+        score(lake, loaded, str(tmp_path / "p.csv"), TO, {"month": MONTHS}, ["parcel"])

@@ -38,6 +38,7 @@ from mlpkg.models.scoring import probability, records_frame
 from mlpkg.models.storage import log_model
 from mlpkg.models.training import fit
 from mlpkg.serving.app import check_host, create_app
+from mlpkg.serving.comparison import read_arms
 from mlpkg.serving.copies import last_good_copy
 from mlpkg.serving.http import new_key
 from mlpkg.serving.loader import ServedModel, ServingError, prepare_model
@@ -739,11 +740,35 @@ def test_truth(api):
     def give(**truth):
         return api.post("/v1/feedback", json={"truths": [{"request_id": name, "record": 1, "truth": 1} | truth]})
 
-    assert give().json()["accepted"] == [f"{name}:1"]
-    assert give().json()["repeated"] and give(truth=0).json()["conflicting"]
-    assert give(record=9).json()["unknown"] and give(request_id=f"2020-01-01-{'0' * 32}").json()["unknown"]
+    first = give().json()
+    assert first["accepted"] + first["waiting"] == [f"{name}:1"]  # as fast as the answer comes to the lake
+    assert give().json()["repeated"] and give(truth=0).json()["corrected"]
+    assert give(record=9).json()["waiting"] and give(request_id=f"2020-01-01-{'0' * 32}").json()["unknown"]
     for wrong in ({"truth": 2}, {"truth": True}, {"truth": None}, {"request_id": "x"}, {"record": -1}, {"more": 1}):
         assert problem(give(**wrong), 422)["errors"][0]["field"] == f"truths[0].{next(iter(wrong))}"
+
+
+def test_a_request_that_is_sent_again_to_another_server_counts_once(store):
+    mlflow.MlflowClient().set_registered_model_alias("parcels", "challenger", "2")
+    named = {"Idempotency-Key": "order-17"}
+    sent = {"json": {"records": [GOOD, GOOD]}}
+    there = settings(store, strategy="shadow")
+    elsewhere = there.model_copy(update={"serving": there.serving.model_copy(update={"folder": store / "other"})})
+    second = TestClient(create_app(elsewhere), "http://localhost", client=("127.0.0.1", 1))
+    with serving(store, strategy="shadow") as one, second as other:
+        ids = [api.post("/v1/predict", **sent, headers=named).json()["request_id"] for api in (one, other, one)]
+        assert len(set(ids)) == 1, "unless it is midnight (UTC)"
+        more = one.post("/v1/predict", **sent, headers={"Idempotency-Key": "order-18"}).json()["request_id"]
+        plain = one.post("/v1/predict", **sent)
+        assert len({ids[0], more, plain.json()["request_id"]}) == 3
+        assert plain.headers["x-request-id"] == plain.json()["request_id"]
+        assert problem(one.post("/v1/predict", **sent, headers={"Idempotency-Key": "a b"}), 400)
+        truths = [{"request_id": ids[0], "record": place, "truth": 1} for place in (0, 1)]
+        given = [api.post("/v1/feedback", json={"truths": truths}).json() for api in (one, other)]
+        assert len(given[1]["repeated"]) == 2
+    arms = read_arms(open_lake(settings(store)), "parcels")
+    assert arms.groupby("arm").size().to_dict() == {"champion": 6, "shadow": 6}
+    assert arms.query("arm == 'champion'")["truth"].notna().sum() == 2
 
 
 # A real server

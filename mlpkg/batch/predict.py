@@ -81,11 +81,12 @@ def predict_batches(
     batches: Iterable[pa.RecordBatch],  # With the model's inputs; other columns are passed on
     rows: int = 49_152,  # Scored at once
     threads: int | None = None,  # As many as there are cores, at most 8, unless given
+    unread: str = "",  # See `mlpkg.batch.screening.screen`
 ) -> Iterator[ScoredBatch]:  # In the order of the rows
     "Screen and score a stream"
     contract, waiting = as_contract(loaded.inputs), deque[tuple[Screened, Future[np.ndarray]]]()
     threads = _threads(loaded.pipeline[-1], threads)
-    pieces = (screen(piece, loaded.inputs, contract) for piece in rebatch(batches, rows, max(rows // 4, 1)))
+    pieces = (screen(piece, loaded.inputs, contract, unread) for piece in rebatch(batches, rows, max(rows // 4, 1)))
     for screened in pieces:
         if len(screened.table):
             break
@@ -159,6 +160,7 @@ class _Job:
     origin: dict[str, pa.Scalar]  # From `prediction_provenance`
     summary: SummaryBuilder
     absent: list[str]  # Inputs that the source does not have
+    unread: str  # See `mlpkg.batch.screening.screen`
 
 # %% ../../nbs/api/batch/14_predict.ipynb #592832ba
 def _partition_filters(partition: Mapping[str, Any]) -> Filters:
@@ -166,6 +168,29 @@ def _partition_filters(partition: Mapping[str, Any]) -> Filters:
     if not partition:
         raise BatchError("which rows? Give the partition to write, such as {'month': ['2013-01']}")
     return [(name, "in", value if isinstance(value, list) else [value]) for name, value in partition.items()]
+
+# %% ../../nbs/api/batch/14_predict.ipynb #ccb8aa69
+def _with_part(source: Source, filters: Filters) -> Source:
+    "A file with the columns of the partition that it lacks; BatchError if more than one value is asked for"
+    wanted = {name: values for name, _, values in filters if name not in source.schema.names}  # type: ignore[misc]
+    if source.version >= 0 or not wanted:
+        return source
+    for name, values in wanted.items():
+        if len(values) > 1:
+            words = f"has no column {name!r}, which would say of each row which of {', '.join(map(str, values))} it is"
+            raise BatchError(f"source {source.name!r} {words}: give one value, or a file with that column")
+    constants = {name: pa.array(values) for name, values in wanted.items()}
+
+    def read(columns: list[str], asked: Filters) -> Iterator[pa.RecordBatch]:
+        there = [name for name in columns if name not in constants]
+        others: Any = [one for one in asked if one[0] not in constants]
+        for batch in source.read(there, others):
+            for name, value in constants.items():
+                batch = batch.append_column(name, pa.repeat(value[0], batch.num_rows))
+            yield batch
+
+    schema = pa.schema([*source.schema, *((name, value.type) for name, value in constants.items())])
+    return replace(source, schema=schema, read=read)
 
 # %% ../../nbs/api/batch/14_predict.ipynb #89e5f4e6
 def _check_values(source: Source, filters: Filters) -> None:
@@ -182,10 +207,11 @@ def _types(
     inputs: Sequence[Input],
     filters: Filters,
     table: pa.Schema | None,  # Of the table of predictions, if it exists
+    typed: Sequence[str] = (),  # Columns that rows are told apart by, read in their own type
 ) -> dict[str, pa.DataType]:
     "The types of a CSV's columns, as far as they are known"
     known = {column.name: column.type for column in table or ()}
-    numbers = {one.name for one in inputs if one.kind == "number" and not one.time and not one.blanks}
+    numbers = {one.name for one in inputs if one.kind == "number" and not one.time and not one.blanks} & set(typed)
     known |= {one.name: pa.float64() if one.name in numbers else pa.string() for one in inputs}
     return known | {name: pa.array(values).type for name, _, values in filters}  # type: ignore[misc]
 
@@ -203,14 +229,16 @@ def _prepare(
     keep: list[str],  # Columns of the source to write
     by: list[str],  # Columns to count by
     table: pa.Schema | None,  # Of the table of predictions, if it exists
+    unread: str = "",  # See `mlpkg.batch.screening.screen`
 ) -> _Job:  # BatchError if the source does not fit
     "Match a source with a model"
-    absent = match_inputs(source, loaded.inputs, [*keep, *by])
+    marks = [unread] if unread else []
+    absent = match_inputs(source, loaded.inputs, [*keep, *by, *marks])
     _check_values(source, filters)
     inputs = [one.name for one in loaded.inputs if one.name not in absent]
-    columns, kept = list(dict.fromkeys([*keep, *by, *inputs])), _kept(source.schema, keep, table)
+    columns, kept = list(dict.fromkeys([*keep, *by, *inputs, *marks])), _kept(source.schema, keep, table)
     summary = SummaryBuilder(tuple(by), loaded.task)
-    return _Job(loaded, source, filters, columns, kept, prediction_provenance(loaded, source), summary, absent)
+    return _Job(loaded, source, filters, columns, kept, prediction_provenance(loaded, source), summary, absent, unread)
 
 # %% ../../nbs/api/batch/14_predict.ipynb #3cf2c3f7
 def _arrow(values: np.ndarray) -> pa.Array:
@@ -266,13 +294,24 @@ def check_found(self: _Job) -> None:
             "others, or run the step that makes these"
         )
 
+# %% ../../nbs/api/batch/14_predict.ipynb #f932d40b
+@patch
+def check_readable(self: _Job) -> None:
+    "BatchError if most values of a column cannot be read"
+    for row in self.summary.outcome().violations.to_dict("records"):
+        if row["check"] == "cannot be read" and row["count"] > self.summary.rows / 2:
+            raise BatchError(
+                f"source {self.source.name!r}: column {row['column']!r} should hold numbers, and {row['count']:,} of "
+                f"{self.summary.rows:,} values cannot be read, such as {row['examples']}. Nothing was written"
+            )
+
 # %% ../../nbs/api/batch/14_predict.ipynb #fe3857eb
 @patch
 def run(self: _Job, bad: Spill, rows: int, threads: int | None) -> Generator[pa.RecordBatch, None, None]:
     "Predictions; bad rows go to the spill"
     began = last = time.monotonic()
     batches = self.source.read(self.columns, self.filters)
-    for batch in predict_batches(self.loaded, batches, rows, threads):
+    for batch in predict_batches(self.loaded, batches, rows, threads, self.unread):
         if not self.loaded.task.is_sound(batch.raw):
             what = f"something else than a {self.loaded.task} model should"
             raise BatchError(f"the model answers with {what}: NaN, infinite or not a probability. Nothing was written")
@@ -285,6 +324,7 @@ def run(self: _Job, bad: Spill, rows: int, threads: int | None) -> Generator[pa.
             last = now
             print(f"{self.summary.rows:,} rows, {self.summary.rows / (now - began):,.0f} a second", flush=True)
     self.check_found()
+    self.check_readable()
 
 # %% ../../nbs/api/batch/14_predict.ipynb #c539614d
 def score(
@@ -299,6 +339,7 @@ def score(
     rows: int = 49_152,  # Scored at once
     threads: int | None = None,  # As many as there are cores, at most 8, unless given
     origin: str = "",  # What the source is called in the table; its own name unless given
+    unread: str = "",  # Column that names, separated by commas, the columns of which a value could not be read
 ) -> BatchResult:  # BatchError, SourceError, LakeError or ContractError if it cannot be scored; nothing is written
     "Score a table or a file, and write the predictions"
     began = time.perf_counter()
@@ -307,10 +348,10 @@ def score(
         raise BatchError("the model does not say what it takes: log it with mlpkg.models.storage.log_model")
     filters, aside = _partition_filters(partition), f"quarantine/{check_name(to)}"
     there = {name: lake.schema(name) if lake.exists(name) else None for name in (to, aside)}
-    given = open_source(lake, source, _types(loaded.inputs, filters, there[to]))
-    given = replace(given, name=origin) if origin else given
     kept, groups = (list(dict.fromkeys([*partition, *more])) for more in (keep, by))
-    job = _prepare(loaded, given, filters, kept, groups, there[to])
+    given = open_source(lake, source, _types(loaded.inputs, filters, there[to], [*kept, *groups]))
+    given = _with_part(replace(given, name=origin) if origin else given, filters)
+    job = _prepare(loaded, given, filters, kept, groups, there[to], unread)
     for (name, table), schema in zip(there.items(), job.schemas(), strict=True):
         fit_schema(name, plain_schema(schema), table)
     tables = {source: given.version} if given.version >= 0 else {}

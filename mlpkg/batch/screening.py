@@ -8,7 +8,7 @@ __all__ = ['BatchError', 'match_inputs', 'fast_check', 'Screened', 'screen', 'ro
 # %% ../../nbs/api/batch/10_screening.ipynb #644765d4
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,8 @@ from pandera.pandas import DataFrameSchema
 
 from ..data.arrow import plain_type
 from ..data.contracts import Outcome, check, violation_columns
-from ..data.inputs import Input, as_contract, map_unknown, shape
-from ..data.sources import Source
+from ..data.inputs import Input, as_contract, as_numbers, map_unknown, shape, without_blanks
+from ..data.sources import Source, missing_words
 from ..errors import MlpkgError
 
 # %% ../../nbs/api/batch/10_screening.ipynb #176323bf
@@ -97,7 +97,7 @@ def fast_check(
     for one in inputs:
         values = table[one.name]
         if one.kind == "number":
-            good = _numbers_pass(values.to_numpy(), one)
+            good = _numbers_pass(values.to_numpy(), one) and (not one.closed or values.dropna().isin(one.allowed).all())
         else:
             new = _new_texts(values, one)
             unknown += [one] if len(new) else []
@@ -116,14 +116,60 @@ class Screened:
     table: pd.DataFrame  # The good rows as the model takes them, unknown categories missing where that is allowed
     outcome: Outcome  # Why the others are bad
 
-# %% ../../nbs/api/batch/10_screening.ipynb #9b542fff
-def _shaped(batch: pa.RecordBatch, inputs: Sequence[Input]) -> pd.DataFrame:
-    "A batch's columns as the model takes them; BatchError if a text is not a number"
-    names = [one.name for one in inputs if one.name in batch.schema.names]
+# %% ../../nbs/api/batch/10_screening.ipynb #6eca2a5a
+def _parsed(column: pa.Array) -> pa.Array:
+    "Texts as numbers, without words that stand for a missing value; texts where one of them is not a number"
+    text = pc.utf8_trim_whitespace(column.cast(pa.string()))
+    text = pc.if_else(pc.is_in(text, pa.array(missing_words)), pa.scalar(None, pa.string()), text)
     try:
-        return shape(batch.select(names).to_pandas(), inputs)
+        return text.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return text
+
+# %% ../../nbs/api/batch/10_screening.ipynb #85923740
+def _as_far_as_read(given: pd.DataFrame, inputs: Sequence[Input]) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
+    "A table with numbers where there are any, and for each column the values that cannot be read"
+    unread: dict[str, pd.Series] = {}
+    for one in inputs:
+        if one.kind == "number" and one.name in given and not pd.api.types.is_numeric_dtype(given[one.name]):
+            values = as_numbers(given[one.name], one)
+            wrong = without_blanks(given[one.name], one.blanks).notna() & values.isna()
+            unread |= {one.name: given.loc[wrong, one.name]} if wrong.any() else {}
+            given = given.assign(**{one.name: values})
+    return given, unread
+
+# %% ../../nbs/api/batch/10_screening.ipynb #8dea9aa8
+def _shaped(batch: pa.RecordBatch, inputs: Sequence[Input]) -> tuple[pd.DataFrame, dict[str, pd.Series]]:
+    "A batch's columns as the model takes them, and the values that cannot be read"
+    there = {one.name: batch[one.name] for one in inputs if one.name in batch.schema.names}
+    texts = [one.name for one in inputs if one.kind == "number" and not one.time and one.name in there]
+    there |= {name: _parsed(there[name]) for name in texts if _is_text(there[name].type)}
+    given = pa.table(there).to_pandas()
+    try:
+        return shape(given, inputs), {}
+    except ValueError:
+        pass  # which column it is, and which values, is found out here
+    try:
+        given, unread = _as_far_as_read(given, inputs)
+        return shape(given, inputs), unread
     except ValueError as error:
         raise BatchError(f"{error}. Nothing was written") from error
+
+# %% ../../nbs/api/batch/10_screening.ipynb #4a64cea3
+def _marks(unread: dict[str, pd.Series], given: pa.Array) -> pd.Series:
+    "For each row the columns, separated by commas, whose values could not be read"
+    marks = given.to_pandas().fillna("").astype("str")
+    for name, values in unread.items():
+        marks.loc[values.index] += f",{name}"
+    return marks.str.removeprefix(",")
+
+
+def _with_examples(outcome: Outcome, unread: dict[str, pd.Series]) -> Outcome:
+    "The same, with values that cannot be read as they came"
+    found = outcome.violations
+    told = {name: ", ".join(map(str, values.drop_duplicates().head(3))) for name, values in unread.items()}
+    here = (found["check"] == "cannot be read") & found["column"].isin(list(told))
+    return replace(outcome, violations=found.assign(examples=found["examples"].mask(here, found["column"].map(told))))
 
 # %% ../../nbs/api/batch/10_screening.ipynb #f5519152
 def _all_good(batch: pa.RecordBatch, table: pd.DataFrame, unknown: Sequence[Input]) -> Screened:
@@ -137,12 +183,14 @@ def screen(
     batch: pa.RecordBatch,  # At least one row; the model's inputs and any other columns
     inputs: Sequence[Input],  # What the model takes
     contract: DataFrameSchema,  # From `mlpkg.data.inputs.as_contract`
-) -> Screened:  # BatchError if a text is not a number
+    unread: str = "",  # Column that names, separated by commas, the columns of which a value could not be read
+) -> Screened:  # BatchError if the batch does not have the inputs, or dates with two meanings
     "Separate the rows that may be scored from those that may not"
-    table = _shaped(batch, inputs)
-    if (unknown := fast_check(table, inputs)) is not None:
+    table, wrong = _shaped(batch, inputs)
+    marks = _marks(wrong, batch[unread] if unread else pa.nulls(len(table), pa.string()))
+    if not marks.any() and (unknown := fast_check(table, inputs)) is not None:
         return _all_good(batch, table, unknown)
-    outcome = check(table, contract)
+    outcome = _with_examples(check(table, contract, unread=marks), wrong)
     good = np.ones(len(table), bool)
     good[outcome.bad.index] = False
     table = map_unknown(table[good], inputs)

@@ -119,7 +119,7 @@ def _examples(data: pd.DataFrame, column: str, rows: np.ndarray, most: int = 3) 
     "Values that broke a rule; for a rule about the whole row, where to find it"
     if column in data:
         return ", ".join(map(str, data[column].iloc[rows].drop_duplicates().head(most)))
-    if column:
+    if column and set(column.split(", ")) <= set(data):
         shown = data[column.split(", ")].iloc[rows].drop_duplicates().head(most)
         return "; ".join(" ".join(map(str, row)) for row in shown.itertuples(index=False))
     return "row " + ", ".join(map(str, rows[:most]))

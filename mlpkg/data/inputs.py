@@ -34,7 +34,7 @@ class Input:
     nullable: bool = True  # May it be missing?
     low: float | None = None  # Smallest number allowed
     high: float | None = None  # Largest number allowed
-    categories: tuple[str, ...] = ()  # Known values of a text, sorted; empty: any
+    categories: tuple[str, ...] = ()  # Known values, sorted, numbers as texts too; empty: any
     pattern: str = ""  # Regular expression that a text must match
     unknown: Literal["refuse", "map"] = "map"  # Other values are an error, or become missing
     blanks: tuple[float | str, ...] = ()  # Values that stand for a missing one
@@ -46,6 +46,17 @@ class Input:
 def closed(self: Input) -> bool:
     "Are values outside `categories` an error?"
     return bool(self.categories) and self.unknown == "refuse"
+
+# %% ../../nbs/api/data/20_inputs.ipynb #62cb9a8c
+@patch(as_prop=True)
+def allowed(self: Input) -> list[Any]:  # Texts, or float64 for numbers; empty where others are allowed too
+    "The only values that a closed column may have"
+    return [float(one) if self.kind == "number" else one for one in self.categories] if self.closed else []
+
+# %% ../../nbs/api/data/20_inputs.ipynb #4f321a40
+def _word(value: Any) -> str:
+    "An allowed value as a text, which is the same for 1 and 1.0"
+    return value if isinstance(value, str) else str(int(value)) if float(value).is_integer() else str(float(value))
 
 # %% ../../nbs/api/data/20_inputs.ipynb #bac05bac
 def _bounds(column: "pa.Column") -> dict[str, Any]:
@@ -59,7 +70,7 @@ def _bounds(column: "pa.Column") -> dict[str, Any]:
         if rule.name == "str_matches":
             found["pattern"] = str(known["pattern"])
         if rule.name == "isin":
-            found |= {"categories": tuple(sorted(map(str, known["allowed_values"]))), "unknown": "refuse"}
+            found |= {"categories": tuple(map(_word, sorted(known["allowed_values"]))), "unknown": "refuse"}
     return found
 
 # %% ../../nbs/api/data/20_inputs.ipynb #0418908f
@@ -149,7 +160,7 @@ def _column(one: Input) -> "pa.Column":
     if one.pattern:
         checks.append(pa.Check.str_matches(one.pattern, error=f"text that matches {one.pattern}"))
     if one.closed:
-        checks.append(pa.Check.isin(list(one.categories), error=f"one of {', '.join(one.categories)}"))
+        checks.append(pa.Check.isin(one.allowed, error=f"one of {', '.join(one.categories)}"))
     return pa.Column("float64" if one.kind == "number" else "str", checks, nullable=one.nullable)
 
 # %% ../../nbs/api/data/20_inputs.ipynb #7f26ef6c
@@ -193,7 +204,7 @@ def shape(
     "Bring a table to the columns and types of the inputs"
     import pandas as pd
 
-    from mlpkg.data.columns import as_days
+    from mlpkg.data.columns import as_days, as_texts
 
     made = {}
     for one in inputs:
@@ -203,7 +214,8 @@ def shape(
         given = table[one.name] if one.name in table else pd.Series(None, index=table.index, dtype="object")
         given = without_blanks(given, one.blanks)
         try:
-            made[one.name] = as_days(given) if one.time else given.astype("float64" if one.kind == "number" else "str")
+            to_numbers = as_days if one.time else lambda values: values.astype("float64")
+            made[one.name] = as_texts(given) if one.kind == "text" else to_numbers(given)
         except (ValueError, TypeError) as error:
             raise InputsError(f"column {one.name!r} should hold numbers: {error}") from error
     return pd.DataFrame(made, index=table.index)

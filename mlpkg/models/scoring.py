@@ -113,7 +113,9 @@ def records_frame(
 # %% ../../nbs/api/models/10_scoring.ipynb #0794352a
 def _values(one: Input) -> list[Any]:
     "Values that a field may have"
-    if one.kind == "number":
+    if one.kind == "number" and one.closed:
+        found = [one.example, *one.allowed[:50]]
+    elif one.kind == "number":
         low, high = one.low if one.low is not None else 0.0, one.high if one.high is not None else 1.0
         found = [one.example, low, high, (low + high) / 2]
     else:

@@ -17,6 +17,7 @@ import pandas as pd
 from fastcore.basics import patch
 from scipy import stats
 
+from ..data.columns import as_texts
 from ..data.contracts import check
 from ..data.inputs import Input, as_contract, as_numbers, without_blanks
 from ..errors import MlpkgError
@@ -156,7 +157,7 @@ def coerce_inputs(
         elif one.kind == "number":
             made[name], more = _as_numbers(rows[name], one)
         else:
-            made[name] = without_blanks(rows[name], one.blanks).astype("str")
+            made[name] = as_texts(without_blanks(rows[name], one.blanks))
         found += more
     return pd.DataFrame(made, index=rows.index), found
 

@@ -159,7 +159,7 @@ def _once(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     return table.drop_duplicates(ignore_index=True) if copies else table
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #2ef45d17
-def _read_file(recipe: Recipe, source: str, strict: bool) -> tuple[Delivery, pd.DataFrame]:
+def _read_file(recipe: Recipe, source: str) -> tuple[Delivery, pd.DataFrame]:
     "Read what a pipeline needs from a file; also the columns that it does not need"
     types = contract_types(recipe.contract())
     texts = [name for name, kind in types.items() if kind == "str"]
@@ -167,11 +167,9 @@ def _read_file(recipe: Recipe, source: str, strict: bool) -> tuple[Delivery, pd.
     notes = list(found.notes)
     table = _once(found.table, notes) if recipe.copies == "once" else found.table
     unused = [str(name) for name in table if name not in types]
-    whole, unread = _with_all(table, recipe, source), pd.Series("", index=table.index, dtype="str")
-    if not strict:
-        lenient = {one: kind for one, kind in types.items() if kind != "int64" and not _decides(recipe, one)}
-        whole, unread, more = without_unreadable(whole, lenient)
-        notes += more
+    lenient = {one: kind for one, kind in types.items() if not _decides(recipe, one)}
+    whole, unread, more = without_unreadable(_with_all(table, recipe, source), lenient)
+    notes += more
     rows = add_columns(cast_columns(whole, types, source), recipe, source).assign(**{unread_column: unread})
     notes += [f"columns that no model asks for, left out: {', '.join(unused)}"] if unused else []
     if recipe.label not in table:
@@ -216,15 +214,13 @@ def _not_seen(found: Delivery, others: pd.DataFrame, seen: set[str]) -> Delivery
     return replace(found, rows=found.rows[~again].reset_index(drop=True), notes=[*found.notes, note])
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #c2a0b0c3
-def _read_files(
-    recipe: Recipe, files: Mapping[str, str], strict: bool
-) -> tuple[dict[str, Delivery], dict[str, Exception]]:
+def _read_files(recipe: Recipe, files: Mapping[str, str]) -> tuple[dict[str, Delivery], dict[str, Exception]]:
     "Read each file by itself: what each has, or what is wrong with it"
     good, bad, batches, seen = dict[str, Delivery](), dict[str, Exception](), dict[str, str](), set[str]()
     once = recipe.copies == "once" and recipe.batch != "file" and len(files) > 1
     for name, source in files.items():
         try:
-            found, others = _read_file(recipe, source, strict)
+            found, others = _read_file(recipe, source)
             if recipe.batch == "file" and (other := batches.setdefault(file_batch(source), name)) != name:
                 raise DeliveryError(f"{name!r} and {other!r} have one name, which is that of the batch: rename one")
             good[name] = _not_seen(found, others, seen) if once else found
@@ -265,11 +261,10 @@ def read_delivery(
     recipe: Recipe,
     source: str | Sequence[str],  # Path, or http(s) or s3 URL, of a .csv, .zip, .gz or .parquet; or a list of them
     batches: str = "",  # As for `select_batches`
-    strict: bool = False,  # Is a value that cannot be read an error? Otherwise its row is marked
 ) -> Delivery:  # SourceError or DeliveryError, in words that say what to mend, where no file can be taken in
     "Read what a pipeline needs from a file, or from several"
     files = sources_of(source)
-    return _joined(recipe, files, *_read_files(recipe, files, strict), batches)
+    return _joined(recipe, files, *_read_files(recipe, files), batches)
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #5880a953
 def write_batches(
@@ -346,7 +341,7 @@ def receive_delivery(
     "Read a delivery, and write down which of its files are set aside"
     files, bad = sources_of(source), dict[str, Exception]()
     while True:
-        good, wrong = _read_files(recipe, {one: files[one] for one in files if one not in bad}, strict=False)
+        good, wrong = _read_files(recipe, {one: files[one] for one in files if one not in bad})
         bad |= wrong
         found = _joined(recipe, files, good, bad, batches) if good else None
         if found is None or replace or not (refused := _replaced(lake, recipe, found)):

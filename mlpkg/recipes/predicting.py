@@ -17,7 +17,12 @@ from ..data.spill import spill_folder
 from ..models.registry import Loaded
 from .delivery import file_batch, read_delivery, select_batches, stored_batches
 from .preparation import clean_rows
-from .recipe import Recipe, batch_column
+from .recipe import Recipe, batch_column, unread_column
+
+# %% ../../nbs/api/recipes/20_predicting.ipynb #7648d761
+def _without_label(names: str, recipe: Recipe) -> str:
+    "The columns of a row that could not be read, as far as a prediction depends on them"
+    return ",".join(name for name in names.split(",") if name != recipe.label)
 
 # %% ../../nbs/api/recipes/20_predicting.ipynb #dca8a3f0
 def predict_batches_of(
@@ -36,10 +41,14 @@ def predict_batches_of(
         wanted = select_batches(batches, stored_batches(lake, source), f"table {source}")
         where = {batch_column: wanted}
         return score(lake, loaded, source, to, where, recipe.identity, recipe.slices, limit), wanted
-    delivery = read_delivery(recipe, source, batches, strict=True)
+    delivery = read_delivery(recipe, source, batches)
     with TemporaryDirectory(dir=spill_folder(lake.spill), prefix="spill-") as folder:
         rows, name = Path(folder) / "rows.parquet", file_batch(source)
-        clean_rows(recipe, delivery.rows).assign(**{batch_column: name}).to_parquet(rows)
-        where, origin = {batch_column: [name]}, public_name(source)
-        done = score(lake, loaded, str(rows), to, where, recipe.identity, recipe.slices, limit, origin=origin)
+        unread = delivery.rows[unread_column].map(lambda names: _without_label(names, recipe))
+        table = clean_rows(recipe, delivery.rows).assign(**{batch_column: name})
+        table.assign(**{unread_column: unread}).to_parquet(rows)
+        done = score(
+            lake, loaded, str(rows), to, {batch_column: [name]}, recipe.identity, recipe.slices, limit,
+            origin=public_name(source), unread=unread_column,
+        )  # fmt: skip
     return done, [name]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from ..data.columns import as_texts
 from ..data.lake import Lake
 from ..errors import MlpkgError
 from .delivery import DeliveryError, write_batches
@@ -87,8 +88,8 @@ def clean_rows(
         words = f"{', '.join(changed)} change when rows are cleaned twice, so `clean` is not idempotent"
         raise CleaningError(f"recipe {recipe.name!r}: {words}")
     numbers = [name for name in recipe.numeric if not pd.api.types.is_datetime64_any_dtype(found[name])]
-    types = dict.fromkeys(numbers, "float64") | dict.fromkeys(recipe.categorical, "str")
-    return found[wanted].astype(types).reset_index(drop=True)
+    texts = {name: as_texts(found[name]) for name in recipe.categorical}
+    return found[wanted].assign(**texts).astype(dict.fromkeys(numbers, "float64")).reset_index(drop=True)
 
 # %% ../../nbs/api/recipes/14_preparation.ipynb #42727bb6
 def clean_batches(

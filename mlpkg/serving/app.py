@@ -41,6 +41,7 @@ from mlpkg.serving.http import (
 )
 from .loader import ServedModel
 from .openapi import body_of, json_content, openapi_document, operation_name, problem_responses
+from .retries import retried_id, retry_header
 from .schemas import truths_adapter
 from mlpkg.serving.status import (
     Answering,
@@ -113,7 +114,9 @@ async def predict(
     scope, serving, arms = request.scope, parts.settings.serving, parts.loader.arms
     champion = champion_model(arms, serving)
     require_json(scope)
-    asked = parse_body(champion.request, await request.body(), champion.loaded.inputs)
+    body = await request.body()
+    scope["request_id"] = retried_id(scope, body, serving.model) or scope["request_id"]
+    asked = parse_body(champion.request, body, champion.loaded.inputs)
     model, arm = choose_arm(champion, arms.challenger, serving, asked.get("key") or scope["request_id"])
     try:
         found, predictions = await _said(parts, request, model, asked["records"])
@@ -177,6 +180,7 @@ def add_prediction_routes(
     add: dict[str, Any] = {"tags": ["predictions"]}
     predictions = {200: {"description": "Predictions", **json_content(f"Predictions{suffix}")}, **_reading}
     asked, truths = (body_of(f"{kind}{suffix}") for kind in ("Request", "Truths"))
+    asked["parameters"] = [retry_header]
 
     @app.post(f"{place}/predict", name=f"predict{name}", responses=predictions, openapi_extra=asked, **add)
     async def _predict(request: Request) -> Response:
@@ -283,7 +287,7 @@ def create_app(
     app.add_exception_handler(HTTPException, http_problem)
     app.add_middleware(RequestMiddleware, settings=serving, metrics=default.metrics)
     if serving.cors:
-        headers, shown = ["X-API-Key", "Content-Type"], ["X-Request-ID", "Retry-After"]
+        headers, shown = ["X-API-Key", "Content-Type", "Idempotency-Key"], ["X-Request-ID", "Retry-After"]
         app.add_middleware(
             CORSMiddleware, allow_origins=serving.cors, allow_methods=["GET", "POST"], allow_headers=headers,
             expose_headers=shown,

@@ -25,12 +25,13 @@ from ..quality import Kind, get_quality
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #357efe05
 def _read_truth(lake: Lake, model: str, filters: list | None) -> pd.DataFrame:
-    "The first truth of each record: request_id, record, truth as a place among the classes, or a number"
+    "The last truth of each record: request_id, record, truth as a place among the classes, or a number"
     columns = ["request_id", "record", "truth", "time"]
     if not lake.exists(f"feedback/{model}"):
         return pd.DataFrame({"request_id": pd.Series(dtype=str), "record": pd.Series(dtype="int64"), "truth": np.nan})
     truth = lake.read(f"feedback/{model}", columns, filters).sort_values("time")
-    return truth.drop_duplicates(["request_id", "record"]).drop(columns="time").astype({"truth": "float64"})
+    last = truth.drop_duplicates(["request_id", "record"], keep="last")
+    return last.drop(columns="time").astype({"truth": "float64"})
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #254540f8
 class ArmsError(MlpkgError, ValueError):

@@ -7,18 +7,17 @@ __all__ = ['Row', 'Truth', 'TruthError', 'check_truths', 'FeedbackResult', 'Feed
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #fa3eb417
 import math
-import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from numbers import Integral, Real
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from fastcore.basics import patch
 from filelock import FileLock
 from pydantic import Field
@@ -26,8 +25,8 @@ from pydantic import Field
 from ..data.lake import Lake
 from ..errors import MlpkgError
 from ..models.tasks import Task, yes_no
-from .answer_log import AnswerLog, LakeWriter, answers_folder, compact_files
-from .answers import from_lines, request_date
+from .answer_log import LakeWriter, answers_folder, compact_files
+from .answers import request_date
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #7cabf8ff
 @dataclass(frozen=True)
@@ -78,9 +77,10 @@ class FeedbackResult:
     "What became of each truth: request ids, followed by :3 for a record other than the first"
 
     accepted: Annotated[list[str], Field(description="Stored")]
+    waiting: Annotated[list[str], Field(description="Stored, and counted once the answer is in the lake")]
     repeated: Annotated[list[str], Field(description="Known already, and the same")]
-    conflicting: Annotated[list[str], Field(description="Another truth is stored, and stays")]
-    unknown: Annotated[list[str], Field(description="There was no such answer")]
+    corrected: Annotated[list[str], Field(description="Stored, and counts in place of an earlier truth")]
+    unknown: Annotated[list[str], Field(description="There was no such answer; not stored")]
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #7f550731
 Row = tuple[str, int]  # Request and record
@@ -95,9 +95,9 @@ class NoLakeError(MlpkgError, NotADirectoryError):
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #2d469581
 class Feedback:
-    "Looks up answers, and stores one truth for each answered record in a table of the lake"
+    "Looks up answers, and stores the truth about them in a table of the lake"
 
-    young_seconds = 10.0  # Age up to which a request's answer may be in the memory of some process only
+    waiting_days = 7  # How long an answer may be on its way; a server that cannot reach the lake keeps it on its disk
 
     def __init__(
         self,
@@ -109,18 +109,6 @@ class Feedback:
         self.lake, self.answers_table, self.folder = lake, answers_table, answers_folder(folder, answers_table)
         self.table = table or f"feedback/{answers_table.partition('/')[2] or answers_table}"
         self._commits = 0
-
-# %% ../../nbs/api/serving/20_feedback.ipynb #60dc22e7
-@patch
-def _in_segments(self: Feedback, names: set[str]) -> set[Row]:
-    "Records that are on disk only, of all processes of this machine"
-    found: set[Row] = set()
-    for path in self.folder.glob("*.jsonl") if names else ():
-        with suppress(FileNotFoundError):  # it is in the lake by now
-            rows = from_lines(path.read_bytes())[0]
-            rows = rows.filter(pc.is_in(rows["request_id"], pa.array(names, pa.string())))
-            found.update(zip(rows["request_id"].to_pylist(), rows["record"].to_pylist(), strict=True))
-    return found
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #8f941398
 @patch
@@ -144,42 +132,55 @@ def answered(
     self: Feedback,
     names: Collection[str],  # Ids of requests, or any other texts
 ) -> set[Row]:  # Request and record
-    "Those records of these requests that were answered"
-    names = {name for name in names if request_date(name)}  # other texts are not ids
-    found = self._in_segments(names) | self._in_lake(self.answers_table, names)
-    if any(self._young(name) for name in names - {name for name, _ in found}):
-        time.sleep(2 * AnswerLog.drain_seconds)
-        found |= self._in_segments(names) | self._in_lake(self.answers_table, names)
-    return found
+    "Those records of these requests whose answers are in the lake"
+    return self._in_lake(self.answers_table, {name for name in names if request_date(name)})
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #61175a94
 @patch
-def _young(self: Feedback, name: str) -> bool:
-    "May the answer still be in the memory of some process?"
-    return abs(time.time() - int(name[11:23], 16) / 1000) < self.young_seconds
+def _may_come(
+    self: Feedback,
+    item: Truth,
+    today: date,  # In UTC
+) -> bool:
+    "May the answer be on its way to the lake, from this server or another one?"
+    with suppress(ValueError):  # there is no such day
+        day = date.fromisoformat(request_date(item.request_id) or "")
+        return item.record < 2**31 and -1 <= (today - day).days <= self.waiting_days  # clocks differ around midnight
+    return False
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #2bdb7a1c
 @patch
-def _given(self: Feedback, names: set[str]) -> dict[Row, float]:
-    "Truth that is stored already"
-    names = {name for name in names if request_date(name)}
-    return {(name, record): truth for name, record, truth in self._in_lake(self.table, names, "truth")}
+def _given(self: Feedback, names: set[str]) -> dict[Row, tuple[float, datetime]]:
+    "The truth that counts for each record, and since when"
+    rows = self._in_lake(self.table, {name for name in names if request_date(name)}, "truth", "time")
+    return {(name, record): (truth, since) for name, record, truth, since in sorted(rows, key=itemgetter(3))}
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #2e46faef
 @patch
-def _settle(self: Feedback, items: list[Truth], answered: set[Row], given: dict[Row, float]) -> FeedbackResult:
+def _kind(self: Feedback, item: Truth, answered: set[Row], known: float | None) -> str:
+    "In which list of the result a truth belongs"
+    if known is not None:
+        return "repeated" if known == item.truth else "corrected"
+    if (item.request_id, item.record) in answered:
+        return "accepted"
+    return "waiting" if self._may_come(item, datetime.now(UTC).date()) else "unknown"
+
+
+@patch
+def _settle(
+    self: Feedback, items: list[Truth], answered: set[Row], given: dict[Row, tuple[float, datetime]]
+) -> FeedbackResult:
     "Sort the truths, and store those that are new"
-    result, new = FeedbackResult([], [], [], []), []
+    result, new = FeedbackResult([], [], [], [], []), []
     for item in items:
         row = item.request_id, item.record
-        if row not in answered:
-            result.unknown.append(str(item))
-        elif row not in given:
-            given[row] = item.truth
-            result.accepted.append(str(item))
-            new.append({"date": request_date(item.request_id), **asdict(item), "time": datetime.now(UTC)})
-        else:
-            (result.repeated if given[row] == item.truth else result.conflicting).append(str(item))
+        known, since = given.get(row, (None, None))
+        kind = self._kind(item, answered, known)
+        getattr(result, kind).append(str(item))
+        if kind not in ("repeated", "unknown"):
+            now = max(datetime.now(UTC), since + timedelta(microseconds=1)) if since else datetime.now(UTC)
+            given[row] = item.truth, now
+            new.append({"date": request_date(item.request_id), **asdict(item), "time": now})
     if new:
         self._store(new)
     return result

@@ -44,7 +44,7 @@ def field_type(
         rules["pattern"] = one.pattern if one.pattern.startswith("^") else f"^(?:{one.pattern})"
     kind: Any = float if one.kind == "number" else str
     if one.closed:
-        kind, rules = Literal[one.categories], {}
+        kind, rules = _one_of(one), {}
     if one.time:
         kind, rules = Annotated[str, AfterValidator(_days_of), WithJsonSchema(_time_schema)], {}
     plain = Annotated[kind, Field(**{name: rule for name, rule in rules.items() if rule is not None})]
@@ -65,6 +65,23 @@ def _days_of(text: str) -> float:
         return float(as_days(pd.Series([text]))[0])
     except ValueError:
         raise PydanticCustomError("time", "this should be a time like 2026-11-03T10:00:00Z") from None
+
+# %% ../../nbs/api/serving/12_schemas.ipynb #65524677
+def _among(allowed: list[float], value: float) -> float:
+    "The value, if it is one of those allowed"
+    if value not in allowed:
+        known = ", ".join(f"{one:g}" for one in allowed)
+        raise PydanticCustomError("among", "this should be one of {known}", {"known": known})
+    return value
+
+
+def _one_of(one: Input) -> Any:
+    "The type of a field that takes only some texts, or only some numbers"
+    if one.kind == "text":
+        return Literal[one.categories]
+    return Annotated[
+        float, AfterValidator(partial(_among, one.allowed)), Field(json_schema_extra={"enum": one.allowed})
+    ]
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #52c719bb
 def _unless_blank(blanks: tuple[float | str, ...], value: Any) -> Any:
