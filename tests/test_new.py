@@ -96,7 +96,7 @@ CASES = [
 
 def team_project(root: Path, stores: Path) -> Project:
     "A project of a team: settings, a package, nothing else"
-    from shutil import copytree
+    from shutil import copytree, ignore_patterns
 
     (root / "settings.ini").write_text(settings_text())
     (root / "pyproject.toml").write_text(
@@ -106,7 +106,7 @@ def team_project(root: Path, stores: Path) -> Project:
     )
     (root / "team").mkdir()
     (root / "team" / "__init__.py").write_text('__version__ = "0.1"\n')
-    copytree(stores / "var", root / "var")
+    copytree(stores / "var", root / "var", ignore=ignore_patterns("airflow.cfg"))  # it names the database it came with
     return Project(root)
 
 
