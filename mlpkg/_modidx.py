@@ -2044,6 +2044,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlpkg/recipes/scaffold.py'),
                                         'mlpkg.recipes.scaffold.templates_path': ( 'api/recipes/scaffold.html#templates_path',
                                                                                    'mlpkg/recipes/scaffold.py'),
+                                        'mlpkg.recipes.scaffold.untidy_lines': ( 'api/recipes/scaffold.html#untidy_lines',
+                                                                                 'mlpkg/recipes/scaffold.py'),
                                         'mlpkg.recipes.scaffold.write_files': ( 'api/recipes/scaffold.html#write_files',
                                                                                 'mlpkg/recipes/scaffold.py'),
                                         'mlpkg.recipes.scaffold.write_pipeline': ( 'api/recipes/scaffold.html#write_pipeline',
