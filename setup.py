@@ -77,6 +77,13 @@ def copy_shared(package: Path, root: Path = ROOT) -> None:
         shutil.copyfile(root / name, target)
 
 
+def copy_pages(package: Path, root: Path = ROOT) -> None:
+    "Put the how-to pages into the package, for `mlpkg docs`"
+    for page in sorted((root / "nbs" / "how-to").glob("*.ipynb")):
+        (package / "pages").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(page, package / "pages" / page.name)
+
+
 class CheckedBuild(build_py):
     "build_py that checks first; an editable install builds nothing, so there is nothing to check"
 
@@ -86,6 +93,7 @@ class CheckedBuild(build_py):
         super().run()
         if not self.editable_mode:
             copy_shared(Path(self.build_lib) / PACKAGE)
+            copy_pages(Path(self.build_lib) / PACKAGE)
 
 
 class CheckedSdist(sdist):

@@ -183,3 +183,14 @@ def test_a_proposal_that_cannot_be_written_leaves_nothing(monkeypatch):
         write_proposal(found)
     left = sorted(path for path in root.rglob("*") if path.is_file() and path.name != ".mlpkg-new.lock")
     assert left == before
+
+
+def test_lines_that_are_not_clean_are_told(tmp_path):
+    project = Project(exploratory_project())
+    notebook(project.root, "x = 1\ntry:\n    y = x + 1\nexcept:\n    y = 0\ny", name="untidy.ipynb")
+    (project.root / "pyproject.toml").write_text(
+        '[tool.nbdev]\nlib_path = "team"\nnbs_path = "nbs"\n\n[tool.ruff.lint]\nselect = ["E", "F"]\n'
+    )
+    said = project.mlpkg("import", "untidy.ipynb", "--write", PYTHONPATH=str(project.root))
+    assert "E722 Do not use bare `except`" in said and "nbs/pipelines/untidy/10_" in said, said
+    assert "1 line is not clean" in said

@@ -90,6 +90,8 @@ def test_wheel_holds_package_and_entry_points(project):
     modules = {file.relative_to(project).as_posix() for file in (project / "mlpkg").rglob("*.py")}
     assert "mlpkg/data/lake.py" in modules
     assert modules <= names
+    pages = {f"mlpkg/pages/{page.name}" for page in (project / "nbs" / "how-to").glob("*.ipynb")}
+    assert "mlpkg/pages/your_own_table.ipynb" in pages and pages <= names, "for `mlpkg docs`"
     assert not [name for name in names if not name.startswith(("mlpkg/", "mlpkg-"))], "only the package is installed"
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert entries["console_scripts"]["mlpkg"] == "mlpkg.cli.main:main"

@@ -54,7 +54,7 @@ def import_command(
     from mlpkg.recipes.cutting import proposal_diff, write_proposal
     from mlpkg.recipes.delivery import file_batch
     from mlpkg.recipes.proposal import propose
-    from mlpkg.recipes.scaffold import check_name_of, find_project
+    from mlpkg.recipes.scaffold import check_name_of, find_project, untidy_lines
 
     console, project = Console(), find_project()
     made = name or file_batch(notebook.stem).lower().replace("-", "_").replace(".", "_")
@@ -65,5 +65,10 @@ def import_command(
         _show_lines(console, proposal_diff(proposal))
         console.print("\nNothing was written. [bold]--write[/bold] writes these files.", highlight=False)
         return
-    console.print("\n[bold]Written[/bold]", *write_proposal(proposal), sep="\n  ", soft_wrap=True, highlight=False)
+    written = write_proposal(proposal)
+    console.print("\n[bold]Written[/bold]", *written, sep="\n  ", soft_wrap=True, highlight=False)
+    if untidy := untidy_lines(written, project):
+        count = "1 line is" if len(untidy) == 1 else f"{len(untidy)} lines are"
+        console.print(f"\n[yellow]{count} not clean, and `make test` will say so[/yellow]")
+        console.print(*map(escape, untidy), sep="\n", soft_wrap=True, highlight=False)
     console.print(f"\n[bold]Next[/bold]\n  mlpkg run {proposal.name}", highlight=False)

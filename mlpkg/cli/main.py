@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .docs import reading
 from .doctor import doctor
 from .importing import importing
 from .init import initing
@@ -107,7 +108,20 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-for commands in (initing, creating, importing, runs, why, replaying, doctor, interfaces, models, kernels, tidying):
+for commands in (
+    initing,
+    creating,
+    importing,
+    reading,
+    runs,
+    why,
+    replaying,
+    doctor,
+    interfaces,
+    models,
+    kernels,
+    tidying,
+):
     app.add_typer(commands)
 
 # %% ../../nbs/api/cli/18_main.ipynb #d7a96ab6

@@ -154,7 +154,6 @@ def measure_interval(
     level: float = 0.9,  # Share of true values to hold
 ) -> Interval | None:  # None with too few rows for this level: 9 for nine of ten
     "The interval that holds true values, from rows where they are known"
-    raw = np.asarray(raw, dtype="float64")
     off = np.abs(_to_scale(y, self.scale) - _to_scale(raw, self.scale))
     if not np.isfinite(off).all():
         return None
@@ -172,7 +171,6 @@ def bounds(
     "Where the true number is likely to be"
     if self.interval is None:
         return {}
-    raw = np.asarray(raw, dtype="float64")
     reach = np.array(self.interval.reach)[np.searchsorted(self.interval.edges, raw, "right")]
     centre = _to_scale(raw, self.scale)
     low, high = (np.expm1(end) if self.scale == "log" else end for end in (centre - reach, centre + reach))

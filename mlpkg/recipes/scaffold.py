@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ScaffoldError', 'Project', 'find_project', 'check_name_of', 'templates_path', 'fill_text', 'fill_notebook',
-           'recipe_path', 'request_of', 'new_files', 'new_section', 'in_the_way', 'write_files', 'write_pipeline']
+           'recipe_path', 'request_of', 'new_files', 'new_section', 'in_the_way', 'write_files', 'write_pipeline',
+           'untidy_lines']
 
 # %% ../../nbs/api/recipes/32_scaffold.ipynb #3229b5f4
 import json
@@ -14,7 +15,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -262,3 +263,17 @@ def _installed(name: str) -> bool:
     from importlib.util import find_spec
 
     return find_spec(name) is not None
+
+# %% ../../nbs/api/recipes/32_scaffold.ipynb #e749e00c
+def untidy_lines(
+    paths: Sequence[str],  # In the project
+    project: Project,
+) -> list[str]:  # Place, rule and reason; empty where nothing is wrong, or where ruff is not installed
+    "What ruff refuses of files that were written"
+    exported = f"{project.package}/"  # from notebooks, which are looked at themselves
+    code = [path for path in paths if path.endswith((".py", ".ipynb")) and not path.startswith(exported)]
+    if not code or not _installed("ruff"):
+        return []
+    command = [sys.executable, "-m", "ruff", "check", "--quiet", "--output-format=concise", "--force-exclude", *code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=project.root)  # noqa: S603
+    return done.stdout.splitlines()
