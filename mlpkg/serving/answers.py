@@ -56,6 +56,7 @@ class Answer:
     sticky: str = ""  # Key that kept the client with one arm, if there was one
     kind: Kind = "binary"  # Of the model's task
     answer: str = ""  # Unless binary: what the client was told, as JSON
+    failed: int | None = None  # Version that was to say this and failed; what the champion said stands in for it
 
     @property
     def weight(self) -> int:
@@ -99,7 +100,7 @@ def answer_values(
 
 # %% ../../nbs/api/serving/17_answers.ipynb #dbe4f168
 _types = {"record": pa.int64(), "model_version": pa.int64(), "prediction": pa.float64(), "probability": pa.float64()}
-_types |= {"time": pa.timestamp("us", tz="UTC")}
+_types |= {"time": pa.timestamp("us", tz="UTC"), "failed": pa.int64()}
 _schema = pa.schema([(name, _types.get(name, pa.string())) for name in _names])
 _essential = ("request_id", "record", "time", "arm", "model", "prediction")
 

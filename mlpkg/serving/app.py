@@ -63,13 +63,14 @@ def answers_of(
     arm: str,  # Name of the model's arm
     asked: dict[str, Any],  # Body of the request, checked
     values: list[dict[str, Any]],  # From `answer_values`, for each of its records
+    failed: int | None = None,  # Version that was to answer and failed
 ) -> list[Answer]:
     "What the answer log keeps of a request"
     scope, version, now = request.scope, model.version, datetime.now(UTC)
     return [
         Answer(
             scope["request_id"], place, now, arm, version.name, version.version, inputs=to_json(record).decode(),
-            key=scope.get("key_name", ""), sticky=asked.get("key") or "", **said,
+            key=scope.get("key_name", ""), sticky=asked.get("key") or "", failed=failed, **said,
         )
         for place, (record, said) in enumerate(zip(asked["records"], values, strict=True))
     ]  # fmt: skip
@@ -113,6 +114,7 @@ async def predict(
     champion = champion_model(arms, serving)
     require_json(scope)
     asked = parse_body(champion.request, await request.body(), champion.loaded.inputs)
+    failed = None
     model, arm = choose_arm(champion, arms.challenger, serving, asked.get("key") or scope["request_id"])
     try:
         found, predictions = await _said(parts, request, model, asked["records"])
@@ -123,9 +125,9 @@ async def predict(
             raise
         parts.loader.note_fault(model, error)
         parts.counts.challenger_failed.inc(len(asked["records"]))
-        model, arm = champion, "champion"
+        model, arm, failed = champion, "champion", model.version.version
         found, predictions = await _said(parts, request, model, asked["records"])
-    answers = answers_of(request, model, arm, asked, answer_values(model.loaded.task, found, predictions))
+    answers = answers_of(request, model, arm, asked, answer_values(model.loaded.task, found, predictions), failed)
     parts.answers.put(answers)
     parts.counts.predicted(arm, model.version.version, len(answers))
     if serving.strategy == "shadow" and arms.challenger:
