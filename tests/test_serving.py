@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,9 +37,10 @@ from mlpkg.models.oversight import promote_by_hand
 from mlpkg.models.registry import load_model, register
 from mlpkg.models.scoring import probability, records_frame
 from mlpkg.models.storage import log_model
+from mlpkg.models.tasks import yes_no
 from mlpkg.models.training import fit
 from mlpkg.serving.app import check_host, create_app
-from mlpkg.serving.comparison import read_arms
+from mlpkg.serving.comparison import compare_arms, read_arms
 from mlpkg.serving.copies import last_good_copy
 from mlpkg.serving.http import new_key
 from mlpkg.serving.loader import ServedModel, ServingError, prepare_model
@@ -534,6 +536,32 @@ def test_the_api_predicts_what_a_batch_predicts(store):
     assert batch["prediction"].tolist() == online["prediction"].tolist()
 
 
+def test_everybody_uses_the_threshold_of_the_model(store):
+    "Champion and challenger have one each, and neither of them is a half"
+    for threshold in (0.2, 0.6):
+        rows = parcels()
+        model = fit("logistic_regression", rows, "late", ["distance", "weight"], ["carrier", "zone"])
+        task = replace(yes_no, threshold=threshold)
+        with mlflow.start_run():
+            inputs = inputs_from(CONTRACT, rows, COLUMNS)
+            number = register(log_model(model, rows[COLUMNS], inputs=inputs, task=task), "parcels")
+        if threshold == 0.2:
+            promote_by_hand("parcels", number, "a miss costs more than a false alarm")
+    lake, sent = open_lake(settings(store)), some_records()
+    lake.write("clean/parcels", pd.DataFrame(sent).assign(month="2026-01"), partition_by=["month"])
+    score(lake, load_model("parcels"), "clean/parcels", "predictions/parcels", {"month": "2026-01"})
+    with serving(store, strategy="shadow") as api:
+        online = pd.DataFrame(ask(api, *sent).json()["predictions"])
+        about = api.get("/openapi.json").json()["components"]["schemas"]["Prediction"]["properties"]["prediction"]
+    assert "0.2 or more" in about["description"]
+    kept = lake.read("served/parcels").set_index("arm")
+    found = {"api": (online, 0.2), "batch": (lake.read("predictions/parcels"), 0.2)}
+    found |= {"champion": (kept.loc["champion"], 0.2), "shadow": (kept.loc["shadow"], 0.6)}
+    for name, (table, threshold) in found.items():
+        assert len(table) == 300 and (table["prediction"] == (table["probability"] >= threshold)).all(), name
+        assert (table["prediction"] != (table["probability"] >= 0.5)).any(), name
+
+
 # Models that come and go
 
 
@@ -659,6 +687,32 @@ def test_a_challenger_that_fails_costs_no_answer_and_is_taken_out(store, monkeyp
         assert 'mlpkg_challenger_failed_total{model="parcels"} 3.0' in api.get("/metrics").text
         refresh(api)
         assert loader.arms.challenger is None, "not before its time is over"
+
+
+@pytest.mark.parametrize(("strategy", "arm"), [("canary", "challenger"), ("shadow", "shadow")])
+def test_a_challenger_that_fails_is_noted_in_the_answer_log(store, strategy, arm):
+    lake = open_lake(settings(store))
+    with serving(store) as api:
+        ask(api, GOOD)
+    table = lake.read("served/parcels").drop(columns="failed")  # as an earlier version of mlpkg has written it
+    lake.write("served/parcels", table, mode="overwrite", change_schema=True)
+    with serving(store) as api:
+        ask(api, GOOD)
+    assert "failed" not in lake.schema("served/parcels").names, "as long as nothing has failed"
+    with serving(store, strategy=strategy, share=1.0) as api:
+        loader = api.app.state.parts.loader
+        wait_for(lambda: loader.arms.challenger, 20, "the challenger to take part")
+        ask(api, GOOD)
+        wait_for(lambda: f'arm="{arm}"' in api.get("/metrics").text, 20, "the challenger to predict")
+        score_with(loader.arms.challenger, failing(ZeroDivisionError("of the challenger")))
+        assert ask(api, GOOD, GOOD | {"distance": 3}).json()["model_version"] == 1
+    with serving(store) as api:
+        ask(api, GOOD)
+    rows = lake.read("served/parcels")
+    assert rows["failed"].dropna().tolist() == [2, 2] and rows["inputs"].notna().all()
+    found = compare_arms(lake, "parcels").set_index("arm")
+    assert found.loc[arm, ["n", "failed"]].tolist() == [1, 2]
+    assert "failed on 2 records" in found.loc[arm, "words"]
 
 
 def test_a_challenger_with_other_columns_takes_no_part(store):

@@ -57,6 +57,7 @@ class Answer:
     kind: Kind = "binary"  # Of the model's task
     answer: str = ""  # Unless binary: what the client was told, as JSON
     share: float | None = None  # Of requests that went to the challenger at that time; None where it answered none
+    failed: int | None = None  # Version that was to say this and failed; what the champion said stands in for it
 
     @property
     def weight(self) -> int:
@@ -100,7 +101,7 @@ def answer_values(
 
 # %% ../../nbs/api/serving/17_answers.ipynb #dbe4f168
 _types = {"record": pa.int64(), "model_version": pa.int64(), "prediction": pa.float64(), "probability": pa.float64()}
-_types |= {"time": pa.timestamp("us", tz="UTC"), "share": pa.float64()}
+_types |= {"time": pa.timestamp("us", tz="UTC"), "share": pa.float64(), "failed": pa.int64()}
 _schema = pa.schema([(name, _types.get(name, pa.string())) for name in _names])
 _essential = ("request_id", "record", "time", "arm", "model", "prediction")
 

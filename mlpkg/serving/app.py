@@ -64,14 +64,15 @@ def answers_of(
     arm: str,  # Name of the model's arm
     asked: dict[str, Any],  # Body of the request, checked
     values: list[dict[str, Any]],  # From `answer_values`, for each of its records
-    share: float | None,  # Of requests that the challenger gets; None if it gets none
+    share: float | None = None,  # Of requests that the challenger gets; None if it gets none
+    failed: int | None = None,  # Version that was to answer and failed
 ) -> list[Answer]:
     "What the answer log keeps of a request"
     scope, version, now = request.scope, model.version, datetime.now(UTC)
     return [
         Answer(
             scope["request_id"], place, now, arm, version.name, version.version, inputs=to_json(record).decode(),
-            key=scope.get("key_name", ""), sticky=asked.get("key") or "", share=share, **said,
+            key=scope.get("key_name", ""), sticky=asked.get("key") or "", share=share, failed=failed, **said,
         )
         for place, (record, said) in enumerate(zip(asked["records"], values, strict=True))
     ]  # fmt: skip
@@ -117,6 +118,7 @@ async def predict(
     body = await request.body()
     scope["request_id"] = retried_id(scope, body, serving.model) or scope["request_id"]
     asked = parse_body(champion.request, body, champion.loaded.inputs)
+    failed = None
     model, arm = choose_arm(champion, arms.challenger, serving, asked.get("key") or scope["request_id"])
     try:
         found, predictions = await _said(parts, request, model, asked["records"])
@@ -127,10 +129,11 @@ async def predict(
             raise
         parts.loader.note_fault(model, error)
         parts.counts.challenger_failed.inc(len(asked["records"]))
-        model, arm = champion, "champion"
+        model, arm, failed = champion, "champion", model.version.version
         found, predictions = await _said(parts, request, model, asked["records"])
     share = serving.share if serving.strategy == "canary" and arms.challenger else None
-    answers = answers_of(request, model, arm, asked, answer_values(model.loaded.task, found, predictions), share)
+    values = answer_values(model.loaded.task, found, predictions)
+    answers = answers_of(request, model, arm, asked, values, share, failed)
     parts.answers.put(answers)
     parts.counts.predicted(arm, model.version.version, len(answers))
     if serving.strategy == "shadow" and arms.challenger:

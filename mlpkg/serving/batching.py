@@ -262,6 +262,8 @@ def score(
         except BaseException:  # a panic in native code is not an Exception
             _log.exception("the challenger, version %s, fails", challenger.version.version)
             self.metrics.shadow_lost.inc(len(records))
+            number = challenger.version.version
+            self.answers.put([replace(one, arm="shadow", model_version=number, failed=number) for one in answers])
 
 
 @patch
