@@ -61,7 +61,7 @@ def read_arms(
     columns = ["request_id", "record", "arm", "model_version", "time", *said, "sticky"]
     columns += [name for name in ("share", "failed") if name in there]
     rows = lake.read(f"served/{model}", columns, filters).sort_values("time", kind="stable")
-    absent = {"kind": "binary", "share": np.nan, "failed": 0}  # in tables of earlier versions
+    absent: dict[str, Any] = {"kind": "binary", "share": np.nan, "failed": 0}  # in tables of earlier versions
     rows = rows.assign(**{name: value for name, value in absent.items() if name not in rows})
     rows["failed"] = rows["failed"].fillna(0).astype("int64")
     rows = rows.drop_duplicates(["request_id", "record", "arm"])
