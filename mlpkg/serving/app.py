@@ -26,6 +26,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
+from ..models.scoring import native_threads
 from ..models.tasks import Task, yes_no
 from ..redaction import get_log
 from .answers import Answer, answer_values
@@ -315,6 +316,7 @@ def app_from_environment() -> FastAPI:  # SettingsError if a server cannot work 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("alembic", "mlflow", "httpx"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    native_threads()  # for good; else BLAS gets its threads back while another request is answered
     return create_app()
 
 # %% ../../nbs/api/serving/30_app.ipynb #53684c1b
