@@ -572,3 +572,52 @@ def test_the_step_does_not_judge_by_another_table_that_has_the_number_of_the_cha
     notebook = ROOT / "nbs/pipelines/flights/34_monitor.ipynb"
     with pytest.raises(StepError, match="made anew or restored from a backup since"):
         run_step(notebook, {"months": "2013-04"}, settings=project.settings)
+
+
+def test_what_the_api_was_asked_is_judged(monitored):
+    "A client that sends no temperatures, and the truth that it reports: no batch shows either"
+    from fastapi.testclient import TestClient
+
+    from mlpkg.examples.flights import training_windows
+    from mlpkg.models.registry import load_model
+    from mlpkg.monitoring.traffic import watch_traffic
+    from mlpkg.serving.app import create_app
+    from mlpkg.settings import load_settings
+
+    project, lake, _ = monitored
+    env = {"MLPKG_SERVING__MODEL": "flights", "MLPKG_SERVING__FOLDER": str(project.root / "serving")}
+    settings = load_settings(file=project.root / "settings.ini", env=env)
+    rows = lake.read("clean/flights", filters=[("month", "=", "2013-03")]).dropna(subset="late").head(600)
+    asked = rows[flight_features].assign(temp=None).astype("object")
+    asked = asked.where(asked.notna(), None).to_dict("records")
+    with TestClient(create_app(settings), "http://localhost", client=("127.0.0.1", 1)) as api:
+        for start in range(0, 600, 100):
+            answer = api.post("/v1/predict", json={"records": asked[start : start + 100]})
+            assert answer.status_code == 200, answer.text
+            name, late = answer.json()["request_id"], rows["late"][start : start + 100].astype(int)
+            truths = [{"request_id": name, "record": place, "truth": one} for place, one in enumerate(late)]
+            told = api.post("/v1/feedback", json={"truths": truths})
+            assert len(told.json()["accepted"]) == 100, told.text
+    loaded, today = load_model("flights"), datetime.now(UTC).date()
+    windows = training_windows(loaded, lake.read("split/flights"))
+    assert watch_traffic(lake, loaded, *windows, RULES, days=1, today=today) == {}, "the day is not over"
+    found = watch_traffic(lake, loaded, *windows, RULES, days=1, today=today + timedelta(days=1))
+    report = found[today.isoformat()]
+    assert report.rows == 600 and report.get("missing", "temp").level == "alarm"
+    assert np.isfinite(report.get("performance", "roc_auc").value), "truth is joined with the answers"
+    assert "temp is missing in 100.0% of the rows" in last_alarm(lake, "monitoring/flights", None, "month")
+
+
+def test_the_step_judges_what_the_api_was_asked(monitored):
+    from mlpkg.steps.run import run_step
+
+    project, lake, pipeline = monitored
+    rows = lake.read("clean/flights", filters=[("month", "=", "2013-03")]).head(600)
+    day = (datetime.now(UTC) - timedelta(days=7)).date().isoformat()
+    answers = pd.DataFrame({"date": day, "request_id": day, "record": np.arange(600), "arm": "champion"})
+    answers = answers.assign(model_version=1, prediction=0, probability=probability(pipeline, rows))
+    answers["inputs"] = [one.to_json() for _, one in rows[flight_features].assign(temp=None).iterrows()]
+    lake.write("served/flights", answers, partition_by=["date"])
+    run_step(ROOT / "nbs/pipelines/flights/34_monitor.ipynb", {"months": "2013-03"}, settings=project.settings)
+    found = read_history(lake, "traffic/flights")
+    assert set(found["rows"]) == {600} and "temp" in found.loc[found["alarm"], "column"].tolist()
