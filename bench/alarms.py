@@ -23,7 +23,7 @@ from mlpkg.models.scoring import probability
 from mlpkg.models.training import fit
 from mlpkg.monitoring.checks import Finding, Window
 from mlpkg.monitoring.performance import leading_figure
-from mlpkg.monitoring.report import judge_model, judge_rows
+from mlpkg.monitoring.verdict import judge_model, judge_rows
 from mlpkg.settings import MonitoringSettings
 
 RESULT = Path(__file__).with_name("alarms.json")

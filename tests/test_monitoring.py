@@ -35,14 +35,13 @@ from mlpkg.monitoring.report import (
     _finds_the_same,
     _number_blocks,
     as_rows,
-    judge_model,
-    judge_rows,
     monitor,
     read_history,
     store,
     with_history,
 )
 from mlpkg.monitoring.retraining import last_alarm
+from mlpkg.monitoring.verdict import judge_model, judge_rows
 from mlpkg.settings import MonitoringSettings
 
 RULES = MonitoringSettings()

@@ -14,8 +14,8 @@ from scipy.special import expit, logit
 
 from ..data.inputs import Input
 from ..models.intervals import Estimate, auc_from_counts, bin_codes, bin_edges, block_counts, standard_error
-from .checks import Finding, Window, alarm_level, coerce_inputs, families
-from .dealing import block_units, chances
+from .checks import Finding, Window, coerce_inputs
+from .dealing import alarm_level, block_units, chances, families
 from .performance import leading, leading_figure
 from ..quality import Kind
 from ..settings import MonitoringSettings
