@@ -86,6 +86,9 @@ bench-steps: setup ## Measure what a step costs, in all ways to run one; with Ce
 bench-peers: setup ## Measure what a step costs with other tools, each in an environment of its own
 	@$(BIN)/python bench/peers.py
 
+alarms: setup ## Measure how often the alarm of the monitor is false, and what it finds (an hour), and print the table
+	@$(BIN)/python bench/alarms.py
+
 targets: setup ## Measure everything that has a target, part by part (two hours), and print the table
 	@$(BIN)/python bench/targets.py
 
@@ -119,4 +122,4 @@ smoke: ## Bring up a separate stack, run DAGs in it, check what they left and th
 env: ## Write .env with fresh secrets for docker-compose.yml
 	@$(PYTHON) docker/env.py
 
-.PHONY: help run demo serve test lab mlflow airflow setup prepare export clean-notebooks readme pages docs docs-serve bench bench-steps bench-peers targets mutants hooks lock build up down smoke env
+.PHONY: help run demo serve test lab mlflow airflow setup prepare export clean-notebooks readme pages docs docs-serve bench bench-steps bench-peers alarms targets mutants hooks lock build up down smoke env

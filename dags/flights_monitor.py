@@ -2,11 +2,13 @@
 ### Flights: has the world changed?
 
 Looks at a month that was predicted: quality of the data, drift of columns and of predictions, and, where the truth is
-known, how well the champion did. Only an alarm updates the asset `flights/drift`, which starts `flights_train`; while a
-training is running or has just failed, the alarm waits, and `flights_watch` asks later.
+known, how well the champion did. What clients asked the API in the last weeks is judged in the same way. Only an alarm
+updates the asset `flights/drift`, which starts `flights_train`; while a training is running or has just failed, the
+alarm waits, and `flights_watch` asks later.
 Without a champion there is nothing to judge, and the step is skipped.
 
-Steps: **monitor** -> **retrain** (skipped when all is well). Table: `monitoring/flights`.
+Steps: **monitor** -> **retrain** (skipped when all is well). Tables: `monitoring/flights` and
+`traffic/flights`.
 Runs whenever `flights_predict` has scored months.
 """
 

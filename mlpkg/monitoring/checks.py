@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['levels', 'WindowError', 'Window', 'Finding', 'level_of', 'coerce_inputs', 'check_contract', 'check_columns',
-           'check_joint', 'check_predictions', 'truth_is_known', 'check_ranking', 'excess_miscalibration',
-           'check_calibration', 'check_brier', 'check_slices', 'check_positive_rate']
+           'check_joint', 'check_predictions', 'figure_finding', 'check_ranking', 'excess_miscalibration',
+           'calibration_moves', 'check_calibration', 'check_slices']
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #03adbd55
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from scipy import stats
 
 from ..data.columns import as_texts
 from ..data.contracts import check
 from ..data.inputs import Input, as_contract, as_numbers, without_blanks
 from ..errors import MlpkgError
-from ..models.intervals import Estimate, estimates, standard_error, z_95, z_score
+from ..models.intervals import Estimate, estimates, standard_error
+from .dealing import Chance, Deals, alarm_level, chances, deal, families
 from mlpkg.monitoring.drift import (
     adjust_p_values,
     column_drift,
@@ -67,6 +67,16 @@ def take(
     blocks = None if self.blocks is None else np.asarray(self.blocks)[places]
     rows = self.rows[places] if places.dtype == bool else self.rows.iloc[places]
     return Window(rows, self.p[places], self.y[places], blocks)
+
+# %% ../../nbs/api/monitoring/12_checks.ipynb #b6957e74
+@patch
+def deal_with(
+    self: Window,  # The reference, at least one row
+    current: Window,  # The window to judge, at least one row
+) -> Deals:
+    "Deal the blocks of both anew"
+    rows, blocks = (len(self.rows), len(current.rows)), (self.blocks, current.blocks)
+    return deal(rows, blocks if blocks[0] is not None and blocks[1] is not None else (None, None))
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #adb9f136
 @patch
@@ -192,23 +202,45 @@ def _drift(row: Mapping[Any, Any], moved: str, rules: MonitoringSettings) -> Fin
     return Finding("drift", name, level, words, psi, threshold=rules.psi, p_value=p)
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #d4605b6b
-def _missing(row: Mapping[Any, Any], rules: MonitoringSettings) -> Finding:
+def _missing(row: Mapping[Any, Any], chance: Chance, rules: MonitoringSettings) -> Finding:
     "Missing values of a column"
-    name, before, now, p = row["column"], row["missing_before"], row["missing_now"], row["missing_p"]
-    level = level_of(now - before >= rules.missing, p, rules.alpha, "alarm")
+    name, before, now = row["column"], row["missing_before"], row["missing_now"]
+    level = alarm_level(now - before >= rules.missing, chance, rules.alpha)
     words = f"{name} is missing in {now:.1%} of the rows (before: {before:.1%})"
-    return Finding("missing", name, level, words, now, reference=before, threshold=rules.missing, p_value=p)
+    return Finding("missing", name, level, words, now, reference=before, threshold=rules.missing, p_value=chance.p)
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #6743b862
-def _new(learned: Window, current: Window, one: Input, rules: MonitoringSettings) -> Finding:
+def _new(learned: Window, current: Window, one: Input, chance: Chance, rules: MonitoringSettings) -> Finding:
     "Values of a text that the model has never seen"
     known = {*one.categories, *learned.rows[one.name].dropna().unique()}
     share, values = new_values(current.rows[one.name], sorted(known))
     some = ", ".join(values[:5]) + (", ..." if len(values) > 5 else "")
     count = f"{len(values)} new value{'' if len(values) == 1 else 's'}"
     words = f"{one.name}: {count} in {share:.2%} of the rows" + (f": {some}" if values else "")
-    level = "alarm" if share >= rules.missing else "warning" if values else "ok"
-    return Finding("new values", one.name, level, words, share, threshold=rules.missing)
+    alarm = share >= rules.missing and chance.p < rules.alpha
+    level = "alarm" if alarm else "warning" if values else "ok"
+    return Finding("new values", one.name, level, words, share, threshold=rules.missing, p_value=chance.p)
+
+# %% ../../nbs/api/monitoring/12_checks.ipynb #b976a0cc
+def _unknown_codes(one: Input, *windows: Window) -> list[np.ndarray]:
+    "Values that a model was not told of, as numbers that are the same in all windows; -1 for the others"
+    values = pd.concat([window.rows[one.name] for window in windows], ignore_index=True)
+    codes = pd.factorize(values.where(~values.isin(list(one.categories))), sort=True)[0]
+    return np.split(codes, np.cumsum([len(window.rows) for window in windows])[:-1])
+
+
+def _column_chances(
+    learned: Window, current: Window, inputs: Sequence[Input], rules: MonitoringSettings
+) -> dict[tuple[str, str], Chance]:  # By check and column
+    "How likely it is by chance that as many values are missing or new"
+    names, texts = [one.name for one in inputs], [one for one in inputs if one.kind == "text"]
+    deals = learned.deal_with(current)
+    before, now = deals.means(learned.rows[names].isna().to_numpy(), current.rows[names].isna().to_numpy())
+    new = [deals.new_shares(*_unknown_codes(one, learned, current)) for one in texts]
+    about = [*(("missing", name) for name in names), *(("new values", one.name) for one in texts)]
+    moves = np.column_stack([now - before, *new])
+    found = chances(moves, [rules.missing] * len(about), rules.alpha, families, alike=True)
+    return dict(zip(about, found, strict=True))
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #c0bf177a
 def check_columns(
@@ -220,10 +252,12 @@ def check_columns(
     "Drift and missing values of every column, and values that are new"
     found = []
     table = column_drift(learned.rows, current.rows, [one.name for one in inputs], (learned.blocks, current.blocks))
+    by_chance = _column_chances(learned, current, inputs, rules)
     for row in table.to_dict("records"):
         moved = "" if np.isnan(row["psi"]) else _moved(learned.rows[row["column"]], current.rows[row["column"]])
-        found += [_drift(row, moved, rules), _missing(row, rules)]
-    return found + [_new(learned, current, one, rules) for one in inputs if one.kind == "text"]
+        found += [_drift(row, moved, rules), _missing(row, by_chance["missing", row["column"]], rules)]
+    texts = [one for one in inputs if one.kind == "text"]
+    return found + [_new(learned, current, one, by_chance["new values", one.name], rules) for one in texts]
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #db937081
 def check_joint(
@@ -265,82 +299,62 @@ def check_predictions(
     words = f"{means.get(kind, 'mean probability of the predicted class')} {now} (held-out rows: {before})"
     return [drift, Finding("prediction", "mean", "ok", words, mean, *interval, old_mean)]
 
-# %% ../../nbs/api/monitoring/12_checks.ipynb #b7f7e57b
-def truth_is_known(
-    current: Window,  # The window to judge
-    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
-    kind: Kind = "binary",  # Of the model's task
-) -> bool:  # Enough rows, at least half of those with a prediction, and an error small enough
-    "Is truth known, and could it have shown that the model fails?"
-    judged = current.judged
-    if len(judged.rows) < max(rules.min_rows, 0.5 * np.isfinite(current.p).sum()):
-        return False
-    off = judged.p - judged.y
-    tolerated = rules.error_rise * float(np.abs(off).mean()) if kind == "regression" else rules.calibration
-    return z_95 * standard_error(off, judged.blocks) <= 2 * tolerated
-
 # %% ../../nbs/api/monitoring/12_checks.ipynb #83d64d07
-def _performance(
+def figure_finding(
     name: str,  # Of the figure
     now: Estimate,  # In the window
     before: Estimate,  # On held-out rows
     words: str,
     level: str,
-    p: float,  # NaN if an error is unknown
+    p: float,  # How likely by chance
     bound: float,  # Threshold
 ) -> Finding:
-    "A finding about an estimate"
-    words += " (error unknown)" if level == "unknown" else ""
+    "A finding about the performance of a model"
+    words += " (too little to tell whether this is chance)" if level == "unknown" else ""
     return Finding("performance", name, level, words, now.value, *now.interval, before.value, bound, p)
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #a9ff0ab5
 def check_ranking(
     now: Estimate,  # ROC AUC of the window; NaN with one class
     before: Estimate,  # The same for the held-out rows
-    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
-) -> Finding:  # "unknown" with one class, or where an error is unknown
+    chance: Chance,  # Of the fall
+    rules: MonitoringSettings,  # metric_drop, alpha
+) -> Finding:  # "unknown" with one class, or where a failure might well have been missed
     "Does the model still rank?"
     if np.isnan(now.value):
         return Finding("performance", "roc_auc", "unknown", "ROC AUC is not defined: the truth has only one class")
-    p = float(stats.norm.cdf(z_score(now, before)))
-    level = level_of(before.value - now.value >= rules.metric_drop, p, rules.alpha, "alarm")
+    level = alarm_level(before.value - now.value >= rules.metric_drop, chance, rules.alpha)
     words = f"ROC AUC {now.value:.3f} (held-out rows: {before.value:.3f})"
-    return _performance("roc_auc", now, before, words, level, p, rules.metric_drop)
+    return figure_finding("roc_auc", now, before, words, level, chance.p, rules.metric_drop)
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #373ffc6c
 def excess_miscalibration(
-    now: float,  # Predicted less observed rate
-    before: float,  # The same for the held-out rows
-) -> float:  # Negative where the gap is smaller
+    now,  # Predicted less observed rate, a number or shape (n,)
+    before,  # The same for the held-out rows
+):  # Negative where the gap is smaller
     "By how much a gap is larger than the one known in that direction"
-    known = before if now * before > 0 else 0.0
-    return abs(now) - abs(known)
+    return np.abs(now) - np.where(np.multiply(now, before) > 0, np.abs(before), 0.0)
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #be567ac2
+def calibration_moves(deals: Deals, held: Window, current: Window) -> np.ndarray:  # Shape (deals,)
+    "By how much further off the window is in each deal; of windows with predictions and truth"
+    before, now = deals.means(held.p - held.y, current.p - current.y)
+    return excess_miscalibration(now, before)
+
+
 def check_calibration(
     now: Estimate,  # Predicted less observed rate
     before: Estimate,  # The same for the held-out rows
-    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
+    chance: Chance,  # Of being so much further off
+    rules: MonitoringSettings,  # calibration, alpha
     positive_rate: float,  # Observed in the window
-) -> Finding:  # "unknown" if the error is unknown
+) -> Finding:  # "unknown" where a failure might well have been missed
     "Is the positive rate the predicted one?"
-    excess = excess_miscalibration(now.value, before.value)
-    p = float(2 * stats.norm.sf(max(excess, 0.0) / now.error)) if now.error else float("nan")
-    level = level_of(excess >= rules.calibration, p, rules.alpha, "alarm")
+    large = bool(excess_miscalibration(now.value, before.value) >= rules.calibration)
+    level = alarm_level(large, chance, rules.alpha)
     off = f"off by {100 * now.value:+.1f} points; held-out rows: {100 * before.value:+.1f}"
     words = f"positive rate {positive_rate:.1%}, predicted {positive_rate + now.value:.1%} ({off})"
-    return _performance("calibration", now, before, words, level, p, rules.calibration)
-
-# %% ../../nbs/api/monitoring/12_checks.ipynb #f2382452
-def check_brier(
-    now: Estimate,  # Brier score of the window
-    before: Estimate,  # The same for the held-out rows
-    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
-) -> Finding:  # Never an alarm
-    "The Brier score, for the record"
-    p = float(stats.norm.sf(z_score(now, before)))
-    words = f"Brier score {now.value:.3f} (held-out rows: {before.value:.3f})"
-    return _performance("brier", now, before, words, level_of(True, p, rules.alpha), p, float("nan"))
+    return figure_finding("calibration", now, before, words, level, chance.p, rules.calibration)
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #275d1fbe
 def _slice(
@@ -351,7 +365,9 @@ def _slice(
 ) -> Finding:
     "Calibration of one slice, and its ranking in words"
     before, now = (estimates(window.y, window.p, window.blocks) for window in (held, current))
-    found = check_calibration(now["calibration"], before["calibration"], rules, now["positive_rate"].value)
+    moves = calibration_moves(held.deal_with(current), held, current)
+    chance = chances(moves[:, None], [rules.calibration], rules.alpha)[0]
+    found = check_calibration(now["calibration"], before["calibration"], chance, rules, now["positive_rate"].value)
     ranking = f"ROC AUC {now['roc_auc'].value:.3f} (held-out rows: {before['roc_auc'].value:.3f})"
     return replace(found, check="slice", column=name, words=f"{name}: {found.words}; {ranking}")
 
@@ -378,21 +394,3 @@ def check_slices(
         replace(one, p_value=p, level=level_of(off, p, rules.alpha))
         for one, off, p in zip(found, large, p_values.tolist(), strict=True)
     ]
-
-# %% ../../nbs/api/monitoring/12_checks.ipynb #5a2f79e4
-def check_positive_rate(
-    learned: Window,  # With truth, if it has any
-    current: Window,  # With some truth
-    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
-) -> Finding:
-    "Has the positive rate changed?"
-    then, now = learned.take(np.isfinite(learned.y)), current.take(np.isfinite(current.y))
-    new = Estimate(float(now.y.mean()), standard_error(now.y, now.blocks))
-    words = f"positive rate {new.value:.1%}"
-    if not len(then.rows):
-        return Finding("truth", "share", "ok", words, new.value, *new.interval)
-    old = Estimate(float(then.y.mean()), standard_error(then.y, then.blocks))
-    p = float(2 * stats.norm.sf(abs(z_score(new, old))))
-    level = level_of(abs(new.value - old.value) >= rules.calibration, p, rules.alpha)
-    words += f" (training rows: {old.value:.1%})"
-    return Finding("truth", "share", level, words, new.value, *new.interval, old.value, rules.calibration, p)

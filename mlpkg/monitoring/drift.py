@@ -30,12 +30,14 @@ class DriftError(MlpkgError, ValueError):
 def psi(
     before: np.ndarray,  # Rows in each bin of the reference
     now: np.ndarray,  # Rows in the same bins of the current table
-) -> float:  # 0 (the same) and up; NaN if one side has no rows
-    "Population stability index of two histograms"
+    wide: float = 1.0,  # By what factor the variance exceeds that of independent rows, from `inflation`
+) -> float:  # 0 (no more than chance) and up; NaN if one side has no rows
+    "Population stability index of two histograms, less what chance adds to it"
     if not before.sum() or not now.sum():
         return float("nan")
     p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in (before, now))
-    return float(((q - p) * np.log(q / p)).sum())
+    by_chance = ((before + now > 0).sum() - 1) * wide * (1 / before.sum() + 1 / now.sum())
+    return max(0.0, float(((q - p) * np.log(q / p)).sum() - by_chance))
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #1b76805c
 def _known(values: pd.Series, blocks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -44,23 +46,30 @@ def _known(values: pd.Series, blocks: np.ndarray | None) -> tuple[np.ndarray, np
     finite = np.isfinite(numbers)
     return numbers[finite], None if blocks is None else blocks[finite]
 
+# %% ../../nbs/api/monitoring/10_drift.ipynb #beb3653b
+def _width(before: np.ndarray, now: np.ndarray, blocks: tuple[np.ndarray | None, np.ndarray | None]) -> float:
+    "By what factor the variance exceeds that of independent rows; NaN where one side is a single block"
+    if any(labels is not None and len(np.unique(labels)) < 2 for labels in blocks):
+        return float("nan")
+    return inflation(before, now, blocks)
+
 # %% ../../nbs/api/monitoring/10_drift.ipynb #62b0cbf1
 def number_drift(
     reference: pd.Series,  # Numbers or booleans, shape (n,); NaN and infinity are ignored
     current: pd.Series,  # The same, shape (m,)
     blocks: tuple[np.ndarray | None, np.ndarray | None] = (None, None),  # Labels of the rows of both
-) -> dict[str, float]:  # psi, ks, wasserstein, p_value; NaN if one side has no number
+) -> dict[str, float]:  # psi, ks, wasserstein, p_value; NaN if one side has no number; no p-value of one block
     "How far a column of numbers has moved"
     (old, old_blocks), (new, new_blocks) = _known(reference, blocks[0]), _known(current, blocks[1])
     if not len(old) or not len(new):
         return dict.fromkeys(("psi", "ks", "wasserstein", "p_value"), float("nan"))
     edges = bin_edges(old)
     before, now = bin_codes(old, edges), bin_codes(new, edges)
-    size, wide = 2 * len(edges) + 1, inflation(before, now, (old_blocks, new_blocks))
+    size, wide = 2 * len(edges) + 1, _width(before, now, (old_blocks, new_blocks))
     ks = float(stats.ks_2samp(old, new, method="asymp").statistic)
     rows = len(old) * len(new) / (len(old) + len(new)) / wide
     return {
-        "psi": psi(np.bincount(before, minlength=size), np.bincount(now, minlength=size)),
+        "psi": psi(np.bincount(before, minlength=size), np.bincount(now, minlength=size), np.nan_to_num(wide, nan=1.0)),
         "ks": ks,
         "wasserstein": float(stats.wasserstein_distance(old, new) / (np.std(old) or 1.0)),
         "p_value": float(stats.kstwobign.sf(ks * np.sqrt(rows))),
@@ -108,8 +117,9 @@ def text_drift(
     first, second = (None if labels is None else labels[known] for labels, known in zip(blocks, there, strict=True))
     counts = np.array([np.bincount(part, minlength=int(group.max()) + 1) for part in (before, now)])
     counts = counts[:, counts.sum(0) > 0]
-    p_value = _chi_squared(counts, inflation(before, now, (first, second)))
-    return {"psi": psi(*counts), "js": float(jensenshannon(*every, base=2)), "p_value": p_value}
+    wide = _width(before, now, (first, second))
+    p_value, index = _chi_squared(counts, wide), psi(counts[0], counts[1], np.nan_to_num(wide, nan=1.0))
+    return {"psi": index, "js": float(jensenshannon(*every, base=2)), "p_value": p_value}
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #296c85fe
 def missing_drift(
@@ -120,7 +130,7 @@ def missing_drift(
     "Have missing values become more or fewer?"
     before, now = reference.isna().to_numpy().astype(int), current.isna().to_numpy().astype(int)
     counts = np.array([np.bincount(part, minlength=2) for part in (before, now)])
-    p = _chi_squared(counts[:, counts.sum(0) > 0], inflation(before, now, blocks))
+    p = _chi_squared(counts[:, counts.sum(0) > 0], _width(before, now, blocks))
     return {"missing_before": float(before.mean()), "missing_now": float(now.mean()), "missing_p": p}
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #555e506f

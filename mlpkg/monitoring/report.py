@@ -21,19 +21,9 @@ from ..data.inputs import Input
 from ..data.lake import Lake
 from ..errors import MlpkgError
 from ..models.tasks import Task, yes_no
-from mlpkg.monitoring.checks import (
-    Finding,
-    Window,
-    check_columns,
-    check_contract,
-    check_joint,
-    check_positive_rate,
-    check_predictions,
-    coerce_inputs,
-    truth_is_known,
-)
-from .estimation import check_expected
-from .performance import check_performance, leading
+from .checks import Finding, Window
+from .performance import leading
+from .verdict import judge_jointly, judge_model, judge_rows, unjudged
 from ..quality import Kind
 from ..settings import MonitoringSettings
 
@@ -111,12 +101,13 @@ def _since(
 # %% ../../nbs/api/monitoring/14_report.ipynb #89808ce3
 def _leads(finding: Finding) -> bool:
     "Is it the figure that a verdict names?"
-    return finding.check in ("performance", "expected") and finding.column in leading.values()
+    return finding.column in leading.values()
 
 
 def _first_sentence(report: Report) -> str:
     "The verdict"
-    here, chief = report.window, next((f for f in report.findings if _leads(f) and f.level != "unknown"), None)
+    told = [one for one in report.findings if one.check in ("performance", "expected") and one.level != "unknown"]
+    here, chief = report.window, next(iter(sorted(told, key=_leads, reverse=True)), None)
     if report.status == "unknown":
         return f"{here}: no conclusion, {'; '.join(one.words for one in report.at('unknown'))}."
     if alarms := [f"{one.words}{_since(one, here)}" for one in report.at("alarm")]:
@@ -166,62 +157,6 @@ def _number_blocks(*windows: Window) -> list[Window]:
     ends = np.cumsum([len(one.rows) for one in windows])[:-1]
     return [replace(one, blocks=part) for one, part in zip(windows, np.split(codes, ends), strict=True)]
 
-# %% ../../nbs/api/monitoring/14_report.ipynb #7b7ac559
-def _check_data(
-    learned: Window,  # Rows the model has learned from
-    current: Window,  # In any state
-    inputs: Sequence[Input],  # What the model takes
-    rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
-    max_rate: float,  # Share of rows that may break the contract
-    seed: int,
-) -> list[Finding]:
-    "What the rows alone say"
-    rows, found = coerce_inputs(current.rows, inputs)
-    absent = {one.name for one in inputs} - set(current.rows)
-    there = [one for one in inputs if one.name not in absent and one.name in learned.rows]
-    if not there:
-        return found
-    before = replace(learned, rows=coerce_inputs(learned.rows, inputs)[0])
-    now, steady = replace(current, rows=rows), [one for one in there if not one.time]  # Times move on, and should
-    found = [*found, check_contract(rows, there, max_rate)]
-    if not steady:
-        return found
-    return [
-        *found,
-        *check_columns(before, now, steady, rules),
-        check_joint(before, now, steady, rules, seed),
-    ]
-
-# %% ../../nbs/api/monitoring/14_report.ipynb #5ed3b9b1
-def _unknown(check: str, column: str, words: str) -> Finding:
-    "Something that could not be checked"
-    return Finding(check, column, "unknown", words)
-
-# %% ../../nbs/api/monitoring/14_report.ipynb #ea9ca414
-def _check_model(
-    learned: Window, current: Window, held: Window | None, inputs: Sequence[Input], slices: Sequence[str],
-    rules: MonitoringSettings, kind: Kind, seed: int,
-) -> list[Finding]:  # fmt: skip
-    "What predictions and truth say"
-    answered, known = int(np.isfinite(current.p).sum()), int(np.isfinite(current.y).sum())
-    shares = kind == "binary" and known >= rules.min_rows
-    found = [check_positive_rate(learned, current, rules)] if shares else []
-    if answered < rules.min_rows:
-        few = f"predictions: the window has {answered:,}, {rules.min_rows:,} are needed"
-        return [*found, _unknown("prediction", "psi", few)]
-    if held is None or len(held.judged.rows) < rules.min_rows:
-        return [*found, _unknown("performance", leading[kind], "performance: too few held-out rows to compare with")]
-    found += check_predictions(held.judged, current, rules, kind)
-    if not truth_is_known(current, rules, kind):
-        found.append(check_expected(kind, held.judged, current.take(np.isfinite(current.p)), inputs, rules, seed))
-    if len(current.judged.rows) < rules.min_rows:
-        few = f"performance: truth is known for {len(current.judged.rows):,} of {answered:,} predictions"
-        return [*found, _unknown("performance", leading[kind], few)]
-    found += check_performance(kind, held.judged, current.judged, slices, rules)
-    if not any(one.check == "expected" for one in found):  # which ends what an earlier estimate has raised
-        found.append(Finding("expected", leading[kind], "ok", "the truth is known, so nothing is estimated"))
-    return found
-
 # %% ../../nbs/api/monitoring/14_report.ipynb #50523385
 _learned_rows = 30_000  # A larger reference would cost time and change no verdict
 
@@ -246,9 +181,13 @@ def monitor(
     drawn = [one.at_most(len(one.rows), seed) for one in (current, *others)]
     learned, current, *rest = _number_blocks(learned.at_most(_learned_rows, seed), *drawn)
     held = rest[0] if rest else None
-    found = _too_few(learned, current, rules) or [
-        *_check_data(learned, current, inputs, rules, max_violation_rate, seed),
-        *_check_model(learned, current, held, inputs, slices, rules, kind, seed),
+    found = _too_few(learned, current, rules)
+    if found and len(current.judged.rows):
+        found.append(unjudged(kind, current, "performance: not judged"))
+    found = found or [
+        *judge_rows(learned, current, inputs, rules, max_violation_rate),
+        *judge_jointly(learned, current, inputs, rules, seed),
+        *judge_model(learned, current, held, inputs, rules, slices, kind, seed),
     ]
     return Report(window, len(current.rows), found, model, model_version)
 

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 
 from ..data.lake import Lake
 from .report import read_history, times_in_log, window_names
+from .traffic import traffic_table
 from ..settings import AirflowSettings, Settings
 from ..steps.notebooks import code_digest
 from ..steps.provenance import package_digest
@@ -102,17 +103,23 @@ def open_alarm(
     return "; ".join(f"{window}: {'; '.join(words)}" for window, words in by_window)
 
 # %% ../../nbs/api/monitoring/18_retraining.ipynb #b8b85351
-def last_alarm(
-    lake: Lake,
-    name: str,  # Table of the monitor; need not exist
-    training: "Run | None",  # From `last_training`
-    window_column: str = "window",  # Column of the table that names the window
-) -> str:  # See `open_alarm`
-    "The open alarm of a table"
+def _open_in(lake: Lake, name: str, training: "Run | None", window_column: str) -> str:
+    "The open alarm of one table"
     checks = read_history(lake, name, window_column)
     if "judged" not in checks:
         checks = checks.assign(judged=times_in_log(lake, name, checks[window_column]))
     return open_alarm(checks, training, window_column)
+
+
+def last_alarm(
+    lake: Lake,
+    name: str,  # Table of the monitor, such as "monitoring/flights"; need not exist
+    training: "Run | None",  # From `last_training`
+    window_column: str = "window",  # Column of the table that names the window
+) -> str:  # See `open_alarm`
+    "The open alarms of batches and of the API's traffic"
+    found = _open_in(lake, name, training, window_column), _open_in(lake, traffic_table(name), training, "window")
+    return "; ".join(one for one in found if one)
 
 # %% ../../nbs/api/monitoring/18_retraining.ipynb #b6e61cac
 @dataclass(frozen=True)
