@@ -42,10 +42,11 @@ _prefixes = (
     "OPENSSL_", "SSL_CERT_", "KERAS_", "TF_", "TENSORFLOW_", "TORCH", "PYTORCH_", "CUDA_", "CUDNN_", "CUBLAS_",
     "NVIDIA_TF32", "XLA_", "JAX_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "POLARS_", "DASK_",
 )  # fmt: skip
-_secret = (  # Ends of words; `mlpkg.secrets` knows more, but takes long to import
-    "TOKEN", "TOKENS", "SECRET", "SECRETS", "PASSWORD", "PASSWD", "PASSPHRASE", "PASSCODE", "PWD", "KEY", "KEYS", "DSN",
-    "CREDENTIAL", "CREDENTIALS", "WEBHOOK", "BEARER", "AUTHORIZATION", "CONNSTR",
+_secret = (  # Anywhere in a name; `mlpkg.secrets` knows harmless ones, too, but takes long to import
+    "TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "PASSCODE", "CREDENTIAL", "WEBHOOK", "BEARER",
+    "AUTHORIZATION", "CONNSTR", "CONNECTIONSTR",
 )  # fmt: skip
+_secret_ends = ("DSN", "PWD")  # Of a word
 _secret_words = {"PASS", "PAT", "SAS", "JWT", "HOOK", "CONN", "CONNECTION"}
 _names = {"GLIBC_TUNABLES", "HOME", "LANG", "LANGUAGE", "TMPDIR", "TZ", "USER", "VIRTUAL_ENV", "XDG_CACHE_HOME"}
 _others = {"MPLBACKEND", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"}  # The first comes later, sklearn sets the rest
@@ -55,8 +56,10 @@ _others |= {"CUDA_VISIBLE_DEVICES"}  # It differs from task to task, and is read
 
 def _is_secret(name: str, value: str) -> bool:
     "Does a variable tell of a secret by its name, or is it an address with a login?"
-    words = name.upper().split("_")
-    return any(word in _secret_words or word.endswith(_secret) for word in words) or ("://" in value and "@" in value)
+    rest = name.upper().replace("TOKENIZER", "")
+    if any(part in rest for part in _secret) or ("://" in value and "@" in value):
+        return True
+    return any(word in _secret_words or word.endswith(_secret_ends) for word in rest.split("_"))
 
 
 def import_env(
