@@ -199,6 +199,11 @@ def sources_of(
     found = {_source_name(one): one for one in given if one.strip()}
     if not found:
         raise DeliveryError("no source was given: name a .csv, .zip, .gz or .parquet file")
+    if twice := [name for one in given if "://" in one and found[name := _source_name(one)] != one]:
+        raise DeliveryError(
+            f"{twice[0]!r} is given twice, by addresses that differ only in what is not stored (login and query): "
+            "fetch such files first, and give their paths"
+        )
     return found
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #a7132f17
@@ -358,6 +363,7 @@ def store_delivery(
 ) -> int:  # Version written
     "Replace the batches of a delivery in the lake, and write down that its files were taken in"
     version = write_batches(lake, recipe.table("raw"), delivery.rows, delivery.batches)
-    batches = {one: file_batch(one) if recipe.batch == "file" else "" for one in delivery.files.values()}
+    names = map(public_name, delivery.files.values())
+    batches = {one: file_batch(one) if recipe.batch == "file" else "" for one in names}
     note_taken(lake, recipe.name, batches)
     return version

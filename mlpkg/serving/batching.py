@@ -40,12 +40,27 @@ class PendingRequest:
     answer: asyncio.Future  # Gets what the model says about these records
 
 # %% ../../nbs/api/serving/26_batching.ipynb #ca60ff50
+def _ask(
+    model: ServedModel, records: list[dict[str, Any]]
+) -> np.ndarray:  # What the model raises; ServingError in place of what cannot be handed on
+    "Let a model predict, and see that it says something about each record"
+    try:
+        found = model.predict(records)
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise
+        raise ServingError(f"the model failed with {error!r}") from error
+    if len(found) != len(records):
+        raise ServingError(f"the model said {len(found)} things about {len(records)} records")
+    return found
+
+
 def predict_together(
     requests: Sequence[PendingRequest],  # All for the same model
 ) -> list[np.ndarray | Exception]:  # What the model says to each request, or why it failed
     "Predict several requests in one call; if that fails, each in a call of its own"
     try:
-        found = requests[0].model.predict([record for request in requests for record in request.records])
+        found = _ask(requests[0].model, [record for request in requests for record in request.records])
     except Exception as error:
         return [error] if len(requests) == 1 else [predict_together([request])[0] for request in requests]
     ends = np.cumsum([len(request.records) for request in requests])

@@ -42,10 +42,24 @@ _prefixes = (
     "OPENSSL_", "SSL_CERT_", "KERAS_", "TF_", "TENSORFLOW_", "TORCH", "PYTORCH_", "CUDA_", "CUDNN_", "CUBLAS_",
     "NVIDIA_TF32", "XLA_", "JAX_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "POLARS_", "DASK_",
 )  # fmt: skip
-_secret = {"TOKEN", "SECRET", "PASSWORD", "PASSWD", "KEY", "CREDENTIALS"}  # A word of a name
+_secret = (  # Anywhere in a name; `mlpkg.secrets` knows harmless ones, too, but takes long to import
+    "TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "PASSCODE", "CREDENTIAL", "WEBHOOK", "BEARER",
+    "AUTHORIZATION", "CONNSTR", "CONNECTIONSTR",
+)  # fmt: skip
+_secret_ends = ("DSN", "PWD")  # Of a word
+_secret_words = {"PASS", "PAT", "SAS", "JWT", "HOOK", "CONN", "CONNECTION"}
 _names = {"GLIBC_TUNABLES", "HOME", "LANG", "LANGUAGE", "TMPDIR", "TZ", "USER", "VIRTUAL_ENV", "XDG_CACHE_HOME"}
 _others = {"MPLBACKEND", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"}  # The first comes later, sklearn sets the rest
+_of_runs = {"AIRFLOW", "MLFLOW", "MLPKG"}  # They have variables for each run
 _others |= {"CUDA_VISIBLE_DEVICES"}  # It differs from task to task, and is read when a device is used
+
+
+def _is_secret(name: str, value: str) -> bool:
+    "Does a variable tell of a secret by its name, or is it an address with a login?"
+    rest = name.upper().replace("TOKENIZER", "")
+    if any(part in rest for part in _secret) or ("://" in value and "@" in value):
+        return True
+    return any(word in _secret_words or word.endswith(_secret_ends) for word in rest.split("_"))
 
 
 def import_env(
@@ -53,10 +67,10 @@ def import_env(
     preload: Sequence[str] = (),  # Modules; variables that begin like one of them count
 ) -> dict[str, str]:  # Without secrets: the template keeps them as long as it lives
     "The environment variables that are read while Python starts and libraries are imported"
-    packages = {module.partition(".")[0].upper() for module in preload} - {"MLFLOW"}  # it has some for each run
+    packages = {module.partition(".")[0].upper() for module in preload} - _of_runs
     prefixes = (*_prefixes, *(f"{name}_" for name in packages))
     mine = (name for name in sorted(env) if name in _names or (name.startswith(prefixes) and name not in _others))
-    found = {name: env[name] for name in mine if not _secret & {*name.split("_")}}
+    found = {name: env[name] for name in mine if not _is_secret(name, env[name])}
     if paths := found.get("PYTHONPATH"):  # The template works in another folder
         found["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths.split(os.pathsep))
     return found
