@@ -47,7 +47,7 @@ def read_served(
     version: int,  # Answers of other versions are left out
     window: tuple[date, date],  # First and last day
 ) -> pd.DataFrame:  # date, request_id, record, prediction, probability, inputs (JSON), truth (NaN where it is unknown)
-    "What the champion answered, with the truth about it"
+    "What the champion answered, with the last truth about it"
     columns = ["date", "request_id", "record", "prediction", "probability", "inputs"]
     if not lake.exists(f"served/{model}"):
         return pd.DataFrame({name: pd.Series(dtype="object") for name in [*columns, "truth"]})
@@ -57,7 +57,7 @@ def read_served(
     if not lake.exists(f"feedback/{model}"):
         return rows.assign(truth=np.nan)
     truth = lake.read(f"feedback/{model}", ["request_id", "record", "truth", "time"], filters).sort_values("time")
-    truth = truth.drop(columns="time").drop_duplicates(["request_id", "record"])
+    truth = truth.drop(columns="time").drop_duplicates(["request_id", "record"], keep="last")
     return rows.merge(truth.astype({"truth": "float64"}), on=["request_id", "record"], how="left")
 
 # %% ../../nbs/api/monitoring/15_traffic.ipynb #25f594e9
