@@ -47,7 +47,7 @@ def read_served(
     version: int,  # Answers of other versions are left out
     window: tuple[date, date],  # First and last day
 ) -> pd.DataFrame:  # date, request_id, record, prediction, probability, inputs (JSON), truth (NaN where it is unknown)
-    "What the champion answered, with the truth about it"
+    "What the champion answered, with the last truth about it"
     columns = ["date", "request_id", "record", "prediction", "probability", "inputs"]
     if not lake.exists(f"served/{model}"):
         return pd.DataFrame({name: pd.Series(dtype="object") for name in [*columns, "truth"]})
