@@ -114,7 +114,8 @@ def check_record(dag, run, state):
 
 def check_api(trained):
     "The API takes its key only, and answers with the champion once there is one"
-    assert refused(f"{api}/v1/model"), "the API answers without a key"
+    for path in ("v1/model", "metrics", "docs", "openapi.json"):
+        assert refused(f"{api}/{path}"), f"the API answers /{path} without a key"
     headers[api]["X-API-Key"] = known["API_KEY"]
     for _ in range(60 if trained else 0):  # it looks for a new champion every few seconds
         if not refused(f"{api}/v1/model", code=503):

@@ -1,10 +1,12 @@
 """`mlpkg import`: an exploratory notebook becomes functions, parameters and steps that run; nothing is overwritten."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from conftest import Project
 
@@ -12,7 +14,7 @@ from mlpkg.errors import MlpkgError
 from mlpkg.recipes.cutting import proposal_diff, proposed_files, write_proposal
 from mlpkg.recipes.proposal import propose
 from mlpkg.recipes.scaffold import find_project
-from mlpkg.testing import exploratory_project
+from mlpkg.testing import exploratory_project, parcels
 
 
 def notebook(root, *cells: str, name: str = "other.ipynb", **metadata):
@@ -29,6 +31,7 @@ def notebook(root, *cells: str, name: str = "other.ipynb", **metadata):
 def imported():
     "A project in which the notebook about parcels was imported, and what was there before"
     project = Project(exploratory_project())
+    parcels(1500).to_csv(project.root / "parcels.csv", index=False)
     before = {path: path.read_bytes() for path in project.root.rglob("*") if path.is_file()}
     env = {"PYTHONPATH": str(project.root)}
     said = project.mlpkg("import", "old.ipynb", "--name", "parcels", **env)
@@ -66,17 +69,22 @@ def test_its_dag_runs_with_other_parameters(imported):
     assert 0.5 < steps["train"].data.metrics["auc"] < 1
     from mlpkg.data.lake import Lake
 
-    assert Lake(project.settings.lake.root).read("parcels/clean_df")["distance"].max() < 300
+    lake = Lake(project.settings.lake.root)
+    assert lake.read("parcels/clean_df")["distance"].max() < 300
+    assert lake.count("parcels/load_df") == 1500
 
 
-def test_its_notebooks_are_green_by_themselves(imported):
-    project, env, _, _ = imported
+def test_its_notebooks_are_green_by_themselves_on_a_sample(imported):
+    project, env, _, written = imported
+    assert "nbs/pipelines/parcels/sample_parcels.csv" in written and "look at it before you commit it" in written
+    (project.root / "parcels.csv").rename(project.root / "away.csv")
     (project.root / "pyproject.toml").write_text(
         '[tool.nbdev]\nlib_path = "team"\nnbs_path = "nbs"\nallowed_cell_metadata_keys = ["tags"]\n'
         'test_setup = "mlpkg.testing:seed"\n'
     )
     command = [str(Path(sys.executable).parent / "nbdev-test"), "--n-workers", "1"]
     done = subprocess.run(command, cwd=project.root, env=project.env | env, capture_output=True, text=True, timeout=300)
+    (project.root / "away.csv").rename(project.root / "parcels.csv")
     assert done.returncode == 0 and "Success" in done.stdout, done.stdout + done.stderr
 
 
@@ -148,6 +156,27 @@ def test_the_path_of_a_file_is_taken_from_the_project():
     files = proposed_files(propose(path, "other", find_project(root)))
     text = next(text for path, text in files.items() if path.name.startswith("10_"))
     assert 'source: str = \\"parcels.csv\\"' in text and "pd.read_csv(project_path(source))" in text
+
+
+def test_a_sample_is_spread_over_the_file_and_tears_no_record():
+    root = exploratory_project()
+    rows = [f'{n},"first line\nsecond, of {n}"\n' for n in range(5000)]
+    (root / "long.csv").write_text("number,words\n" + "".join(rows))
+    code = "import pandas as pd\ndf = pd.read_csv('long.csv')"
+    found = propose(
+        notebook(root, "## A", code, "## B", "df.size", "## C", LOAD.replace("df", "other")),
+        "other",
+        find_project(root),
+    )
+    files = {path.name: text for path, text in proposed_files(found).items()}
+    sample = pd.read_csv(io.StringIO(files["sample_long.csv"]))
+    assert 400 < len(sample) <= 500 and sample["number"].is_unique and sample["number"].max() > 4900
+    assert (sample["words"] == "first line\nsecond, of " + sample["number"].astype(str)).all()
+    assert 'source: str = \\"nbs/pipelines/other/sample_long.csv\\"' in files["10_a.ipynb"]
+    assert '"source": "long.csv"' in files["other.py"]
+    assert "sample_parcels.csv" not in files, "four hundred rows need no sample"
+    values = eval(files["other.py"].partition("params = ")[2].partition("\nwith")[0])
+    assert values == {"source": "long.csv", "source_2": "parcels.csv"}, files["other.py"]
 
 
 @pytest.mark.parametrize(

@@ -171,10 +171,12 @@ def test_a_new_file_is_predicted_and_the_lake_is_watched(made):
     case, project, _, _, env = made
     target = case.asked[1]
     case.table.head(50).drop(columns=target).to_csv(project.root / "new.csv", index=False)
-    project.mlpkg("run", f"{case.name}_predict", "-p", "source=new.csv", **env)
+    case.table.tail(20).drop(columns=target).to_csv(project.root / "late, but here.csv", index=False)
+    project.mlpkg("run", f"{case.name}_predict", "-p", 'source=["new.csv", "late, but here.csv"]', **env)
     project.mlpkg("run", f"{case.name}_predict", f"{case.name}_monitor", **env)
     lake = Lake(project.settings.lake.root)
     said = lake.read(f"predictions/{case.name}")
+    assert {"new", "late_but_here"} <= set(said["from_batch"])
     assert len(said) >= lake.count(f"clean/{case.name}")
     wanted = {"binary": "probability", "multiclass": "probability_Barolo", "regression": "low"}[case.kind]
     assert wanted in said

@@ -19,12 +19,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
+import nbformat
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 import pytest
 import schemathesis.config
 import schemathesis.engine
+import yaml
 from conftest import Project, free_port, listening, wait_for
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
@@ -336,6 +338,18 @@ def test_where_there_are_keys_only_probes_are_open_unless_settings_say_more(stor
         assert [api.get(path).status_code for path in closed] == [200] * 4 + [404]
         assert api.get("/v1/model").status_code == 401
         assert "security" not in api.get("/openapi.json").json()["paths"]["/metrics"]["get"]
+
+
+def test_prometheus_reads_the_figures_as_the_production_page_says(store):
+    page = Path(__file__).parents[1] / "nbs" / "how-to" / "production.ipynb"
+    text = "".join(cell.source for cell in nbformat.read(page, as_version=4).cells)
+    (job,) = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])["scrape_configs"]
+    key, digest = new_key()
+    assert set(job["http_headers"]["X-API-Key"]) == {"files"}, "the key itself is not in the configuration"
+    with serving(store, client="192.0.2.7", keys=f"prometheus: {digest}") as api:
+        assert api.get(job["metrics_path"]).status_code == 401
+        found = api.get(job["metrics_path"], headers=dict.fromkeys(job["http_headers"], key))
+        assert found.status_code == 200 and "mlpkg_requests_total" in found.text
 
 
 def test_readiness_tells_details_only_to_those_who_have_a_key(store, monkeypatch):

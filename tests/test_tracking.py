@@ -214,6 +214,20 @@ def test_a_step_asks_its_store_for_little_and_a_cached_one_for_less(project, ask
         assert sum(found for _, found in asked) <= 1, "it looked through the experiments of others"
 
 
+def test_runs_names_what_failed_although_every_step_has_succeeded(project):
+    from mlpkg.airflow.dags import conclude_run
+
+    parent = open_pipeline_run(project.mlflow, project.settings, "wine_etl", "manual__1")
+    for name, status in (("ingest", "FAILED"), ("ingest", "FINISHED"), ("validate", "FINISHED")):
+        project.mlflow.set_terminated(start_step(project.mlflow, project.settings, name, parent), status)
+    states = {"ingest": "success", "validate": "success", "require_files": "failed", "require_batches": "failed"}
+    assert conclude_run(project.mlflow, parent, states) == "FAILED"
+    (line,) = [line for line in project.mlpkg("runs", COLUMNS="200").splitlines() if "wine_etl" in line]
+    assert line.rstrip().endswith("failed  require_files, require_batches"), line
+    assert conclude_run(project.mlflow, parent, dict.fromkeys(states, "success")) == "FINISHED"
+    assert "mlpkg.failed_tasks" not in project.mlflow.get_run(parent).data.tags
+
+
 def test_a_dag_run_is_opened_and_closed_with_few_questions(project, asked):
     from mlpkg.airflow.dags import conclude_run
 

@@ -24,7 +24,7 @@ from .notify import Message, send
 from .operators import NotebookOperator, run_params, run_url
 from ..redaction import get_log
 from ..settings import load_settings
-from ..steps.failures import how_it_failed, note_failures
+from ..steps.failures import how_it_failed, note_failed_tasks, note_failures
 from ..steps.notebooks import step_name
 from ..steps.provenance import record_environment
 from ..steps.recovery import end_lost, recover
@@ -122,13 +122,15 @@ def conclude_run(
     ends: Collection[str] = (),  # Tasks with none after them
     run_state: str = "",  # Airflow's state of the DAG run, once it has one that is final
 ) -> str:  # FINISHED, FAILED or KILLED
-    "Close a pipeline run with the status that it really has, and name the steps that it lacks"
+    "Close a pipeline run with the status that it really has, and name the steps and tasks that failed"
     run, experiments = the_run(mlflow, run), every_experiment(mlflow)
     end_orphans(mlflow, run.info.run_id, experiments)
+    failed = [task_id for task_id, of_task in states.items() if "failed" in _state_list(of_task)]
     states = {**states, "": run_state}  # a run that was out of time has failed, although its tasks were only skipped
     steps = step_runs(mlflow, run)
     status = true_status(states, [step.info.status for step in steps], ends)
     note_failures(mlflow, run, steps)
+    note_failed_tasks(mlflow, run, steps, failed)
     end_run(mlflow, run, status, experiments=experiments)
     return status
 

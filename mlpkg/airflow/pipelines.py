@@ -210,8 +210,9 @@ def predict_params(
     "Params of a DAG that predicts"
     words = "Probability from which the positive class is predicted; that of the model unless given"
     limit = Param(None, type=["number", "null"], minimum=0, maximum=1, description=words)
+    from_where = f"Lake table, or {_source}; or a list of files"
     return {
-        "source": Param(f"clean/{name}", type="string", description=f"Lake table, or {_source}"),
+        "source": Param(f"clean/{name}", type=["string", "array"], description=from_where),
         "batches": batches_param("", "batches to predict; all that the source has unless given"),
         "which": Param("champion", type="string", description="Alias or number of the model's version"),
         **({"threshold": limit} if binary else {}),

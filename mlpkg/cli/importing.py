@@ -51,7 +51,7 @@ def import_command(
 
     Example: [bold]mlpkg import old.ipynb[/bold]
     """
-    from mlpkg.recipes.cutting import proposal_diff, write_proposal
+    from mlpkg.recipes.cutting import proposal_diff, samples_of, write_proposal
     from mlpkg.recipes.delivery import file_batch
     from mlpkg.recipes.proposal import propose
     from mlpkg.recipes.scaffold import check_name_of, find_project, untidy_lines
@@ -60,6 +60,9 @@ def import_command(
     made = name or file_batch(notebook.stem).lower().replace("-", "_").replace(".", "_")
     proposal = propose(notebook, check_name_of(made, project), project)
     _show_proposal(console, proposal)
+    for file, (path, _) in samples_of(proposal).items():
+        words = f"tests and notebooks read {path}, a sample of {file}: look at it before you commit it"
+        console.print(f"[yellow]! {escape(words)}[/yellow]", highlight=False, soft_wrap=True)
     if not write:
         console.print()
         _show_lines(console, proposal_diff(proposal))

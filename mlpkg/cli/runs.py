@@ -240,13 +240,14 @@ def simulate_command(
 # %% ../../nbs/api/cli/12_runs.ipynb #2e39396a
 def _run_row(mlflow: Any, found: Any) -> tuple[str, ...]:
     "A pipeline run as a row of `mlpkg runs`"
-    from mlpkg.steps.tracking import step_runs
+    from mlpkg.steps.failures import failures
 
     info, failed = found.info, ""
     took = duration(((info.end_time or time.time() * 1000) - info.start_time) / 1000)
     if info.status != "FINISHED":
-        steps = step_runs(mlflow, info.run_id)
-        failed = escape(", ".join(s.info.run_name for s in steps if s.info.status in ("FAILED", "KILLED")))
+        others = found.data.tags.get("mlpkg.failed_tasks", "")  # which have no run of their own
+        names = [step.info.run_name for step in failures(mlflow, info.run_id)]
+        failed = escape(", ".join([*names, *filter(None, [others])]))
     dag_id, state = found.data.tags["mlpkg.dag_id"], coloured_state(info.status)
     return info.run_id[:8], dag_id, local_time(info.start_time), took, state, failed
 

@@ -6,8 +6,11 @@
 __all__ = ['predict_batches_of']
 
 # %% ../../nbs/api/recipes/20_predicting.ipynb #53531417
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import pandas as pd
 
 from ..batch.predict import score
 from ..batch.summary import BatchResult
@@ -15,40 +18,63 @@ from ..data.lake import Lake
 from ..data.sources import file_kind, public_name
 from ..data.spill import spill_folder
 from ..models.registry import Loaded
-from .delivery import file_batch, read_delivery, select_batches, stored_batches
+from mlpkg.recipes.delivery import (
+    Delivery,
+    DeliveryError,
+    file_batch,
+    read_delivery,
+    select_batches,
+    sources_of,
+    stored_batches,
+)
 from .preparation import clean_rows
-from .recipe import Recipe, batch_column, unread_column
+from .recipe import Recipe, batch_column, source_column, unread_column
 
 # %% ../../nbs/api/recipes/20_predicting.ipynb #7648d761
 def _without_label(names: str, recipe: Recipe) -> str:
     "The columns of a row that could not be read, as far as a prediction depends on them"
     return ",".join(name for name in names.split(",") if name != recipe.label)
 
+# %% ../../nbs/api/recipes/20_predicting.ipynb #3e1d90c3
+def _names_of(files: Mapping[str, str]) -> dict[str, str]:
+    "The batch that each file becomes, by its name in the lake"
+    names = {name: file_batch(one) for name, one in files.items()}
+    if len(set(names.values())) < len(names):
+        raise DeliveryError(f"{', '.join(map(repr, names))}: files of one name would be one batch. Rename one")
+    return names
+
+
+def _rows_to_score(recipe: Recipe, delivery: Delivery, names: Mapping[str, str]) -> pd.DataFrame:
+    "The rows of files as the model takes them"
+    if bad := delivery.aside:
+        count = f"{len(bad)} of {len(names)} files cannot be read"
+        raise DeliveryError(f"nothing is predicted, since {count}: {'; '.join(bad.values())}")
+    own = {batch_column: delivery.rows[source_column].map(names)}
+    own[unread_column] = delivery.rows[unread_column].map(lambda names: _without_label(names, recipe))
+    return clean_rows(recipe, delivery.rows).assign(**own)
+
 # %% ../../nbs/api/recipes/20_predicting.ipynb #dca8a3f0
 def predict_batches_of(
     recipe: Recipe,
     lake: Lake,
     loaded: Loaded,  # From `mlpkg.models.registry.load_model`
-    source: str = "",  # Table of the lake, or file or URL; the clean rows unless given
+    source: str | Sequence[str] = "",  # Table of the lake, file or URL, or a list of files; the clean rows unless given
     batches: str = "",  # As for `mlpkg.recipes.delivery.select_batches`
     to: str = "",  # Table to write; that of the recipe unless given
     threshold: float | str | None = None,  # Of two classes; None or "": that of the model
 ) -> tuple[BatchResult, list[str]]:  # And the batches; errors as those of `score`, and nothing is written then
-    "Predict batches of a table or a file"
-    source, to = source or recipe.table("clean"), to or recipe.table("predictions")
+    "Predict batches of a table, or files"
+    files, to = sources_of(recipe.table("clean") if source == "" else source), to or recipe.table("predictions")
     limit = None if threshold is None or threshold == "" else float(threshold)
-    if not file_kind(source):
-        wanted = select_batches(batches, stored_batches(lake, source), f"table {source}")
-        where = {batch_column: wanted}
-        return score(lake, loaded, source, to, where, recipe.identity, recipe.slices, limit), wanted
-    delivery = read_delivery(recipe, source, batches)
+    by, (table, *more) = (recipe.identity, recipe.slices, limit), files.values()
+    if not more and not file_kind(table):
+        wanted = select_batches(batches, stored_batches(lake, table), f"table {table}")
+        return score(lake, loaded, table, to, {batch_column: wanted}, *by), wanted
+    names = _names_of(files)
+    rows = _rows_to_score(recipe, read_delivery(recipe, list(files.values()), batches), names)
+    wanted = [name for name in names.values() if not batches or name in set(rows[batch_column])]
+    origin = ", ".join(map(public_name, files.values()))
     with TemporaryDirectory(dir=spill_folder(lake.spill), prefix="spill-") as folder:
-        rows, name = Path(folder) / "rows.parquet", file_batch(source)
-        unread = delivery.rows[unread_column].map(lambda names: _without_label(names, recipe))
-        table = clean_rows(recipe, delivery.rows).assign(**{batch_column: name})
-        table.assign(**{unread_column: unread}).to_parquet(rows)
-        done = score(
-            lake, loaded, str(rows), to, {batch_column: [name]}, recipe.identity, recipe.slices, limit,
-            origin=public_name(source), unread=unread_column,
-        )  # fmt: skip
-    return done, [name]
+        rows.to_parquet(path := Path(folder) / "rows.parquet")
+        done = score(lake, loaded, str(path), to, {batch_column: wanted}, *by, origin=origin, unread=unread_column)
+    return done, wanted
