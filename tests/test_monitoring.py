@@ -30,7 +30,7 @@ from mlpkg.models.scoring import probability
 from mlpkg.models.training import fit
 from mlpkg.monitoring.checks import Finding, Window, check_columns
 from mlpkg.monitoring.drift import column_drift, draw_rows, joint_drift, number_drift
-from mlpkg.monitoring.performance import leading
+from mlpkg.monitoring.performance import check_performance, leading
 from mlpkg.monitoring.report import (
     Report,
     _finds_the_same,
@@ -164,6 +164,23 @@ def test_a_column_that_is_empty_for_once_raises_the_alarm_on_a_single_day():
     gone = replace(day, rows=day.rows.assign(weight=np.nan))
     found = [check_columns(learned, one, [Input("weight", "number")], RULES) for one in (day, gone)]
     assert [one.level for some in found for one in some if one.check == "missing"] == ["ok", "alarm"]
+
+
+def scored(seed: int, days: int, rows: int) -> Window:
+    "Days of some rows each, with predictions that are right"
+    rng = np.random.default_rng(seed)
+    p = 1 / (1 + np.exp(-rng.normal(-1.3, 0.8, days * rows)))
+    table = pd.DataFrame({"c0": p})
+    return Window(table, p, rng.uniform(size=len(p)) < p, 1000 * seed + np.arange(len(p)) // rows)
+
+
+def test_small_days_beside_large_ones_raise_few_alarms():
+    "As for an API that is asked little each day, or where the truth has come for a few rows of each day"
+    alarms = 0
+    for seed in range(24):
+        held, window = scored(2 * seed + 1, 30, 150), scored(2 * seed + 2, 7, 15)
+        alarms += any(one.level == "alarm" for one in check_performance("binary", held, window, (), RULES))
+    assert alarms <= at_most(24)
 
 
 def test_what_one_day_says_of_a_model_may_be_chance():

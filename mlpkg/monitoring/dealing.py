@@ -42,8 +42,8 @@ def block_units(
 class Deals:
     "The blocks of a reference and of a window, as they were and as they were dealt"
 
-    old: np.ndarray  # Unit of each row of the reference, shape (n,)
-    new: np.ndarray  # Unit of each row of the window, shape (m,), none of which is in the reference
+    old: np.ndarray  # Unit of each row of the reference, shape (n,); -1: it is left out
+    new: np.ndarray  # Unit of each row of the window, shape (m,), none of which is in the reference; -1: left out
     given: np.ndarray  # 1 where a unit is given to the window, shape (deals, units); as they were comes first
 
     @property
@@ -64,7 +64,35 @@ def _dealt(units: int, size: int, deals: int, seed: int) -> np.ndarray:
     np.put_along_axis(given, np.array(chosen), 1.0, axis=1)
     return given
 
+# %% ../../nbs/api/monitoring/11_dealing.ipynb #9be2f3d1
+def _some_of_each(
+    labels: np.ndarray,  # Block of each row, shape (n,)
+    share: float,  # Of the rows of a block, from 0 to 1
+    seed: int,
+) -> np.ndarray:  # Is a row kept? Shape (n,)
+    "Rows of each block at random, at least one"
+    rng, place = np.random.default_rng(seed), np.unique(labels, return_inverse=True)[1]
+    sizes = np.bincount(place)
+    order, rank = np.lexsort([rng.uniform(size=len(place)), place]), np.empty(len(place), dtype="int64")
+    rank[order] = np.arange(len(place)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return rank < np.maximum(1, np.floor(sizes * share + rng.uniform(size=len(sizes))))[place]
 
+
+def _alike(
+    rows: tuple[int, int], blocks: tuple[np.ndarray | None, np.ndarray | None], seed: int
+) -> list[np.ndarray]:  # Is a row kept? Of reference and window
+    "Make the larger blocks as small as the others, where they would hide how much the others vary"
+    kept = [np.ones(n, dtype=bool) for n in rows]
+    if blocks[0] is None or blocks[1] is None:
+        return kept
+    counts = [len(np.unique(labels)) for labels in blocks if labels is not None]
+    size = [n / count for n, count in zip(rows, counts, strict=True)]
+    if sum(rows) / sum(counts) > (size[0] * size[1]) ** 0.5:
+        one = int(size[1] > size[0])
+        kept[one] = _some_of_each(np.asarray(blocks[one]), size[1 - one] / size[one], seed)
+    return kept
+
+# %% ../../nbs/api/monitoring/11_dealing.ipynb #7710b2fd
 def deal(
     rows: tuple[int, int],  # Of reference and window, at least one each
     blocks: tuple[np.ndarray | None, np.ndarray | None] = (None, None),  # Labels of the rows of both
@@ -72,11 +100,13 @@ def deal(
     seed: int = 0,  # Same seed, same deals
 ) -> Deals:
     "Deal the blocks of two tables anew"
+    kept = _alike(rows, blocks, seed)
     counts = [n if labels is None else len(np.unique(labels)) for n, labels in zip(rows, blocks, strict=True)]
     size = max(1.0, counts[1] / _enough, sum(counts) / _most)
     old, new = (block_units(labels, n, size, seed) for n, labels in zip(rows, blocks, strict=True))
     there = int(old.max()) + 1, int(new.max()) + 1
-    return Deals(old, new + there[0], _dealt(sum(there), there[1], deals, seed))
+    old, new = np.where(kept[0], old, -1), np.where(kept[1], new + there[0], -1)
+    return Deals(old, new, _dealt(sum(there), there[1], deals, seed))
 
 # %% ../../nbs/api/monitoring/11_dealing.ipynb #ad7d7e8c
 @patch
@@ -86,11 +116,11 @@ def means(
     new: np.ndarray,  # The same for the window's rows
 ) -> tuple[np.ndarray, np.ndarray]:  # Means of reference and window in each deal, shape (deals,) or (deals, k)
     "Means of the rows on both sides"
-    values = np.concatenate([np.asarray(old, "float64"), np.asarray(new, "float64")])
-    columns = values if values.ndim == 2 else values[:, None]
+    values, dealt = np.concatenate([np.asarray(old, "float64"), np.asarray(new, "float64")]), self.units >= 0
+    columns, units = (values if values.ndim == 2 else values[:, None])[dealt], self.units[dealt]
     size = self.given.shape[1]
-    sums = np.column_stack([np.bincount(self.units, column, size) for column in columns.T])
-    rows, there = np.bincount(self.units, minlength=size), self.given @ sums
+    sums = np.column_stack([np.bincount(units, column, size) for column in columns.T])
+    rows, there = np.bincount(units, minlength=size), self.given @ sums
     many = (self.given @ rows)[:, None]
     found = (sums.sum(0) - there) / (rows.sum() - many), there / many
     return found if values.ndim == 2 else (found[0][:, 0], found[1][:, 0])
@@ -103,10 +133,11 @@ def aucs(
     new: tuple[np.ndarray, np.ndarray],  # The same for the window's rows
 ) -> tuple[np.ndarray, np.ndarray]:  # Of reference and window in each deal, shape (deals,); NaN with one class
     "ROC AUC on both sides, with scores in 200 bins of equal mass"
-    y, p = (np.concatenate(both).astype("float64") for both in zip(old, new, strict=True))
+    dealt = self.units >= 0
+    y, p = (np.concatenate(both).astype("float64")[dealt] for both in zip(old, new, strict=True))
     edges = bin_edges(p, 200)
     bins, units = 2 * len(edges) + 1, self.given.shape[1]
-    place = self.units * bins + bin_codes(p, edges)
+    place = self.units[dealt] * bins + bin_codes(p, edges)
     negatives, positives = (np.bincount(place, w, units * bins).reshape(units, bins) for w in (1 - y, y))
     there = self.given @ negatives, self.given @ positives
     before = negatives.sum(0) - there[0], positives.sum(0) - there[1]
@@ -120,8 +151,8 @@ def new_shares(
     new: np.ndarray,  # The same for the window's rows
 ) -> np.ndarray:  # Share of the window's rows in each deal, shape (deals,)
     "Rows with a value that the other side does not have"
-    values, units = np.concatenate([old, new]), self.given.shape[1]
-    rows, some = np.bincount(self.units, minlength=units), values >= 0
+    values, units, dealt = np.concatenate([old, new]), self.given.shape[1], self.units >= 0
+    rows, some = np.bincount(self.units[dealt], minlength=units), (values >= 0) & dealt
     if not some.any():
         return np.zeros(len(self.given))
     names, place = np.unique(values[some], return_inverse=True)
