@@ -26,7 +26,7 @@ class Services(http.server.BaseHTTPRequestHandler):
     def answer(self, body: dict) -> dict | int:
         "JSON, or the code of a refusal"
         path, seen = self.path, self.server.seen
-        if path == "/v1/model":
+        if path in ("/v1/model", "/metrics", "/docs", "/openapi.json"):
             return 503 if self.headers["X-API-Key"] else 401
         if path == "/auth/token":
             return 401 if body["password"] == "admin" else {"access_token": "token"}
