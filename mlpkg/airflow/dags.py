@@ -239,7 +239,7 @@ def last_attempt(
     runs = step_runs(mlflow, parent) if parent else []
     return next((run.info for run in reversed(runs) if run.data.tags.get("mlpkg.step") == step), None)
 
-
+# %% ../../nbs/api/airflow/14_dags.ipynb #7d36bf68
 def step_url(
     dag_run,  # Airflow's DAG run
     step: str,  # Task id of a step

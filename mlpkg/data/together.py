@@ -74,7 +74,7 @@ def _room(lake: Any, name: str) -> str:
     "Where the rows of a follower wait"
     return f"{lake.root}/_waiting/{name}"
 
-
+# %% ../../nbs/api/data/13_together.ipynb #940d7278
 def put_down(
     lake: Any,  # `mlpkg.data.lake.Lake`
     waiting: Waiting,

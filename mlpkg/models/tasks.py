@@ -136,7 +136,7 @@ def _reach(off: np.ndarray, level: float) -> float:  # NaN with too few of them 
     place = math.ceil((len(off) + 1) * level) - 1
     return float(np.sort(off)[place]) if place < len(off) else float("nan")
 
-
+# %% ../../nbs/api/models/06_tasks.ipynb #d89c5b05
 def _size_edges(raw: np.ndarray) -> np.ndarray:
     "Where to cut predictions into up to ten sizes, of which each has a hundred or more"
     for sizes in range(min(10, len(raw) // 100), 1, -1):

@@ -174,7 +174,7 @@ def _number_chances(held: Window, current: Window, rules: MonitoringSettings, gr
     moves = np.column_stack([error / typical - 1, calibration_moves(deals, held, current) / typical])
     return chances(moves, [rules.error_rise] * 2, rules.alpha, groups)
 
-
+# %% ../../nbs/api/monitoring/13_performance.ipynb #9ec3a729
 def _of_numbers(held: Window, current: Window, rules: MonitoringSettings, groups: int = families) -> list[Finding]:
     "What predicted numbers are asked"
     now, before = (number_estimates(window.y, window.p, window.blocks) for window in (current, held))

@@ -110,7 +110,7 @@ def _open_in(lake: Lake, name: str, training: "Run | None", window_column: str) 
         checks = checks.assign(judged=times_in_log(lake, name, checks[window_column]))
     return open_alarm(checks, training, window_column)
 
-
+# %% ../../nbs/api/monitoring/18_retraining.ipynb #98b4f5a2
 def last_alarm(
     lake: Lake,
     name: str,  # Table of the monitor, such as "monitoring/flights"; need not exist

@@ -29,7 +29,7 @@ def traffic_table(
     "Where the reports about a model's traffic are"
     return f"traffic/{name.rpartition('/')[2]}"
 
-
+# %% ../../nbs/api/monitoring/15_traffic.ipynb #89a35cc6
 def last_windows(
     today: date,  # Not over yet
     days: int,  # Length of a window

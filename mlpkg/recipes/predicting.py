@@ -43,7 +43,7 @@ def _names_of(files: Mapping[str, str]) -> dict[str, str]:
         raise DeliveryError(f"{', '.join(map(repr, names))}: files of one name would be one batch. Rename one")
     return names
 
-
+# %% ../../nbs/api/recipes/20_predicting.ipynb #cca63df3
 def _rows_to_score(recipe: Recipe, delivery: Delivery, names: Mapping[str, str]) -> pd.DataFrame:
     "The rows of files as the model takes them"
     if bad := delivery.aside:

@@ -29,7 +29,7 @@ def json_content(
     "A body of that type"
     return {"content": {kind: {"schema": {"$ref": f"#/components/schemas/{name}"}}}}
 
-
+# %% ../../nbs/api/serving/29_openapi.ipynb #89fb64c5
 def body_of(
     name: str,  # Of a type in the document
 ) -> dict[str, Any]:  # For `openapi_extra` of a route

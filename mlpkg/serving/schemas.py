@@ -113,7 +113,7 @@ def _not_too_wide(most: int, value: Any) -> Any:
         raise PydanticCustomError("too_wide", f"this has {len(value):,} fields, and may have {most:,}")
     return value
 
-
+# %% ../../nbs/api/serving/12_schemas.ipynb #d615cea0
 def strict_type(
     name: str,  # As the documentation calls it
     fields: dict[str, Any],  # Field -> type

@@ -60,7 +60,7 @@ def _note(mlflow: "MlflowClient", run: "Run", tag: str, names: Sequence[str]) ->
     elif tag in run.data.tags:  # what failed has been run again since
         mlflow.delete_tag(run.info.run_id, tag)
 
-
+# %% ../../nbs/api/steps/15_failures.ipynb #7b9b03f3
 def note_failures(
     mlflow: "MlflowClient",
     parent: "Run",  # The pipeline run

@@ -120,7 +120,7 @@ def owning() -> Iterator[None]:
     finally:
         _local.pop()
 
-
+# %% ../../nbs/api/steps/11_owners.ipynb #5c459aaa
 def run_owner() -> str:  # As in the tag `mlpkg.owner`; empty where a scheduler looks after the run
     "The process that this DAG run ends with"
     return _local[-1] if _local else ""

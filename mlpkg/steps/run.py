@@ -82,7 +82,7 @@ def take_notebook(
     "Copy the notebook into the outbox"
     write_whole(entry.notebook, notebook.read_text(encoding="utf-8"))
 
-
+# %% ../../nbs/api/steps/22_run.ipynb #8559e0c9
 def _digest_tag(notebook: Path) -> dict[str, str]:
     "The tag that tells the code of a notebook; none where it cannot be read"
     with contextlib.suppress(Exception):  # what is wrong is reported where the step is checked

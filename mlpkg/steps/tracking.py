@@ -215,7 +215,7 @@ def find_run(
     experiment = client.get_experiment_by_name(dag_id)
     return _find_in(client, experiment.experiment_id, dag_run_id) if experiment else None
 
-
+# %% ../../nbs/api/steps/12_tracking.ipynb #98b6800a
 def _find_in(client: "MlflowClient", experiment: str, dag_run_id: str) -> "Run | None":
     "The pipeline run of a DAG run in an experiment"
     tags = f"tags.`mlpkg.kind` = 'pipeline' and tags.`mlpkg.dag_run_id` = '{dag_run_id}'"
