@@ -44,7 +44,7 @@ def add_price() -> None:
     table["price"] = 5 + table["distance"] / 40
     table["sent"] = pd.date_range("2026-01-01", periods=len(table), freq="h")
     contract = parcels_contract().add_columns({"sent": pa.Column("datetime64[ns]", description="When it was sent")})
-    task = replace(infer_task(table["price"], "price"), interval=Interval(0.9, 1.5, 100))
+    task = replace(infer_task(table["price"], "price"), interval=Interval(0.9, (1.5,), 100))
     columns = ["distance", "sent", "carrier"]
     pipeline = fit("ridge", table, "price", ["distance", "sent"], ["carrier"], task=task)
     inputs = inputs_from(contract, table, columns)

@@ -783,7 +783,8 @@ def test_shadow(store):
         answers = [ask(api, GOOD, GOOD | {"distance": n}).json() for n in range(10)]
     assert {answer["model_version"] for answer in answers} == {1}
     rows = open_lake(settings(store)).read("served/parcels").set_index(["arm", "request_id", "record"])
-    assert rows.pop("share").isna().all()
+    assert rows[["share", "failed"]].isna().all().all()
+    rows = rows.drop(columns=["share", "failed"])
     both = rows.loc["champion"].join(rows.loc["shadow"].add_suffix("_shadow"))
     assert len(both) == 20 and both.notna().all().all() and (both["model_version_shadow"] == 2).all()
     frame = records_frame([json.loads(one) for one in both["inputs"]], load_model("parcels", 2).inputs)
