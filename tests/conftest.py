@@ -61,12 +61,12 @@ def listening(settings: Settings) -> Iterator[int]:
 
     app = create_app(settings)
     options = connection_options(settings.serving)
-    running = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="warning", **options))
+    running = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", **options))  # any that is free
     thread = threading.Thread(target=running.run)
     thread.start()
     try:
         wait_for(lambda: running.started, 30, "the server to start")
-        yield running.config.port
+        yield running.servers[0].sockets[0].getsockname()[1]
     finally:
         running.should_exit = True
         thread.join()
