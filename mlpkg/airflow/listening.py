@@ -52,7 +52,7 @@ def listening(
 def _listeners() -> list[StepListener]:
     return [one for one in logging.getLogger("mlpkg.steps").handlers if isinstance(one, StepListener)]
 
-
+# %% ../../nbs/api/airflow/15_listening.ipynb #a8c255a8
 def hand_over(
     event: dict,  # Announced in another process
 ) -> None:

@@ -216,7 +216,7 @@ def _arrow(values: np.ndarray) -> pa.Array:
     "A column of an answer; names of classes are text"
     return pa.array(values, pa.string() if values.dtype == object else None)
 
-
+# %% ../../nbs/api/batch/14_predict.ipynb #7cb64149
 def _with_threshold(loaded: Loaded, threshold: float | None) -> Loaded:
     "The model with another threshold than its own, if one is given"
     if threshold is None:

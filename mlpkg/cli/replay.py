@@ -49,7 +49,7 @@ def agreement(
         return f"[red]{len(step.differences)} of {step.compared} differ[/red]"
     return f"[green]the same[/green] ({step.compared} values and tables compared)"
 
-
+# %% ../../nbs/api/cli/13_replay.ipynb #78472672
 def as_shown(value: Any, limit: int = 60) -> str:
     "A value with all its digits, cut where it is long"
     text = "(none)" if value is None else str(value)

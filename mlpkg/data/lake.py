@@ -177,7 +177,7 @@ def exists(self: Lake, name: str) -> bool:
     self._note("exists", name, table, -1 if table is None else 0)
     return table is not None
 
-
+# %% ../../nbs/api/data/14_lake.ipynb #ffc5754f
 @patch
 def version(self: Lake, name: str) -> int:  # From 0 on; LakeError if there is no such table
     "Number of the newest version; in a DAG run, of the one that it works on"

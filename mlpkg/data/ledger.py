@@ -56,7 +56,7 @@ def schema(self: Ledger) -> pa.Schema:
     fields = {"number": "int64", "line": "string", **self.columns}
     return pa.schema([(name, pa.type_for_alias(kind)) for name, kind in fields.items()])
 
-
+# %% ../../nbs/api/data/15_ledger.ipynb #06a8e64b
 @patch
 def make(self: Ledger) -> None:  # Changes nothing if the table exists; DeltaError if the store refuses
     "Make the table, without lines"

@@ -282,7 +282,7 @@ def _where(
     rows = pa.Table.from_batches([batch])
     yield from (rows.filter(filters_to_expression(filters)) if filters else rows).select(columns).to_batches()
 
-
+# %% ../../nbs/api/data/16_sources.ipynb #a9636242
 def _needed(columns: list[str], filters: Filters) -> list[str]:
     "The columns to read: those to keep, and those that the filters look at"
     return list(dict.fromkeys([*columns, *filter_columns(filters)]))

@@ -93,7 +93,7 @@ def _finish(self: Spill) -> None:
         self._writer.close()
         self._sink.close()
 
-
+# %% ../../nbs/api/data/13_spill.ipynb #40c4aad4
 @patch
 def read(
     self: Spill,

@@ -136,7 +136,7 @@ def _mape(y: np.ndarray, raw: np.ndarray) -> Weighted:
     "Mean error as a share of the true value"
     return _mean_of(np.abs(raw - y) / np.abs(np.where(y == 0, np.nan, y)))
 
-
+# %% ../../nbs/api/models/17_metrics.ipynb #1574e99c
 def _pinball(y: np.ndarray, raw: np.ndarray, task: Task) -> Weighted:
     "Mean pinball loss of the ends of the interval; NaN without one"
     if task.interval is None:

@@ -93,7 +93,7 @@ def raw_predictions(
     with native_threads():
         return task.predict(pipeline, _plain(data))
 
-
+# %% ../../nbs/api/models/10_scoring.ipynb #217afe2e
 def probability(
     pipeline: Any,  # Fitted on labels 0 and 1; any estimator with `predict_proba` that takes a frame
     data: pd.DataFrame,  # As for `raw_predictions`

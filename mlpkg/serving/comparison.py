@@ -154,7 +154,7 @@ def _kind(arms: list[pd.DataFrame]) -> Kind:
     "What kind of model has answered; binary where none has"
     return next((arm["kind"].iloc[0] for arm in arms if len(arm)), "binary")
 
-
+# %% ../../nbs/api/serving/22_comparison.ipynb #36a34d9f
 def _rarest(known: list[pd.DataFrame]) -> int:
     "Answers with truth in the arm that has fewer of them; of two classes, those with the rarer outcome"
     if _kind(known) == "binary":

@@ -71,7 +71,7 @@ def _marks(record: Mapping[str, Any]) -> dict[tuple[str, int], str]:
     uses = (record.get("tables") or {"reads": []})["reads"]
     return {(use["name"], use["version"]): use["mark"] for use in uses if use["mode"] != "exists" and use.get("mark")}
 
-
+# %% ../../nbs/api/steps/23_why.ipynb #379cd1b0
 def _other_versions(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     "Tables of which two versions have the same number, as after a backup was restored"
     before, after = _marks(then), _marks(now)
