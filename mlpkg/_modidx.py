@@ -2148,6 +2148,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'mlpkg/serving/answer_log.py'),
                                           'mlpkg.serving.answer_log.LakeWriter._deliver': ( 'api/serving/answer_log.html#lakewriter._deliver',
                                                                                             'mlpkg/serving/answer_log.py'),
+                                          'mlpkg.serving.answer_log.LakeWriter._fit': ( 'api/serving/answer_log.html#lakewriter._fit',
+                                                                                        'mlpkg/serving/answer_log.py'),
                                           'mlpkg.serving.answer_log.LakeWriter._known': ( 'api/serving/answer_log.html#lakewriter._known',
                                                                                           'mlpkg/serving/answer_log.py'),
                                           'mlpkg.serving.answer_log.LakeWriter._read': ( 'api/serving/answer_log.html#lakewriter._read',

@@ -175,6 +175,17 @@ def deliver(self: LakeWriter) -> None:  # Raises whatever the lake raises
             self._commits = 0
             compact_files(self.lake, self.table, self.queue.folder / "compact.mutex")
 
+# %% ../../nbs/api/serving/18_answer_log.ipynb #b64e0a4b
+@patch
+def _fit(self: LakeWriter, rows: pa.Table) -> pa.Table:
+    "Rows as a table of an earlier version takes them: it gains a column when there is something to put in"
+    there = self.lake.schema(self.table).names if self.lake.exists(self.table) else rows.column_names
+    absent = [name for name in rows.column_names if name not in there]
+    empty = [name for name in absent if rows[name].null_count == rows.num_rows]
+    if len(empty) < len(absent):
+        gain_columns(self.lake, self.table, rows.drop_columns(empty).schema)
+    return rows.drop_columns(empty)
+
 # %% ../../nbs/api/serving/18_answer_log.ipynb #fd0059cf
 @patch
 def _deliver(self: LakeWriter, found: list[tuple[Segment, pa.Table]]) -> None:
@@ -186,9 +197,7 @@ def _deliver(self: LakeWriter, found: list[tuple[Segment, pa.Table]]) -> None:
             segment.untried = False
         new = rows.filter(pc.invert(pc.is_in(rows["segment"], pa.array(known, pa.string()))))
         if new.num_rows:
-            if self.lake.exists(self.table):  # made by an earlier version of this page, perhaps
-                gain_columns(self.lake, self.table, new.schema)
-            self.lake.write(self.table, new, partition_by=["date"])
+            self.lake.write(self.table, self._fit(new), partition_by=["date"])
             self._commits += 1
         self.stored += rows.num_rows
     for segment, _ in found:
