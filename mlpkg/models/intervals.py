@@ -268,9 +268,11 @@ def judge(
 def draw_blocks(
     block: np.ndarray,  # Number of the block of each row, from 0, shape (n,)
     rng: np.random.Generator,  # Seeded by the caller, for the same digits twice
-) -> np.ndarray:  # Shape (n,): how often the block of each row was drawn
+) -> np.ndarray:  # Shape (n,): how often the block of each row was drawn; NaN with one block, which shows no variation
     "Draw as many blocks as there are, with replacement"
     count = block.max() + 1
+    if count < 2:
+        return np.full(len(block), np.nan)
     return np.bincount(rng.integers(0, count, count), minlength=count)[block]
 
 # %% ../../nbs/api/models/16_intervals.ipynb #34cf2f64
