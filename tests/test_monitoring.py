@@ -185,7 +185,7 @@ def test_small_days_beside_large_ones_raise_few_alarms():
 
 def test_what_one_day_says_of_a_model_may_be_chance():
     "The figure is reported, without a verdict; a failure that is found in many days is an alarm"
-    many = np.arange(6000) // 150  # forty days, of which one may be the worst by chance
+    many = np.arange(6000) // 160  # thirty-eight days, of which one may be the worst by chance
     held = replace(parcels(6000, 1), blocks=many)
     for days, level in ((1, "unknown"), (30, "alarm")):
         bad = replace(parcels(6000, 2), blocks=100 + np.arange(6000) % days)

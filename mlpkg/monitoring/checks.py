@@ -21,7 +21,7 @@ from ..data.contracts import check
 from ..data.inputs import Input, as_contract, as_numbers, without_blanks
 from ..errors import MlpkgError
 from ..models.intervals import Estimate, estimates, standard_error
-from .dealing import Chance, Deals, alarm_level, chances, deal, families
+from .dealing import Chance, Deals, alarm_level, chances, deal, level_shares
 from mlpkg.monitoring.drift import (
     adjust_p_values,
     column_drift,
@@ -239,7 +239,7 @@ def _column_chances(
     new = [deals.new_shares(*_unknown_codes(one, learned, current)) for one in texts]
     about = [*(("missing", name) for name in names), *(("new values", one.name) for one in texts)]
     moves = np.column_stack([now - before, *new])
-    found = chances(moves, [rules.missing] * len(about), rules.alpha, families, alike=True)
+    found = chances(moves, [rules.missing] * len(about), rules.alpha, level_shares["data"], alike=True)
     return dict(zip(about, found, strict=True))
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #c0bf177a

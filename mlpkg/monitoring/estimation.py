@@ -15,7 +15,7 @@ from scipy.special import expit, logit
 from ..data.inputs import Input
 from ..models.intervals import Estimate, auc_from_counts, bin_codes, bin_edges, block_counts, standard_error
 from .checks import Finding, Window, coerce_inputs
-from .dealing import alarm_level, block_units, chances, families
+from .dealing import alarm_level, block_units, chances, level_shares
 from .performance import leading, leading_figure
 from ..quality import Kind
 from ..settings import MonitoringSettings
@@ -161,6 +161,7 @@ def check_expected(
     inputs: Sequence[Input],  # Of the model
     rules: MonitoringSettings,  # metric_drop, error_rise, alpha
     seed: int = 0,
+    share: float = level_shares["estimate"],  # Of the level
 ) -> Finding:  # "unknown" where a failure might well have been missed
     "Is the model likely to do as well as before?"
     if kind == "regression":
@@ -171,7 +172,7 @@ def check_expected(
         now, before, moves = _of_classes(kind, held, current, seed)
         tolerated = bound = rules.metric_drop
         worse = before - now.value >= bound
-    chance = chances(moves[:, None], [tolerated], rules.alpha, families)[0]
+    chance = chances(moves[:, None], [tolerated], rules.alpha, share)[0]
     level = alarm_level(worse, chance, rules.alpha)
     show = _shown[kind].format
     words = (

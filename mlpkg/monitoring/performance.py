@@ -29,7 +29,7 @@ from mlpkg.monitoring.checks import (
     figure_finding,
     level_of,
 )
-from .dealing import Chance, alarm_level, chances, families
+from .dealing import Chance, alarm_level, chances, level_shares
 from ..quality import Kind
 from ..settings import MonitoringSettings
 
@@ -93,7 +93,7 @@ def truth_chances(
     deals = held.deal_with(current)
     before, now = deals.aucs((held.y, held.p), (current.y, current.p))
     moves = np.column_stack([before - now, calibration_moves(deals, held, current)])
-    return chances(moves, [rules.metric_drop, rules.calibration], rules.alpha, families)
+    return chances(moves, [rules.metric_drop, rules.calibration], rules.alpha, level_shares["truth"])
 
 # %% ../../nbs/api/monitoring/13_performance.ipynb #dcfe2bb5
 def check_rightness(
@@ -113,7 +113,7 @@ def _class_chances(held: Window, current: Window, rules: MonitoringSettings) -> 
     deals = held.deal_with(current)
     before, now = deals.means(held.y, current.y)
     moves = np.column_stack([before - now, calibration_moves(deals, held, current)])
-    return chances(moves, [rules.metric_drop, rules.calibration], rules.alpha, families)
+    return chances(moves, [rules.metric_drop, rules.calibration], rules.alpha, level_shares["truth"])
 
 
 def _of_several(held: Window, current: Window, rules: MonitoringSettings) -> list[Finding]:
@@ -166,19 +166,21 @@ def check_bias(
     return figure_finding("bias", now, before, words, level, chance.p, bound)
 
 # %% ../../nbs/api/monitoring/13_performance.ipynb #1b04ae03
-def _number_chances(held: Window, current: Window, rules: MonitoringSettings, groups: int) -> list[Chance]:
+def _number_chances(held: Window, current: Window, rules: MonitoringSettings, share: float) -> list[Chance]:
     "Of the rise of the mean error, and of being so much further off, as shares of the mean error before"
     deals = held.deal_with(current)
     typical, error = deals.means(np.abs(held.p - held.y), np.abs(current.p - current.y))
     typical = np.where(typical > 0, typical, np.nan)  # of a model that is never off, nothing is a share
     moves = np.column_stack([error / typical - 1, calibration_moves(deals, held, current) / typical])
-    return chances(moves, [rules.error_rise] * 2, rules.alpha, groups)
+    return chances(moves, [rules.error_rise] * 2, rules.alpha, share)
 
 # %% ../../nbs/api/monitoring/13_performance.ipynb #9ec3a729
-def _of_numbers(held: Window, current: Window, rules: MonitoringSettings, groups: int = families) -> list[Finding]:
+def _of_numbers(
+    held: Window, current: Window, rules: MonitoringSettings, share: float = level_shares["truth"]
+) -> list[Finding]:
     "What predicted numbers are asked"
     now, before = (number_estimates(window.y, window.p, window.blocks) for window in (current, held))
-    rise, gap = _number_chances(held, current, rules, groups)
+    rise, gap = _number_chances(held, current, rules, share)
     error = check_error(now["mae"], before["mae"], rise, rules)
     return [error, check_bias(now["bias"], before["bias"], gap, before["mae"].value, rules)]
 

@@ -21,6 +21,7 @@ from mlpkg.monitoring.checks import (
     check_predictions,
     coerce_inputs,
 )
+from .dealing import level_shares
 from .estimation import check_expected
 from .performance import check_performance, check_positive_rate, leading, leading_figure
 from ..quality import Kind
@@ -74,17 +75,27 @@ def unjudged(kind: Kind, current: Window, words: str) -> Finding:
     return _unknown("performance", leading[kind], words, value)
 
 # %% ../../nbs/api/monitoring/13_verdict.ipynb #ea9ca414
-def _check_truth(
-    current: Window, held: Window, slices: Sequence[str], rules: MonitoringSettings, kind: Kind
-) -> tuple[list[Finding], bool]:  # And whether that leaves nothing to estimate
-    "What the truth says, where enough of it is known"
-    answered, judged = int(np.isfinite(current.p).sum()), current.judged
-    if len(judged.rows) < rules.min_rows:
-        few = f"performance: truth is known for {len(judged.rows):,} of {answered:,} predictions"
-        return [unjudged(kind, current, few)], False
-    found = check_performance(kind, held, judged, slices, rules)
-    told = not any(one.column == leading[kind] and one.level == "unknown" for one in found)
-    return found, told and len(judged.rows) >= 0.5 * answered
+def _judge_performance(
+    current: Window,
+    held: Window,
+    inputs: Sequence[Input],
+    rules: MonitoringSettings,
+    slices: Sequence[str],
+    kind: Kind,
+    seed: int,
+) -> list[Finding]:
+    "What the truth says, and what is to be expected where it does not say enough"
+    answers, judged = current.take(np.isfinite(current.p)), current.judged
+    answered, known = len(answers.rows), len(judged.rows)
+    if known < rules.min_rows:  # nothing else uses the share of the level that the truth has
+        share = level_shares["truth"] + level_shares["estimate"]
+        few = unjudged(kind, current, f"performance: truth is known for {known:,} of {answered:,} predictions")
+        return [check_expected(kind, held, answers, inputs, rules, seed, share), few]
+    truth = check_performance(kind, held, judged, slices, rules)
+    told = not any(one.column == leading[kind] and one.level == "unknown" for one in truth)
+    if told and known >= 0.5 * answered:  # which ends what an earlier estimate has raised
+        return [*truth, Finding("expected", leading[kind], "ok", "the truth is known, so nothing is estimated")]
+    return [check_expected(kind, held, answers, inputs, rules, seed), *truth]
 
 
 def judge_model(
@@ -107,8 +118,4 @@ def judge_model(
     if held is None or len(held.judged.rows) < rules.min_rows:
         return [*found, unjudged(kind, current, "performance: too few held-out rows to compare with")]
     found += check_predictions(held.judged, current, rules, kind)
-    truth, enough = _check_truth(current, held.judged, slices, rules, kind)
-    if enough:  # which ends what an earlier estimate has raised
-        return [*found, *truth, Finding("expected", leading[kind], "ok", "the truth is known, so nothing is estimated")]
-    answers = current.take(np.isfinite(current.p))
-    return [*found, check_expected(kind, held.judged, answers, inputs, rules, seed), *truth]
+    return [*found, *_judge_performance(current, held.judged, inputs, rules, slices, kind, seed)]
