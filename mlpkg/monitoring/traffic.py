@@ -46,14 +46,17 @@ def read_served(
     model: str,  # Registered name
     version: int,  # Answers of other versions are left out
     window: tuple[date, date],  # First and last day
-) -> pd.DataFrame:  # date, request_id, record, prediction, probability, inputs (JSON), truth (NaN where it is unknown)
-    "What the champion answered, with the last truth about it"
+) -> pd.DataFrame:  # date, request_id, record, unit, prediction, probability, inputs (JSON), truth (NaN: unknown)
+    "What the champion answered, whom (a sticky key, or a single request), and the last truth about it"
     columns = ["date", "request_id", "record", "prediction", "probability", "inputs"]
     if not lake.exists(f"served/{model}"):
-        return pd.DataFrame({name: pd.Series(dtype="object") for name in [*columns, "truth"]})
+        return pd.DataFrame({name: pd.Series(dtype="object") for name in [*columns, "unit", "truth"]})
     filters = [("date", ">=", window[0].isoformat()), ("date", "<=", window[1].isoformat())]
     ours = [*filters, ("arm", "=", "champion"), ("model_version", "=", version)]
+    columns += [name for name in ("sticky",) if name in lake.schema(f"served/{model}").names]
     rows = lake.read(f"served/{model}", columns, ours).drop_duplicates(["request_id", "record"])
+    who = rows.pop("sticky") if "sticky" in rows else pd.Series("", rows.index)
+    rows["unit"] = who.where(who.notna() & who.ne(""), rows["request_id"])
     if not lake.exists(f"feedback/{model}"):
         return rows.assign(truth=np.nan)
     truth = lake.read(f"feedback/{model}", ["request_id", "record", "truth", "time"], filters).sort_values("time")
@@ -77,7 +80,7 @@ def served_window(
     task: Task,  # Of the model
     inputs: list[Input],  # What the model takes
     clean: Callable[[pd.DataFrame], pd.DataFrame] | None = None,  # What the pipeline does to rows first
-    blocks: Literal["day", "request", "row"] = "day",  # What depends on each other
+    blocks: Literal["day", "unit", "row"] = "day",  # What depends on each other
 ) -> Window:  # Of several classes: the probability of the predicted one, and whether it was right
     "Answers as a window of the monitor"
     served = served.reset_index(drop=True)
@@ -85,7 +88,7 @@ def served_window(
     y = served["truth"].to_numpy("float64", na_value=np.nan)
     if task.kind == "multiclass":
         y = np.where(np.isnan(y), np.nan, y == served["prediction"].to_numpy("float64", na_value=np.nan))
-    labels = {"day": served["date"], "request": served["request_id"], "row": None}[blocks]
+    labels = {"day": served["date"], "unit": served["unit"], "row": None}[blocks]
     return Window(_records(served, inputs, clean), p, y, None if labels is None else labels.to_numpy())
 
 # %% ../../nbs/api/monitoring/15_traffic.ipynb #bee75c2d
@@ -99,7 +102,7 @@ def watch_traffic(
     count: int = 4,  # How many of the last windows
     today: date | None = None,  # In UTC; the present unless given
     clean: Callable[[pd.DataFrame], pd.DataFrame] | None = None,  # What the pipeline does to rows first
-    blocks: Literal["day", "request", "row"] = "day",  # What depends on each other
+    blocks: Literal["day", "unit", "row"] = "day",  # What depends on each other
     max_violation_rate: float = 0.05,  # Share of rows that may break the contract
 ) -> Mapping[str, Report]:  # By first day; stored in `traffic/<model>`; none where nothing was asked
     "Judge what the API was asked in the last windows of days"

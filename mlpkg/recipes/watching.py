@@ -137,7 +137,7 @@ def watch_requests(
 ) -> Mapping[str, Report]:  # By first day; none where nothing was asked
     "Judge the traffic of the API"
     rules, clean = settings.for_model(recipe.name).monitoring, None if recipe.clean is as_it_is else recipe.clean
-    blocks: Literal["day", "request", "row"] = "day" if recipe.time else "request" if recipe.group else "row"
+    blocks: Literal["day", "unit", "row"] = "day" if recipe.time else "unit" if recipe.group else "row"
     return watch_traffic(
         lake, loaded, watched.learned, watched.held, rules, days, clean=clean, blocks=blocks,
         max_violation_rate=settings.contracts.max_violation_rate,

@@ -90,7 +90,7 @@ def describe_answering(
 class Readiness(BaseModel):
     "Can requests be answered, and what is wrong? What is not in `models` is about the default model"
 
-    ready: bool = Field(description="Does a version of at least one model answer?")
+    ready: bool = Field(description="Does a version of at least one model answer, and does none hang?")
     models: list[Answering]
     model: str
     version: int | None
@@ -117,15 +117,16 @@ def describe_readiness(
     "The state of the server"
     loader, answers, several = default.loader, default.answers, models or [default]
     champion, issues = loader.arms.champion, loader.issues.now
+    stuck = [issue for one in several for issue in _hanging(one)]
     return Readiness(
-        ready=any(one.loader.arms.champion and not one.batcher.hanging for one in several),
+        ready=not stuck and any(one.loader.arms.champion for one in several),
         models=[describe_answering(one.loader) for one in several],
         model=loader.name,
         version=champion.version.version if champion else None,
         source=champion.source if champion else None,
         mlflow="mlflow" not in issues and loader.seen is not None,
         mlflow_seen=loader.seen,
-        problems=[*issues.values(), *(issue for one in several for issue in _hanging(one))],
+        problems=[*issues.values(), *stuck],
         answers_waiting=answers.waiting,
         answers_dropped=answers.dropped,
         answers_failing=answers.failing,
