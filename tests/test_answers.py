@@ -13,10 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from conftest import wait_for
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
+from mlpkg.data.arrow import LakeError
+from mlpkg.data.commits import same_rows
+from mlpkg.data.evolution import gain_columns
 from mlpkg.data.lake import Lake
 from mlpkg.serving.answer_log import AnswerLog, LakeWriter, answers_folder
 from mlpkg.serving.answers import Answer, new_request_id, to_line
@@ -372,6 +377,74 @@ def test_small_files_are_compacted(tmp_path, lake, monkeypatch):
 
 
 @pytest.fixture
+def deliver(tmp_path, lake):
+    "Bring answers to the lake at once, by a server called by name"
+    writers: dict[str, LakeWriter] = {}
+
+    def bring(server: str, *answers: Answer) -> None:
+        if server not in writers:
+            writers[server] = LakeWriter(lake, TABLE, SegmentQueue(tmp_path / server))
+        queue = writers[server].queue
+        queue.append(b"".join(map(to_line, answers)), len(answers))
+        queue.rotate()
+        writers[server].deliver()
+
+    yield bring
+    for writer in writers.values():
+        writer.queue.close()
+
+
+def test_rows_and_a_table_of_another_version_are_fitted_both_ways(lake, deliver):
+    "The table has a column of a later version, and lacks those of this one"
+    deliver("this", answer(0))
+    rows = lake.table(TABLE).drop_columns(["share", "failed"]).append_column("region", pa.array(["north"]))
+    lake.write(TABLE, rows, mode="overwrite", change_schema=True)
+    for share in (None, 0.1):
+        deliver("that", answer(1, share=share))
+        assert ("share" in lake.schema(TABLE).names) == (share is not None)
+    assert "failed" not in lake.schema(TABLE).names
+    stored = lake.read(TABLE)
+    assert sorted(stored["region"].fillna("")) == ["", "", "north"]
+    assert sorted(stored["share"].fillna(0)) == [0, 0, 0.1]
+
+
+@pytest.mark.parametrize("first", ["binary", "multiclass"])
+def test_a_table_takes_answers_of_one_kind_of_model(lake, deliver, first):
+    answers = {"binary": answer(0), "multiclass": answer(1, kind="multiclass", answer='{"probabilities": {"S": 1.0}}')}
+    deliver("one", answers.pop(first))
+    before = lake.schema(TABLE)
+    with pytest.raises(LakeError):
+        deliver("another", *answers.values())
+    assert lake.schema(TABLE) == before and len(records(lake)) == 1
+
+
+def test_a_table_is_looked_at_once_and_again_after_it_has_refused_rows(lake, deliver, monkeypatch):
+    looks, schema = [], Lake.schema
+    monkeypatch.setattr(Lake, "schema", lambda *args: looks.append(args) or schema(*args))
+    for record in range(5):
+        deliver("one", answer(record))
+    assert len(looks) <= 1
+    stored = lake.table(TABLE)
+    changed = stored.append_column("region", pa.array(["north"] * 5))
+    lake.write(TABLE, changed, mode="overwrite", change_schema=True)
+    with pytest.raises(LakeError):
+        deliver("one", answer(5))
+    deliver("one", answer(6))
+    assert records(lake) == list(range(7))
+
+
+def test_a_column_that_is_gained_keeps_the_log_and_makes_no_new_rows(lake):
+    "The table was made by another program, which said nothing about its log"
+    place = f"{lake.root}/{TABLE}"
+    brief = {"delta.logRetentionDuration": "interval 0 days", "delta.checkpointInterval": "2"}
+    write_deltalake(place, pa.table({"record": [1]}), configuration=brief)
+    gain_columns(lake, TABLE, pa.schema([("share", pa.float64())]))
+    assert len(list(Path(place, "_delta_log").glob("*.checkpoint.parquet"))) == 1  # when an old log is removed
+    assert len(DeltaTable(place).history()) == 2
+    assert same_rows(SubTreeFileSystem(place, LocalFileSystem()), version=1) == 0
+
+
+@pytest.fixture
 def answered_ids(tmp_path, lake) -> list[str]:
     "Three answered requests with two records each; a shadow answered one record too"
     names = [new_request_id() for _ in range(3)]
@@ -576,23 +649,38 @@ def test_answers_of_a_server_can_be_compared(tmp_path, lake, answered_ids):
     table = compare_arms(lake, "flights")
     assert list(table["arm"]) == ["champion", "shadow"]
     assert list(table["with_truth"]) == [1, 1]
-    assert "each arm needs at least 10 answers of each outcome, there are 0" in table["words"].iloc[1]
+    assert "each arm needs at least 10 users or requests of each outcome, there are 0" in table["words"].iloc[1]
 
 
-def trial(seed: int, days: int = 4, each: int = 500) -> pd.DataFrame:
-    "Two equal models; after two days the challenger gets half of the requests, which have become harder"
-    rng, parts = np.random.default_rng(seed), []
-    for day in range(days):
-        risk, share = rng.normal(-3 if day < 2 else 0, 1, each), 0.1 if day < 2 else 0.5
-        times = [NOVEMBER + timedelta(days=day, minutes=i) for i in range(each)]
+def dealt(seed: int, *parts: tuple[int, float, float], hours: int = 24) -> pd.DataFrame:
+    "Two equal models, and parts of a trial one after the other: requests, share of the challenger, and mean risk"
+    rng, found = np.random.default_rng(seed), []
+    for part, (n, share, mean) in enumerate(parts):
+        risk = rng.normal(mean, 1, n)
+        times = [NOVEMBER + timedelta(hours=hours * part, seconds=20 * i) for i in range(n)]
         names = [new_request_id(time) for time in times]
         about = {"date": [name[:10] for name in names], "request_id": names, "record": 0, "time": times, "sticky": ""}
-        challenger = rng.uniform(size=each) < share
+        challenger = rng.uniform(size=n) < share
         about |= {"arm": np.where(challenger, "challenger", "champion"), "model_version": 1 + challenger}
-        p = 1 / (1 + np.exp(-risk - rng.normal(0, 0.5, each)))
-        truth = (rng.uniform(size=each) < 1 / (1 + np.exp(-risk))).astype(int)
-        parts.append(pd.DataFrame({**about, "share": share, "probability": p, "truth": truth}))
-    return pd.concat(parts)
+        p = 1 / (1 + np.exp(-risk - rng.normal(0, 0.5, n)))
+        truth = (rng.uniform(size=n) < 1 / (1 + np.exp(-risk))).astype(int)
+        found.append(pd.DataFrame({**about, "share": share, "probability": p, "truth": truth}))
+    return pd.concat(found, ignore_index=True)
+
+
+def trial(seed: int) -> pd.DataFrame:
+    "After two days the challenger gets half of the requests, which have become harder"
+    return dealt(seed, *[(500, 0.1, -3)] * 2, *[(500, 0.5, 0)] * 2)
+
+
+def words_of(lake: Lake) -> str:
+    "What `mlpkg compare` says"
+    return compare_arms(lake, "flights")["words"].iloc[-1]
+
+
+def brier_apart(lake: Lake, **changes) -> float:
+    "By how much the Brier scores of the arms differ"
+    return compare_arms(lake, "flights", **changes)["brier_difference"].iloc[1]
 
 
 def test_equal_models_do_not_differ_because_the_share_was_raised(tmp_path):
@@ -606,12 +694,124 @@ def test_equal_models_do_not_differ_because_the_share_was_raised(tmp_path):
     assert differ.total() <= 1, differ
 
 
+def test_a_part_with_three_answers_of_the_challenger_does_not_decide(lake):
+    "Counted by all its answers, the first part would count three times as much as the second"
+    rows = dealt(2, (3000, 0.001, -1), (1000, 0.5, -1))
+    thin = rows["arm"].eq("challenger") & rows["share"].eq(0.001)
+    assert thin.sum() == 3
+    rows.loc[thin, "probability"] = 1 - rows.loc[thin, "truth"].astype(float)  # these three are as wrong as can be
+    live(lake, rows)
+    words, table = words_of(lake), compare_arms(lake, "flights")
+    assert "worse" not in words and "farther" not in words
+    assert abs(table["brier_difference"].iloc[1] - brier_apart(lake, since="2026-11-02")) < 0.02
+
+
+def test_days_of_which_no_share_is_known_are_not_joined(lake):
+    "The first day, of which the challenger has four answers, was easier; so were those of which the share is known"
+    rows = dealt(2, (400, 0.5, -4), (400, 0.01, -4), (400, 0.5, 0))
+    assert rows["arm"].eq("challenger").groupby(rows["share"]).sum()[0.01] < 10
+    live(lake, rows.assign(share=rows["share"].where(rows["time"] < NOVEMBER + timedelta(days=1))))
+    assert abs(brier_apart(lake)) < 0.03
+    assert not any(word in words_of(lake) for word in ("better", "worse", "closer", "farther"))
+
+
+def test_a_share_that_is_raised_at_noon_makes_two_parts_of_a_day(lake):
+    rows = dealt(1, (1500, 0.1, -4), (1500, 0.5, 0), hours=12)
+    assert rows["date"].nunique() == 1
+    as_they_are = ((rows["probability"] - rows["truth"]) ** 2).groupby(rows["arm"]).mean()
+    assert as_they_are["challenger"] - as_they_are["champion"] > 0.05
+    live(lake, rows)
+    assert abs(brier_apart(lake)) < 0.02
+    assert not any(word in words_of(lake) for word in ("better", "worse", "closer", "farther", "something is wrong"))
+
+
+@pytest.mark.parametrize(("users", "late"), [(3, 3), (30, 2)])
+def test_users_are_counted_and_not_their_answers(lake, users, late):
+    "Forty answers of each user; the second trial has many users, but what is rare happens to two of them"
+    parts = []
+    for version, name in enumerate(("champion", "challenger"), 1):
+        rows, user = arm(name, version, 40 * users, NOVEMBER, 3 * version, version), np.arange(40 * users) % users
+        outcome = (user < late) & (np.arange(40 * users) // users % 2 == 0)
+        parts.append(rows.assign(share=0.5, sticky=[f"{name} {one}" for one in user], truth=outcome.astype(int)))
+    live(lake, *parts)
+    words = words_of(lake)
+    assert words.startswith(
+        f"too early to tell: each arm needs at least 10 users or requests of each outcome, there are {late}; truth"
+    )
+
+
+def test_only_answers_that_count_are_counted(lake):
+    "The challenger has truth about the second share alone, in which the rarer outcome is too rare"
+    rows = dealt(3, (400, 0.3, 0), (30, 0.5, 0))
+    rows.loc[rows["share"].eq(0.3) & rows["arm"].eq("challenger"), "truth"] = np.nan
+    lake.write(TABLE, rows.drop(columns="truth"), partition_by=["date"])
+    known = rows[["date", "request_id", "record", "time", "truth"]].dropna()
+    lake.write("feedback/flights", known, partition_by=["date"])
+    rarest = rows[rows["share"].eq(0.5)].groupby("arm")["truth"].agg(lambda one: min(one.sum(), (1 - one).sum())).min()
+    assert rarest < 10
+    assert f"of each outcome, there are {rarest:.0f}; " in words_of(lake)
+
+
+def test_truth_about_requests_of_different_shares_is_not_compared(lake):
+    rows = dealt(4, (300, 0.3, 0), (300, 0.5, 0))
+    lake.write(TABLE, rows.drop(columns="truth"), partition_by=["date"])
+    known = rows[rows["arm"].eq("champion") == rows["share"].eq(0.3)]
+    lake.write("feedback/flights", known[["date", "request_id", "record", "time", "truth"]], partition_by=["date"])
+    table = compare_arms(lake, "flights")
+    assert table[["roc_auc_difference", "brier_difference_low"]].iloc[1].isna().all()
+    reason = "the other arm has no truth about requests of the same share and day"
+    said = f"there are 0; {table['with_truth'].sum()} answers with truth do not count, because {reason}; truth is "
+    assert said in table["words"].iloc[1]
+
+
+def test_arms_without_scatter_are_not_told_apart_nor_called_equal(lake):
+    live(lake, dealt(5, (200, 0.5, 0)).assign(probability=0.5))
+    table = compare_arms(lake, "flights")
+    assert table[["roc_auc_difference_low", "brier_difference_high"]].iloc[1].isna().all()
+    words = table["words"].iloc[1]
+    assert words.startswith("too early to tell: ROC AUC +0, and the answers scatter too little")
+    assert "Brier" not in words
+
+
+def test_a_shadow_that_says_the_same_is_no_different(lake):
+    champion = arm("champion", 1, 200, NOVEMBER, 1)
+    live(lake, champion, champion.assign(arm="shadow", model_version=2))
+    assert words_of(lake).startswith("no relevant difference: ROC AUC +0 (+0 to +0)")
+
+
+def test_numbers_without_truth_are_compared_in_words(lake):
+    rows = arm("champion", 1, 20, NOVEMBER, 1).assign(kind="regression", answer="{}", prediction=1.5)
+    live(lake, rows, rows.assign(arm="shadow", model_version=2), truth=0)
+    assert words_of(lake).startswith(
+        "too early to tell: each arm needs at least 10 users or requests with truth, there "
+    )
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4, 7])
+def test_looking_often_does_not_tell_equal_models_apart(lake, seed):
+    "In each of these trials an interval of one look excludes zero at some look; they are four of the first eight"
+    rows = dealt(seed, (1600, 0.5, -1))
+    for begin in range(0, 1600, 200):
+        live(lake, rows.iloc[begin : begin + 200])
+        assert "than the champion" not in words_of(lake)
+
+
 def test_requests_that_an_arm_has_lost_are_noticed(lake):
+    "And nothing is concluded from the others; the share of which they were lost is named"
     rows = trial(0)
-    lost = rows["arm"].eq("challenger") & (rows["probability"] > 0.6)  # of those it says yes to, it loses the answer
+    lost = rows["arm"].eq("challenger") & rows["share"].eq(0.5) & (rows["probability"] > 0.6)  # of those it says yes to
     live(lake, rows[~lost])
-    words = compare_arms(lake, "flights")["words"].iloc[1]
-    assert words.startswith("something is wrong with the requests of the challenger: it got ")
+    first, *others = words_of(lake).split("; ")
+    assert first.startswith("something is wrong with the requests of the challenger: of ")
+    assert " at a share of 0.5 it got " in first
+    assert [words[:16] for words in others] == ["find out first", "truth is missing"]
+
+
+def test_a_request_of_many_records_was_dealt_once(lake):
+    rows = dealt(6, (60, 0.5, 0))
+    many = rows[rows["arm"] == "challenger"].iloc[[10] * 300].assign(record=range(1, 301))
+    live(lake, rows, many)
+    assert "something is wrong" not in words_of(lake)
 
 
 def test_answers_of_a_server_without_shares_are_still_compared(lake):

@@ -172,7 +172,7 @@ def added_parts(
     return {part for values in added for part in parts(values, schema)}
 
 # %% ../../nbs/api/data/11_commits.ipynb #e4a1c8d3
-_upkeep = ("OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES")
+_upkeep = ("OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "ADD COLUMN")
 
 
 def same_rows(

@@ -9,7 +9,7 @@ __all__ = ['gain_columns']
 import pyarrow as pa
 from deltalake import Field
 
-from .commits import until_committed
+from .commits import keep_log, until_committed
 from .lake import Lake
 
 # %% ../../nbs/api/data/21_evolution.ipynb #6cd9919c
@@ -26,5 +26,7 @@ def gain_columns(
 
     if found := absent():
         new = [Field.from_arrow(field.with_nullable(True)) for field in found]
-        until_committed(lambda: lake._open(name).alter.add_columns(new), lambda: not absent())
+        until_committed(
+            lambda: lake._open(name).alter.add_columns(new, post_commithook_properties=keep_log), lambda: not absent()
+        )
     return [field.name for field in found]

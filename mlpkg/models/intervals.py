@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['z_95', 'ScoreError', 'checked_scores', 'roc_auc', 'auc_from_counts', 'percentile_interval', 'bin_edges', 'bin_codes',
            'block_counts', 'auc_interval', 'design_effect', 'inflation', 'standard_error', 'Estimate', 'z_score',
-           'estimates', 'Scores', 'draw_blocks', 'Losses', 'Judged', 'bootstrap_units', 'difference_interval']
+           'estimates', 'Scores', 'draw_blocks', 'Losses', 'Judged', 'bootstrap_units']
 
 # %% ../../nbs/api/models/16_intervals.ipynb #503321ee
 from collections.abc import Sequence
@@ -338,11 +338,3 @@ def bootstrap_units(
             if len(scores.y):
                 found[draw, place] = scores.judge(weights)
     return found
-
-# %% ../../nbs/api/models/16_intervals.ipynb #520ef1ba
-def difference_interval(
-    draws: np.ndarray,  # A figure of both models for each draw, shape (draws, 2), NaN where it is not defined
-    level: float = 0.95,  # Share of draws within the interval
-) -> tuple[float, float]:  # Lower and upper bound of second minus first; NaN as in `percentile_interval`
-    "The interval of the difference of two models"
-    return percentile_interval(draws[:, 1] - draws[:, 0], level)

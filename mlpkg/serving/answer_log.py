@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ import pyarrow.compute as pc
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
+from ..data.arrow import LakeError
 from ..data.evolution import gain_columns
 from ..data.lake import Lake
 from ..data.retention import compact, few
@@ -101,6 +103,7 @@ class LakeWriter:
     "Brings segments to the lake"
 
     compact_after = 100  # Commits after which the small files are put together
+    later: tuple[str, ...] = ("share", "failed")  # Columns that answers have got since tables were first written
 
     def __init__(
         self,
@@ -110,6 +113,7 @@ class LakeWriter:
     ):
         self.lake, self.table, self.queue = lake, table, queue
         self.stored = self.aside = self._commits = 0  # `aside`: lines that are not answers
+        self._there: pa.Schema | None = None  # Of the table, as it was when it was looked at
 
 # %% ../../nbs/api/serving/18_answer_log.ipynb #28f900d7
 def _located(rows: pa.Table, segment: str) -> pa.Table:
@@ -178,13 +182,21 @@ def deliver(self: LakeWriter) -> None:  # Raises whatever the lake raises
 # %% ../../nbs/api/serving/18_answer_log.ipynb #b64e0a4b
 @patch
 def _fit(self: LakeWriter, rows: pa.Table) -> pa.Table:
-    "Rows as a table of an earlier version takes them: it gains a column when there is something to put in"
-    there = self.lake.schema(self.table).names if self.lake.exists(self.table) else rows.column_names
-    absent = [name for name in rows.column_names if name not in there]
-    empty = [name for name in absent if rows[name].null_count == rows.num_rows]
-    if len(empty) < len(absent):
-        gain_columns(self.lake, self.table, rows.drop_columns(empty).schema)
-    return rows.drop_columns(empty)
+    "Rows as the table takes them, which gains columns of `later` when there is something to put in"
+    if self._there is None:
+        if not self.lake.exists(self.table):
+            return rows
+        self._there = self.lake.schema(self.table)
+    absent = [name for name in self.later if name not in self._there.names]
+    if filled := [name for name in absent if rows[name].null_count < rows.num_rows]:
+        gain_columns(self.lake, self.table, rows.select(filled).schema)
+        self._there = self.lake.schema(self.table)
+    rows = rows.drop_columns([name for name in absent if name not in filled])
+    known = {*rows.column_names, *(field.name for field in fields(Answer))}
+    for field in self._there:
+        if field.name not in known:
+            rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+    return rows
 
 # %% ../../nbs/api/serving/18_answer_log.ipynb #fd0059cf
 @patch
@@ -197,7 +209,11 @@ def _deliver(self: LakeWriter, found: list[tuple[Segment, pa.Table]]) -> None:
             segment.untried = False
         new = rows.filter(pc.invert(pc.is_in(rows["segment"], pa.array(known, pa.string()))))
         if new.num_rows:
-            self.lake.write(self.table, self._fit(new), partition_by=["date"])
+            try:
+                self.lake.write(self.table, self._fit(new), partition_by=["date"])
+            except LakeError:
+                self._there = None
+                raise
             self._commits += 1
         self.stored += rows.num_rows
     for segment, _ in found:
