@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from .arrow import LakeError, check_name, fit_schema, plain_batch, plain_schema, read_files
-from .commits import check_mode, commit_options, log_property, until_committed, watched
+from .commits import check_mode, commit_options, file_size, log_property, until_committed, watched
 from .pins import arrived
 from .spill import reopened
 
@@ -75,6 +75,9 @@ def _room(lake: Any, name: str) -> str:
     return f"{lake.root}/_waiting/{name}"
 
 # %% ../../nbs/api/data/13_together.ipynb #940d7278
+_piece = 8192  # Rows at a time, put down and brought in: deltalake lets several batches queue up
+
+
 def put_down(
     lake: Any,  # `mlpkg.data.lake.Lake`
     waiting: Waiting,
@@ -82,7 +85,11 @@ def put_down(
 ) -> None:  # Leaves what is there under this mark
     "Let rows wait for their commit"
     place, told = f"{_room(lake, waiting.name)}/{waiting.mark}", json.dumps(asdict(waiting), default=str)
-    write_deltalake(place, rows, mode="ignore", description=told, storage_options=lake.options)
+    slices = (batch.slice(start, _piece) for batch in rows for start in range(0, batch.num_rows, _piece))
+    stream = pa.RecordBatchReader.from_batches(rows.schema, watched(slices, []))
+    groups = WriterProperties(max_row_group_size=_piece)  # each is read as a whole
+    how: dict[str, Any] = {"mode": "ignore", "target_file_size": file_size, "writer_properties": groups}
+    write_deltalake(place, stream, description=told, storage_options=lake.options, **how)
 
 # %% ../../nbs/api/data/13_together.ipynb #a957c8af
 def followed(
