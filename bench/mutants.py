@@ -13,7 +13,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,11 @@ TESTS = {  # Module -> what is given to pytest, besides the examples of its page
     "models/promotion": ["tests/test_promotion.py"],
     "models/registry": ["tests/test_registry.py", "tests/test_promotion.py"],
     "monitoring/drift": ["tests/test_monitoring.py"],
+    "monitoring/dealing": ["tests/test_monitoring.py"],
     "monitoring/checks": ["tests/test_monitoring.py"],
     "monitoring/performance": ["tests/test_monitoring.py"],
+    "monitoring/estimation": ["tests/test_monitoring.py"],
+    "monitoring/verdict": ["tests/test_monitoring.py"],
     "serving/comparison": ["tests/test_answers.py", "-k", "arms or shadow or truth_that or equal_models or lost"],
     "serving/batching": ["tests/test_serving.py"],
     "serving/loader": ["tests/test_serving.py"],
@@ -111,26 +114,26 @@ def commands(clone: Path, module: str) -> Iterator[list[str]]:
         yield [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:xdist", "-o", "addopts=", *TESTS[module]]
 
 
-def notices(clone: Path, module: str, seconds: float) -> bool:
-    "Does anything fail, or take far too long?"
+def fails(clone: Path, command: Sequence[str], seconds: float) -> bool:
+    "Does a command fail, or take far too long?"
     env = dict(os.environ) | {"PYTHONPATH": str(clone), "PYTHONDONTWRITEBYTECODE": "1"}
-    for command in commands(clone, module):
-        try:
-            measure(["timeout", "--kill-after=5", str(seconds), *command], clone, env, clone.with_suffix(".log"))
-        except CommandError:
-            return True
+    try:
+        measure(["timeout", "--kill-after=5", str(seconds), *command], clone, env, clone.with_suffix(".log"))
+    except CommandError:
+        return True
     return False
 
 
 def attempt(tool: Path, clone: Path, mutant: Mutant, seconds: float) -> Outcome:
     "Make a change, look whether it is noticed, and take it back"
     git = ["git", "-C", str(clone)]
-    apply = [tool / "cosmic-ray", "apply", clone / mutant.file, mutant.operator, str(mutant.occurrence)]
+    apply: list[str | Path] = [tool / "cosmic-ray", "apply", clone / mutant.file, mutant.operator, str(mutant.occurrence)]
     subprocess.run(apply, check=True, capture_output=True)
     try:
         diff = subprocess.run([*git, "diff", "--unified=0"], check=True, capture_output=True, text=True).stdout
         lines = [line for line in diff.splitlines() if re.match(r"[-+](?![-+]{2} )", line)]
-        return Outcome(mutant, "\n".join(lines), notices(clone, mutant.module, seconds))
+        noticed = any(fails(clone, command, seconds) for command in commands(clone, mutant.module))
+        return Outcome(mutant, "\n".join(lines), noticed)
     finally:
         subprocess.run([*git, "checkout", "--quiet", "."], check=True)
 
@@ -159,15 +162,20 @@ def main(
             clones.put(clone := folder / f"clone-{number}")
             subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         chosen = modules or list(TESTS)
-        if broken := [module for module in chosen if notices(clone, module, seconds)]:
-            raise SystemExit(f"tests fail without any change: {', '.join(broken)}; see `make test`")
+        needed = dict.fromkeys(tuple(command) for module in chosen for command in commands(clone, module))
+        if broken := [" ".join(command[1:]) for command in needed if fails(clone, command, seconds)]:
+            raise SystemExit(f"this fails without any change: {'; '.join(broken)}; see `make test`")
         mutants = [one for module in chosen for one in sample(tool, folder, clone, module, size, seed)]
         bar = progress.add_task("Changes", total=len(mutants))
 
         def job(mutant: Mutant) -> Outcome:
             here = clones.get()
             try:
-                return attempt(tool, here, mutant, seconds)
+                outcome = attempt(tool, here, mutant, seconds)
+                if not outcome.killed:
+                    why = reasons.get(outcome.change, "not looked at yet")
+                    console.print(f"{mutant.file}: {why}\n{outcome.change}\n", markup=False, highlight=False)
+                return outcome
             finally:
                 clones.put(here)
                 progress.advance(bar)
@@ -175,10 +183,6 @@ def main(
         with ThreadPoolExecutor(jobs) as threads:
             outcomes = list(threads.map(job, mutants))
     console.print(summary(outcomes))
-    for one in outcomes:
-        if not one.killed:
-            why = reasons.get(one.change, "not looked at yet")
-            console.print(f"\n{one.mutant.file}: {why}\n{one.change}", markup=False, highlight=False)
     raise SystemExit(int(sum(one.killed for one in outcomes) < 0.9 * len(outcomes)))
 
 
