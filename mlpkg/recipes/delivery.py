@@ -279,12 +279,7 @@ def write_batches(
     batches: Sequence[str],  # That they are; one without rows is emptied
 ) -> int:  # Version written
     "Replace batches of a table"
-    if lake.exists(table) and set(lake.schema(table).names) != set(rows.columns):
-        old = lake.read(table, version="newest")
-        kept = old[~old[batch_column].isin(batches)].reindex(columns=rows.columns)
-        whole = pd.concat([kept.astype(rows.dtypes.to_dict(), errors="ignore"), rows], ignore_index=True)
-        return lake.write(table, whole, mode="overwrite", partition_by=[batch_column], change_schema=True)
-    return lake.write(table, rows, mode="replace", partition={batch_column: list(batches)}, allow_empty=True)
+    return lake.write(table, rows, "replace", {batch_column: list(batches)}, change_schema=True, allow_empty=True)
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #ff7f8ef3
 def stored_batches(
