@@ -842,6 +842,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlpkg.data.together.put_down': ('api/data/together.html#put_down', 'mlpkg/data/together.py'),
                                      'mlpkg.data.together.replace_together': ( 'api/data/together.html#replace_together',
                                                                                'mlpkg/data/together.py'),
+                                     'mlpkg.data.together.rows_due': ('api/data/together.html#rows_due', 'mlpkg/data/together.py'),
                                      'mlpkg.data.together.settled': ('api/data/together.html#settled', 'mlpkg/data/together.py'),
                                      'mlpkg.data.together.take_away': ('api/data/together.html#take_away', 'mlpkg/data/together.py')},
             'mlpkg.errors': { 'mlpkg.errors.MlpkgError': ('api/errors.html#mlpkgerror', 'mlpkg/errors.py'),

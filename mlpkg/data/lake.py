@@ -76,6 +76,7 @@ class Lake:
         self.spill = spill
         self.run = os.environ.get("MLPKG_PIPELINE_RUN", "") if run is None else run
         self.sources: Sources = {}  # What was read
+        self.admits = True  # Are rows that wait for a table brought in when it is opened?
 
     def __repr__(self) -> str:
         return f"Lake({self.root!r})"
