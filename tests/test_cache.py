@@ -499,6 +499,13 @@ def test_a_step_that_changes_mlflow_outside_of_its_run_is_not_reused_unless_it_s
         f"client.log_text({up}, 'all is well', 'checked.txt')": " by log_artifact in MLflow, outside",
         "client.set_registered_model_alias('parcels', 'champion', '1')": f"{named}set_registered_model_alias in MLflow",
         "client.set_model_version_tag('parcels', '1', 'checked', 'yes')": f"{named}set_model_version_tag in MLflow",
+        "client.create_experiment('trials')": "it changed 'trials' by create_experiment in MLflow, outside",
+        "client.create_logged_model('0', name='model')": " by create_logged_model in MLflow, outside of its own run",
+        "client.create_registered_model('letters')": "it changed 'letters' by create_registered_model in MLflow",
+        "client.copy_model_version('models:/parcels/1', 'copies')": "'copies' by copy_model_version in MLflow",
+        "client.create_dataset('truth')": "it changed 'truth' by create_dataset in MLflow",
+        "client.delete_traces('0', max_timestamp_millis=1)": "it changed '0' by delete_traces in MLflow",
+        "client.create_mcp_server('com.example/tools')": " by create_mcp_server in MLflow, outside of its own run",
         "client.create_run('0')": " by create_run in MLflow, outside of its own run (cache_elsewhere=True allows that)",
     }
     for code, what in changes.items():

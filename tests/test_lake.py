@@ -13,10 +13,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+import mlpkg.data.lake
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.lake import Lake, open_lake
 from mlpkg.data.spill import Spill, replayable
 from mlpkg.data.together import replace_together
+from mlpkg.recipes.delivery import write_batches
 from mlpkg.settings import load_settings
 
 spawn = multiprocessing.get_context("spawn")  # deltalake's runtime does not survive fork
@@ -67,6 +69,44 @@ def test_concurrent_replacements_of_the_same_rows_leave_those_of_one_writer(root
     assert len(rows) == 5
     assert rows["writer"].nunique() == 1 and set(rows["row"]) == set(range(5))
     assert set(Lake(root).versions("raw/flights")["version"]) == set(range(writers * writes))
+
+
+def deliver_often(root, barrier, writer):
+    "One of several processes that bring batches whose columns change each time"
+    lake = Lake(root)
+    barrier.wait()
+    for write in range(writes):
+        rows = pd.DataFrame({"from_batch": [f"w{writer}-{write}"] * 5, "row": range(5)})
+        write_batches(lake, "raw/parcels", rows.assign(**{"even" if write % 2 else "odd": 1.0}), [f"w{writer}-{write}"])
+
+
+def test_batches_whose_columns_differ_lose_none_that_others_bring_at_the_same_time(root):
+    barrier = spawn.Barrier(writers)
+    jobs = [spawn.Process(target=deliver_often, args=(root, barrier, writer)) for writer in range(writers)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(120)
+    assert [job.exitcode for job in jobs] == [0] * writers
+    counts = Lake(root).read("raw/parcels")["from_batch"].value_counts().to_dict()
+    assert counts == {f"w{writer}-{write}": 5 for writer in range(writers) for write in range(writes)}
+
+
+@pytest.mark.parametrize("others", [{"row": [3]}, {"row": [3], "height": [2.0]}])
+def test_a_batch_that_comes_in_while_columns_change_stays(root, monkeypatch, others):
+    lake, write = Lake(root), mlpkg.data.lake.write_deltalake
+    write_batches(lake, "raw/parcels", pd.DataFrame({"from_batch": ["a"], "row": [1]}), ["a"])
+
+    def overtaken(*args, **how):
+        monkeypatch.setattr(mlpkg.data.lake, "write_deltalake", write)  # as the others do, and the next attempt
+        write_batches(Lake(root), "raw/parcels", pd.DataFrame({"from_batch": ["c"], **others}), ["c"])
+        return write(*args, **how)
+
+    monkeypatch.setattr(mlpkg.data.lake, "write_deltalake", overtaken)
+    write_batches(lake, "raw/parcels", pd.DataFrame({"from_batch": ["b"], "row": [2], "width": [1.5]}), ["b"])
+    rows = lake.read("raw/parcels").sort_values("from_batch", ignore_index=True)
+    assert rows["from_batch"].tolist() == ["a", "b", "c"] and rows["row"].tolist() == [1, 2, 3]
+    assert list(rows) == ["from_batch", "row", "width"] and rows["width"].isna().tolist() == [True, False, True]
 
 
 def replace_often(root, barrier, writer, months):

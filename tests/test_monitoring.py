@@ -20,7 +20,7 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
-from mlpkg.data.arrivals import note_taken
+from mlpkg.data.arrivals import Arrival, note_taken
 from mlpkg.data.inputs import Input, inputs_from
 from mlpkg.data.lake import Lake
 from mlpkg.data.retention import tidy_lake
@@ -408,7 +408,7 @@ def test_truth_that_comes_late_raises_an_alarm_unless_later_truth_says_otherwise
 def test_files_are_judged_in_the_order_in_which_they_came_in(tmp_path):
     lake, name = Lake(tmp_path), "monitoring/parcels"
     for window, value, level in (("west", 0.5, "alarm"), ("north", 0.5, "alarm"), ("east", 0.7, "ok")):
-        note_taken(lake, "parcels", {f"in/{window}.csv": window})
+        note_taken(lake, "parcels", {Arrival(f"in/{window}.csv", ""): window})
         before = ["west"] if window == "north" else []
         store(lake, name, with_history(found_in(window, value, level), read_history(lake, name), before=before))
     history = read_history(lake, name)

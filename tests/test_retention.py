@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
@@ -34,6 +35,7 @@ from mlpkg.data.retention import (
     tidy_lake,
     trim_log,
 )
+from mlpkg.data.together import Waiting, put_down, replace_together
 from mlpkg.serving import forgetting
 from mlpkg.serving.answer_log import AnswerLog, answers_folder
 from mlpkg.serving.answers import Answer, new_request_id, to_line
@@ -232,6 +234,27 @@ def test_compaction_neither_doubles_rows_nor_brings_replaced_ones_back(root, oth
     assert [job.exitcode for job in jobs] == [0] * len(jobs)
     expected = [102, 102] if other is overwrite_at_once else sorted([*range(8)] * 2)
     assert sorted(lake.read(NAME)["value"]) == expected
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
+
+
+def test_a_dry_run_changes_nothing_and_leaves_rows_that_wait_to_whoever_reads_them(tmp_path):
+    lake, part = Lake(tmp_path), {"month": "01"}
+    rows = frame(1, ["01"])
+    before = replace_together(lake, {NAME: rows, "aside/orders": rows}, part)
+    lake.write(NAME, frame(2, ["01"]), "replace", part)  # by a writer who was killed before the table that follows
+    mark = DeltaTable(f"{tmp_path}/{NAME}").history(1)[0]["write_id"]
+    late = pa.Table.from_pandas(frame(2, ["01"]), preserve_index=False).to_reader()
+    put_down(lake, Waiting("aside/orders", mark, part, before), late)
+    age_table(Lake(tmp_path / "_waiting"), f"aside/orders/{mark}", days=100)
+    there = files_below(tmp_path)
+    found = list(tidy_lake(lake, now - timedelta(days=10), dry_run=True))
+    assert files_below(tmp_path) == there
+    assert not any(one.failed for one in found) and found[0].count == 0, "they are brought in, not removed"
+    assert list(tidy_lake(lake, now - timedelta(days=10)))[0].count == 0
+    assert lake.read("aside/orders")["value"].tolist() == [2]
 
 
 def test_the_production_profile_looks_for_logs_where_compose_puts_them():

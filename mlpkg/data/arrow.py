@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Filters', 'LakeError', 'plain_type', 'plain_schema', 'plain_batch', 'from_frame', 'as_reader', 'filter_columns',
            'read_files', 'check_name', 'allowed_values', 'in_partition', 'covering', 'as_literal', 'as_predicate',
-           'fit_schema', 'storage_options']
+           'fit_schema', 'schema_differences', 'with_outside', 'storage_options']
 
 # %% ../../nbs/api/data/12_arrow.ipynb #0ce6ee0f
 import os
@@ -77,7 +77,7 @@ def plain_batch(
         options = pc.CastOptions(target_type=field.type, allow_time_truncate=True)
         try:
             arrays.append(pc.cast(batch.column(field.name), options=options))
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise LakeError(f"column {field.name!r} does not fit into {field.type}: {error}") from error
     return pa.record_batch(arrays, schema=schema)
 
@@ -238,15 +238,18 @@ def fit_schema(
         if empty := [field.name for field in given if pa.types.is_null(field.type)]:
             raise LakeError(f"table {name!r}: no type for columns without any value: {', '.join(empty)}; use .astype()")
         return given
-    if faults := _differences(given, table):
+    if faults := schema_differences(given, table):
         raise LakeError(
             f"table {name!r}: the data does not fit: {'; '.join(faults)}. Nothing was written: "
-            "convert the data, or rewrite the table with mode='overwrite', change_schema=True"
+            "convert the data, or change the table with change_schema=True and mode='overwrite' or 'replace'"
         )
     return table
 
 # %% ../../nbs/api/data/12_arrow.ipynb #ea047f39
-def _differences(given: pa.Schema, table: pa.Schema) -> list[str]:
+def schema_differences(
+    given: pa.Schema,  # Plain schema of the data
+    table: pa.Schema,  # Plain schema of the table
+) -> list[str]:  # Empty where the data fits; a column without any value fits every type
     "What is wrong with the data's columns, in words"
     faults = [f"missing column {column!r}" for column in table.names if column not in given.names]
     faults += [f"unknown column {column!r}" for column in given.names if column not in table.names]
@@ -254,6 +257,31 @@ def _differences(given: pa.Schema, table: pa.Schema) -> list[str]:
         if field.name in table.names and field.type not in (pa.null(), kind := table.field(field.name).type):
             faults.append(f"column {field.name!r} is {field.type} instead of {kind}")
     return faults
+
+# %% ../../nbs/api/data/12_arrow.ipynb #26c39cc0
+def _outside(data: ds.FileSystemDataset, partition: Mapping[str, Any], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    "Stream the rows that are not in a partition, with the columns and types of a schema"
+    there = plain_schema(data.schema)
+    allowed = {column: allowed_values(there, column, value).to_pylist() for column, value in partition.items()}
+    outside: Filters = [[(column, "not in", values)] for column, values in allowed.items()]
+    for batch in read_files(data, [name for name in schema.names if name in there.names], outside):
+        for field in schema:
+            if field.name not in there.names:
+                batch = batch.append_column(field, pa.nulls(batch.num_rows, field.type))
+        yield plain_batch(batch, schema)
+
+# %% ../../nbs/api/data/12_arrow.ipynb #4b85acb5
+def with_outside(
+    reader: pa.RecordBatchReader,  # Rows of a partition
+    data: ds.FileSystemDataset,  # Of Parquet files
+    partition: Mapping[str, Any],  # Column -> value, or list of values
+) -> pa.RecordBatchReader:  # LakeError, also while it is read, where an old value does not fit
+    "Add the rows that are stored and not in the partition, with the columns and types of the new ones"
+    known = plain_schema(data.schema)
+    empty = {field.name for field in reader.schema if pa.types.is_null(field.type)} & set(known.names)
+    schema = pa.schema([known.field(field.name) if field.name in empty else field for field in reader.schema])
+    given = (plain_batch(batch, schema) for batch in reader)
+    return pa.RecordBatchReader.from_batches(schema, chain(given, _outside(data, partition, schema)))
 
 # %% ../../nbs/api/data/12_arrow.ipynb #c325f3c4
 def storage_options(

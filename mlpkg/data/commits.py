@@ -40,8 +40,8 @@ def check_mode(
         raise LakeError("mode 'replace' needs to know which rows: give for instance partition={'month': '2013-01'}")
     if mode == "overwrite" and partition:
         raise LakeError("mode 'overwrite' replaces the whole table: use mode='replace' for one partition")
-    if change_schema and mode != "overwrite":
-        raise LakeError(f"mode {mode!r} cannot change the schema: use mode='overwrite'")
+    if change_schema and mode == "append":
+        raise LakeError("mode 'append' cannot change the schema: use mode='overwrite', or 'replace' for one partition")
 
 # %% ../../nbs/api/data/11_commits.ipynb #94f56230
 def watched(
@@ -252,23 +252,22 @@ log_property: dict[str, str] = {"delta.enableExpiredLogCleanup": "false"}
 def commit_options(
     mode: str,  # One of `Mode`
     layout: list[str],  # Columns that split the table into files
-    change_schema: bool,  # May columns and types change?
+    change_schema: bool,  # Do columns or types change, so that all files are written anew?
     exists: bool,  # Is there such a table?
     about: Mapping[str, Any],  # What the log shall say: partition, write_id and the like; what is empty is left out
 ) -> dict[str, Any]:
     "Options of a write, for deltalake"
     told = {"write_mode": mode} | {name: value for name, value in about.items() if value}
     said = {name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in told.items()}
+    once = mode == "overwrite" or change_schema or not exists  # what somebody else has committed has to be seen first
     return {
         "mode": "error" if not exists else "append" if mode == "append" else "overwrite",
-        "predicate": as_predicate(about["partition"]) if mode == "replace" else None,
+        "predicate": as_predicate(about["partition"]) if mode == "replace" and not change_schema else None,
         "partition_by": layout or None,
         "schema_mode": "overwrite" if change_schema else None,
         "target_file_size": file_size,
         "writer_properties": writer,
-        "commit_properties": CommitProperties(
-            said, max_commit_retries=0 if mode == "overwrite" or not exists else None
-        ),
+        "commit_properties": CommitProperties(said, max_commit_retries=0 if once else None),
         "post_commithook_properties": keep_log,
         "configuration": None if exists else {**log_property},
     }

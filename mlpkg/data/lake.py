@@ -31,7 +31,9 @@ from mlpkg.data.arrow import (
     fit_schema,
     plain_schema,
     read_files,
+    schema_differences,
     storage_options,
+    with_outside,
 )
 from mlpkg.data.commits import (
     Mode,
@@ -74,6 +76,7 @@ class Lake:
         self.spill = spill
         self.run = os.environ.get("MLPKG_PIPELINE_RUN", "") if run is None else run
         self.sources: Sources = {}  # What was read
+        self.admits = True  # Are rows that wait for a table brought in when it is opened?
 
     def __repr__(self) -> str:
         return f"Lake({self.root!r})"
@@ -285,8 +288,11 @@ def _commit(
     "One attempt to write"
     table = settled(self, name)
     layout = self._layout(name, table, partition_by or ([] if table is not None else list(partition)))
-    old = None if table is None or change_schema else _schema(table)
-    schema = fit_schema(name, reader.schema, old)
+    old = None if table is None else _schema(table)
+    changes = change_schema and old is not None and bool(mode == "overwrite" or schema_differences(reader.schema, old))
+    if changes and table is not None and mode == "replace":
+        reader = with_outside(reader, table.to_pyarrow_dataset(), partition)
+    schema = fit_schema(name, reader.schema, None if changes else old)
     if absent := [column for column in layout if column not in schema.names]:
         raise LakeError(f"table {name!r}: partition column {absent[0]!r} is not in the data")
     faults: list[Exception] = []
@@ -296,7 +302,7 @@ def _commit(
         check_sources(name, table.history(), partition, sources, schema, lambda at: added_parts(files, at, schema))
     about: dict[str, Any] = {"write_id": mark, "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID")}
     about |= {"partition": partition, "made_from": sources}
-    how = commit_options(mode, layout, change_schema and table is not None, table is not None, about)
+    how = commit_options(mode, layout, changes, table is not None, about)
     try:
         write_deltalake(table or f"{self.root}/{name}", stream, storage_options=self.options, **how)
     except DeltaError as error:
@@ -324,7 +330,7 @@ def write(
     mode: Mode = "append",
     partition: Mapping[str, Any] | None = None,  # Rows that this write is about: column -> value or list of values
     partition_by: list[str] | None = None,  # Columns that split a new table; those of `partition` unless given
-    change_schema: bool = False,  # With mode "overwrite": may columns and types differ from the table's?
+    change_schema: bool = False,  # May columns and types differ from the table's? Not with mode "append"
     allow_empty: bool = False,  # With mode "replace": may a part of the partition get no rows, and lose what it has?
 ) -> int:  # Version; LakeError if the data does not fit, CommitFailedError when all attempts were refused
     "Write rows in one atomic commit"

@@ -15,6 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil
@@ -29,7 +30,7 @@ from .arrow import LakeError, as_predicate, plain_batch, plain_schema, read_file
 from .commits import file_size, keep_log, log_property, until_committed, watched, writer
 from .lake import Lake
 from .snapshots import version_at
-from .together import settled
+from .together import rows_due, settled
 from ..errors import MlpkgError
 
 # %% ../../nbs/api/data/22_retention.ipynb #d416c8c8
@@ -324,10 +325,14 @@ def remove_waiting(
     dry_run: bool = False,  # Only say what would go?
 ) -> Removal:
     "Remove rows whose commit has never come"
+    stay = list[str]()
     for name in lake.tables():
-        settled(lake, name)
+        if not dry_run:
+            settled(lake, name)
+        elif (table := lake._find(name)) is not None:
+            stay += [f"{name}/{one.mark}" for one, _ in rows_due(lake, table, name)]
     waiting = Lake(f"{lake.root}/_waiting", lake.options, run="")
-    return remove_tables(waiting, before, (), dry_run, "rows that waited")
+    return remove_tables(waiting, before, stay, dry_run, "rows that waited")
 
 # %% ../../nbs/api/data/22_retention.ipynb #0d3a262d
 def guarded(
@@ -350,6 +355,9 @@ def tidy_lake(
     dry_run: bool = False,  # Only say what would be done?
 ) -> Iterator[Removal]:  # One for the lake and two for each table, as they are done
     "Remove old versions of all tables, and put their small files together"
+    if dry_run:
+        lake = copy(lake)
+        lake.admits = False  # to read a table brings in what waits for it, which is a change
     yield guarded("rows that waited", "_waiting", remove_waiting, lake, before, dry_run)
     for name in lake.tables():
         versions = (protected or {}).get(name, ())

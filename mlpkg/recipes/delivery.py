@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 
-from ..data.arrivals import in_order, note_aside, note_taken
+from ..data.arrivals import Arrival, arrival_of, in_order, note_aside, note_taken
 from ..data.columns import cast_columns, contract_texts, contract_types, without_unreadable
 from ..data.inputs import without_blanks
 from ..data.lake import Lake
@@ -96,6 +96,7 @@ class Delivery:
     notes: list[str]  # What was found out, and what was left out
     files: Mapping[str, str] = field(default_factory=dict)  # Those that came in whole: name in the lake -> as given
     aside: Mapping[str, str] = field(default_factory=dict)  # Those that cannot be taken in: name -> why
+    arrivals: Mapping[str, Arrival] = field(default_factory=dict)  # Of `files`: name -> what it was before it was read
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #01f110fe
 def _with_all(table: pd.DataFrame, recipe: Recipe, source: str) -> pd.DataFrame:
@@ -219,19 +220,23 @@ def _not_seen(found: Delivery, others: pd.DataFrame, seen: set[str]) -> Delivery
     return replace(found, rows=found.rows[~again].reset_index(drop=True), notes=[*found.notes, note])
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #c2a0b0c3
-def _read_files(recipe: Recipe, files: Mapping[str, str]) -> tuple[dict[str, Delivery], dict[str, Exception]]:
-    "Read each file by itself: what each has, or what is wrong with it"
-    good, bad, batches, seen = dict[str, Delivery](), dict[str, Exception](), dict[str, str](), set[str]()
+def _read_files(
+    recipe: Recipe, files: Mapping[str, str]
+) -> tuple[dict[str, Delivery], dict[str, Exception], dict[str, Arrival]]:
+    "Read each file by itself: what each has, or what is wrong with it; and what it was before"
+    good, bad, before = dict[str, Delivery](), dict[str, Exception](), dict[str, Arrival]()
+    batches, seen = dict[str, str](), set[str]()
     once = recipe.copies == "once" and recipe.batch != "file" and len(files) > 1
     for name, source in files.items():
         try:
+            before[name] = arrival_of(source)
             found, others = _read_file(recipe, source)
             if recipe.batch == "file" and (other := batches.setdefault(file_batch(source), name)) != name:
                 raise DeliveryError(f"{name!r} and {other!r} have one name, which is that of the batch: rename one")
             good[name] = _not_seen(found, others, seen) if once else found
         except Exception as error:  # whatever is wrong with one file, the others are to come in
             bad[name] = error
-    return good, bad
+    return good, bad, before
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #15add452
 def _words(error: Exception) -> str:
@@ -246,8 +251,9 @@ def _none_left(bad: Mapping[str, Exception]) -> Exception:
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #38ddde24
 def _joined(
-    recipe: Recipe, files: Mapping[str, str], good: Mapping[str, Delivery], bad: Mapping[str, Exception], batches: str
-) -> Delivery:
+    recipe: Recipe, files: Mapping[str, str], good: Mapping[str, Delivery], bad: Mapping[str, Exception],
+    before: Mapping[str, Arrival], batches: str,
+) -> Delivery:  # fmt: skip
     "Files as one delivery, with the batches that are wanted"
     if not good:
         raise _none_left(bad)
@@ -259,7 +265,8 @@ def _joined(
     notes = [f"{name}: {note}" if len(files) > 1 else note for name, one in good.items() for note in one.notes]
     whole = {name: files[name] for name, one in good.items() if set(one.batches) <= set(wanted)}
     aside = {name: _words(error) for name, error in bad.items()}
-    return Delivery(rows, wanted, [*notes, *(f"set aside: {why}" for why in aside.values())], whole, aside)
+    notes += [f"set aside: {why}" for why in aside.values()]
+    return Delivery(rows, wanted, notes, whole, aside, {name: before[name] for name in whole})
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #a54965f1
 def read_delivery(
@@ -279,12 +286,7 @@ def write_batches(
     batches: Sequence[str],  # That they are; one without rows is emptied
 ) -> int:  # Version written
     "Replace batches of a table"
-    if lake.exists(table) and set(lake.schema(table).names) != set(rows.columns):
-        old = lake.read(table, version="newest")
-        kept = old[~old[batch_column].isin(batches)].reindex(columns=rows.columns)
-        whole = pd.concat([kept.astype(rows.dtypes.to_dict(), errors="ignore"), rows], ignore_index=True)
-        return lake.write(table, whole, mode="overwrite", partition_by=[batch_column], change_schema=True)
-    return lake.write(table, rows, mode="replace", partition={batch_column: list(batches)}, allow_empty=True)
+    return lake.write(table, rows, "replace", {batch_column: list(batches)}, change_schema=True, allow_empty=True)
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #ff7f8ef3
 def stored_batches(
@@ -344,16 +346,17 @@ def receive_delivery(
     replace: bool = False,  # May its files take the place of others that brought the same batches?
 ) -> Delivery:  # SourceError or DeliveryError where no file can be taken in
     "Read a delivery, and write down which of its files are set aside"
-    files, bad = sources_of(source), dict[str, Exception]()
+    files, bad, before = sources_of(source), dict[str, Exception](), dict[str, Arrival]()
     while True:
-        good, wrong = _read_files(recipe, {one: files[one] for one in files if one not in bad})
-        bad |= wrong
-        found = _joined(recipe, files, good, bad, batches) if good else None
+        good, wrong, now = _read_files(recipe, {one: files[one] for one in files if one not in bad})
+        bad, before = bad | wrong, before | now
+        found = _joined(recipe, files, good, bad, before, batches) if good else None
         if found is None or replace or not (refused := _replaced(lake, recipe, found)):
             break
         bad |= refused  # and read the others again: rows that they share with these are theirs now
-    note_aside(lake, recipe.name, {files[one]: _words(why) for one, why in bad.items() if _can_be_opened(files[one])})
-    return found or _joined(recipe, files, good, bad, batches)
+    told = {before[one]: _words(why) for one, why in bad.items() if one in before and _can_be_opened(files[one])}
+    note_aside(lake, recipe.name, told)
+    return found or _joined(recipe, files, good, bad, before, batches)
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #35f99762
 def store_delivery(
@@ -363,7 +366,6 @@ def store_delivery(
 ) -> int:  # Version written
     "Replace the batches of a delivery in the lake, and write down that its files were taken in"
     version = write_batches(lake, recipe.table("raw"), delivery.rows, delivery.batches)
-    names = map(public_name, delivery.files.values())
-    batches = {one: file_batch(one) if recipe.batch == "file" else "" for one in names}
-    note_taken(lake, recipe.name, batches)
+    files = [delivery.arrivals[one] for one in delivery.files]
+    note_taken(lake, recipe.name, {one: file_batch(one.source) if recipe.batch == "file" else "" for one in files})
     return version

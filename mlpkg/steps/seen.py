@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from .changes import changed_outside, of_models, of_runs, of_versions
+from .changes import changed_outside, changes_mlflow, of_models, of_runs, of_versions
 from mlpkg.steps.places import (
     below,
     by_user,
@@ -250,6 +250,7 @@ def _told(method: str, args: tuple, kwargs: dict[str, Any], found: Any) -> None:
     if method == "create_model_version":
         for watch in _active if found else []:
             watch.made.append([found.name, int(found.version)])
+            watch.outside.discard(f"{found.name!r} by create_registered_model")  # a hit looks for the version
     elif _following:
         return
     elif method == "get_model_version_by_alias":
@@ -280,14 +281,14 @@ _methods = {
     "TrackingServiceClient": (
         "get_run", "search_runs", "get_metric_history", "get_experiment", "get_experiment_by_name",
         "search_experiments", "list_artifacts", "download_artifacts", "get_logged_model", "search_logged_models",
-        "list_logged_model_artifacts", "get_dataset", "search_datasets", "create_run", "create_experiment",
-        "create_logged_model", *of_runs,
+        "list_logged_model_artifacts", "get_dataset", "search_datasets", "create_run", "create_logged_model", *of_runs,
     ),
+    "RestStore": (), "SqlAlchemyStore": (), "FileStore": (),  # What has no method in a client
 }  # fmt: skip
 
 
 def listen_to_mlflow(
-    module: Any,  # That has one of the two clients
+    module: Any,  # That has one of the clients or stores
 ) -> None:
     "Note what is asked of MLflow's registry and of its runs"
 
@@ -305,16 +306,19 @@ def listen_to_mlflow(
 
     for client, names in _methods.items():
         there = getattr(module, client, None)
-        for name in names:
+        for name in {*names, *filter(changes_mlflow, dir(there))}:
             if method := getattr(there, name, None):
                 setattr(there, name, wrapped(name, method))
 
 # %% ../../nbs/api/steps/13_seen.ipynb #fd23863c
-_clients = ("mlflow.tracking._model_registry.client", "mlflow.tracking._tracking_service.client")
+_clients = (
+    "mlflow.tracking._model_registry.client", "mlflow.tracking._tracking_service.client",
+    *(f"mlflow.store.tracking.{kind}_store" for kind in ("rest", "sqlalchemy", "file")),
+)  # fmt: skip
 
 
 class _Later(importlib.abc.MetaPathFinder):
-    "Waits until one of MLflow's clients is imported"
+    "Waits until one of MLflow's clients or stores is imported"
 
     def __init__(self, name: str):
         self.name = name
