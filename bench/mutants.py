@@ -127,7 +127,7 @@ def fails(clone: Path, command: Sequence[str], seconds: float) -> bool:
 def attempt(tool: Path, clone: Path, mutant: Mutant, seconds: float) -> Outcome:
     "Make a change, look whether it is noticed, and take it back"
     git = ["git", "-C", str(clone)]
-    apply: list[str | Path] = [tool / "cosmic-ray", "apply", clone / mutant.file, mutant.operator, str(mutant.occurrence)]
+    apply: list[Any] = [tool / "cosmic-ray", "apply", clone / mutant.file, mutant.operator, str(mutant.occurrence)]
     subprocess.run(apply, check=True, capture_output=True)
     try:
         diff = subprocess.run([*git, "diff", "--unified=0"], check=True, capture_output=True, text=True).stdout

@@ -436,6 +436,23 @@ def test_a_table_of_reports_without_times_has_those_of_its_log(tmp_path):
     assert read_history(lake, name).set_index("window")["judged"]["2024-04"] == before
 
 
+def test_a_report_that_is_stored_while_another_gives_the_table_its_column_is_kept(tmp_path, monkeypatch):
+    import mlpkg.data.lake
+
+    lake, name, write = Lake(tmp_path), "monitoring/parcels", mlpkg.data.lake.write_deltalake
+    lake.write(name, as_rows(found_in("2024-03", 0.5)), mode="replace", partition={"window": "2024-03"})
+
+    def overtaken(*args, **how):
+        monkeypatch.setattr(mlpkg.data.lake, "write_deltalake", write)
+        store(Lake(tmp_path), name, found_in("2024-05", 0.7))
+        return write(*args, **how)
+
+    monkeypatch.setattr(mlpkg.data.lake, "write_deltalake", overtaken)
+    store(lake, name, found_in("2024-04", 0.6))
+    history = read_history(lake, name)
+    assert history["window"].tolist() == ["2024-03", "2024-04", "2024-05"] and history["judged"].notna().all()
+
+
 def test_an_earlier_window_that_comes_late_dates_the_later_ones_anew(tmp_path):
     lake, name = Lake(tmp_path), "monitoring/parcels"
     for window in ("2024-03", "2024-02", "2024-03"):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fastcore.basics import patch
 
 from ..data.lake import Lake
-from .report import read_history, times_in_log, window_names
+from .report import read_history, window_names
 from .traffic import traffic_table
 from ..settings import AirflowSettings, Settings
 from ..steps.notebooks import code_digest
@@ -105,10 +105,7 @@ def open_alarm(
 # %% ../../nbs/api/monitoring/18_retraining.ipynb #b8b85351
 def _open_in(lake: Lake, name: str, training: "Run | None", window_column: str) -> str:
     "The open alarm of one table"
-    checks = read_history(lake, name, window_column)
-    if "judged" not in checks:
-        checks = checks.assign(judged=times_in_log(lake, name, checks[window_column]))
-    return open_alarm(checks, training, window_column)
+    return open_alarm(read_history(lake, name, window_column), training, window_column)
 
 # %% ../../nbs/api/monitoring/18_retraining.ipynb #98b4f5a2
 def last_alarm(
