@@ -183,6 +183,34 @@ def test_small_days_beside_large_ones_raise_few_alarms():
     assert alarms <= at_most(24)
 
 
+def test_few_held_out_rows_beside_a_large_window_raise_few_alarms():
+    "As of a table of 300 rows, whose model is asked ten thousand times"
+    alarms = 0
+    for seed in range(40):
+        held, window = (replace(scored(2 * seed + one, 1, rows), blocks=None) for one, rows in ((1, 90), (2, 30_000)))
+        alarms += any(one.level == "alarm" for one in check_performance("binary", held, window, (), RULES))
+    assert alarms <= at_most(40)
+
+
+def stormy(rng: np.random.Generator, sizes: list[int]) -> Window:
+    "Days of these sizes, each with a rate of its own that no model foresees"
+    day = np.repeat(np.arange(len(sizes)), sizes)
+    p = 1 / (1 + np.exp(-rng.normal(-1.0, 0.8, len(day))))
+    moved = 1 / (1 + np.exp(-np.log(p / (1 - p)) - rng.normal(0, 0.6, len(sizes))[day]))
+    return Window(pd.DataFrame({"c0": p}), p, (rng.uniform(size=len(day)) < moved) * 1.0, day)
+
+
+def test_a_day_of_a_campaign_raises_few_alarms():
+    "One day with fifty times the requests of the others: a window of one day in truth, which is dealt as seven"
+    alarms = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        held, window = stormy(rng, [800] * 30), stormy(rng, [5000, *[100] * 6])
+        window = replace(window, blocks=100 + window.blocks)
+        alarms += any(one.level == "alarm" for one in check_performance("binary", held, window, (), RULES))
+    assert alarms <= at_most(40)
+
+
 def test_what_one_day_says_of_a_model_may_be_chance():
     "The figure is reported, without a verdict; a failure that is found in many days is an alarm"
     many = np.arange(6000) // 160  # thirty-eight days, of which one may be the worst by chance

@@ -19,13 +19,13 @@ from scipy import sparse
 from ..models.intervals import auc_from_counts, bin_codes, bin_edges
 
 # %% ../../nbs/api/monitoring/11_dealing.ipynb #6398e31f
-_most, _enough = 1000, 40  # Units of both sides together, and of the window
+_most, _enough = 1000, 40  # Units of both sides together, and of the side with fewer blocks
 
 
 def block_units(
     labels: np.ndarray | None,  # Block of each row; None: rows are independent
     rows: int,
-    size: float,  # Blocks in a unit
+    size: int,  # Blocks in a unit, at least
     seed: int,
 ) -> np.ndarray:  # Unit of each row, from 0
     "Blocks put together at random"
@@ -34,8 +34,8 @@ def block_units(
     else:
         names, place = np.unique(labels, return_inverse=True)
         count = len(names)
-    units = max(1, round(count / size)) if count else 0
-    return (np.random.default_rng(seed).permutation(count) % max(units, 1))[place]
+    units = max(1, count // size)
+    return (np.random.default_rng(seed).permutation(count) % units)[place]
 
 # %% ../../nbs/api/monitoring/11_dealing.ipynb #11930676
 @dataclass(frozen=True)
@@ -67,30 +67,31 @@ def _dealt(units: int, size: int, deals: int, seed: int) -> np.ndarray:
 # %% ../../nbs/api/monitoring/11_dealing.ipynb #9be2f3d1
 def _some_of_each(
     labels: np.ndarray,  # Block of each row, shape (n,)
-    share: float,  # Of the rows of a block, from 0 to 1
+    most: float,  # Rows of a block, at least 1; between two whole numbers, some blocks keep one row more
     seed: int,
 ) -> np.ndarray:  # Is a row kept? Shape (n,)
-    "Rows of each block at random, at least one"
+    "Rows of each block at random"
     rng, place = np.random.default_rng(seed), np.unique(labels, return_inverse=True)[1]
     sizes = np.bincount(place)
     order, rank = np.lexsort([rng.uniform(size=len(place)), place]), np.empty(len(place), dtype="int64")
     rank[order] = np.arange(len(place)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return rank < np.maximum(1, np.floor(sizes * share + rng.uniform(size=len(sizes))))[place]
+    return rank < np.floor(most + rng.uniform(size=len(sizes)))[place]
 
 
 def _alike(
     rows: tuple[int, int], blocks: tuple[np.ndarray | None, np.ndarray | None], seed: int
 ) -> list[np.ndarray]:  # Is a row kept? Of reference and window
-    "Make the larger blocks as small as the others, where they would hide how much the others vary"
-    kept = [np.ones(n, dtype=bool) for n in rows]
+    "Make large blocks as small as the others, where they would hide how much the others vary"
     if blocks[0] is None or blocks[1] is None:
-        return kept
-    counts = [len(np.unique(labels)) for labels in blocks if labels is not None]
-    size = [n / count for n, count in zip(rows, counts, strict=True)]
-    if sum(rows) / sum(counts) > (size[0] * size[1]) ** 0.5:
-        one = int(size[1] > size[0])
-        kept[one] = _some_of_each(np.asarray(blocks[one]), size[1 - one] / size[one], seed)
-    return kept
+        return [np.ones(n, dtype=bool) for n in rows]
+    labels = [np.asarray(one) for one in blocks]
+    sizes = [np.unique(one, return_counts=True)[1] for one in labels]
+    most = [float(np.median(one)) for one in sizes]
+    capped = [np.minimum(one, limit) for one, limit in zip(sizes, most, strict=True)]
+    means = [float(one.mean()) for one in capped]
+    if np.concatenate(capped).mean() > (means[0] * means[1]) ** 0.5:
+        most = [min(limit, *means) for limit in most]
+    return [_some_of_each(one, limit, seed) for one, limit in zip(labels, most, strict=True)]
 
 # %% ../../nbs/api/monitoring/11_dealing.ipynb #7710b2fd
 def deal(
@@ -102,11 +103,12 @@ def deal(
     "Deal the blocks of two tables anew"
     kept = _alike(rows, blocks, seed)
     counts = [n if labels is None else len(np.unique(labels)) for n, labels in zip(rows, blocks, strict=True)]
-    size = max(1.0, counts[1] / _enough, sum(counts) / _most)
-    old, new = (block_units(labels, n, size, seed) for n, labels in zip(rows, blocks, strict=True))
-    there = int(old.max()) + 1, int(new.max()) + 1
-    old, new = np.where(kept[0], old, -1), np.where(kept[1], new + there[0], -1)
-    return Deals(old, new, _dealt(sum(there), there[1], deals, seed))
+    size = max(1, min(counts) // _enough)
+    units = [block_units(labels, n, size, seed) for n, labels in zip(rows, blocks, strict=True)]
+    counts = [int(one.max()) + 1 for one in units]
+    old, new = (min(one, _most - min(counts)) for one in counts)  # the larger side may leave some out
+    before = np.where(kept[0] & (units[0] < old), units[0], -1)
+    return Deals(before, np.where(kept[1] & (units[1] < new), units[1] + old, -1), _dealt(old + new, new, deals, seed))
 
 # %% ../../nbs/api/monitoring/11_dealing.ipynb #ad7d7e8c
 @patch
@@ -183,7 +185,7 @@ def chances(
     "How likely moves are by chance, and moves of what size would be found"
     spread = np.nan_to_num(moves).std(axis=0)
     unit = np.ones(moves.shape[1]) if alike else np.where(spread > 0, spread, np.asarray(tolerated, "float64"))
-    sizes = np.where(np.isnan(moves), np.inf, moves / unit)
+    sizes = np.where(np.isnan(moves), -np.inf, moves / unit)  # of a deal that says nothing, the others speak
     worst = np.sort(sizes.max(axis=1))
 
     def p_of(size: np.ndarray) -> np.ndarray:

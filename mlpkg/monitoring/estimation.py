@@ -74,7 +74,7 @@ def expected_auc(
 def _counts_of_draws(codes: np.ndarray, blocks: np.ndarray | None, size: int, rng: np.random.Generator) -> np.ndarray:
     "Rows of each code in 200 draws of blocks, shape (200, size); NaN with fewer than two blocks"
     count = len(codes) if blocks is None else len(np.unique(blocks))
-    units = block_units(blocks, len(codes), max(1.0, count / 400), seed=0)
+    units = block_units(blocks, len(codes), max(1, count // 400), seed=0)
     counts = block_counts(codes, units, size)
     if len(counts) < 2:
         return np.full((200, size), np.nan)
