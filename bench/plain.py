@@ -70,7 +70,7 @@ def train_step(candidate: str, budget: int, seed: int) -> dict[str, Any]:
     return {"candidate": candidate, "model_uri": uri, f"valid_{metric}": result.value, "tables": tables}
 
 
-def evaluate_step(candidates: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+def evaluate_step(candidates: list[dict[str, Any]]) -> dict[str, Any]:
     "What 22_evaluate does"
     rules, lake = load_settings().promotion, open_lake()
     logged = logged_candidates(candidates)
@@ -87,9 +87,7 @@ def evaluate_step(candidates: list[dict[str, Any]], seed: int) -> dict[str, Any]
     print(fair.rows.groupby("month")["late"].agg(flights="size", late="mean").round(3))
     scores = {who: probability(one.pipeline, fair.rows) for who, one in models.items() if fair.fits(one.columns)}
     groups = fair.rows[["origin", "carrier"]]
-    evaluations = {
-        who: evaluate(fair.rows["late"], p, groups, seed=seed, blocks=fair.blocks) for who, p in scores.items()
-    }
+    evaluations = {who: evaluate(fair.rows["late"], p, groups, blocks=fair.blocks) for who, p in scores.items()}
     print(compare_models(evaluations)[SHOWN].round(4))
     draw(plot_evaluations(evaluations))
     months = fair.rows["month"].unique()
@@ -126,7 +124,7 @@ def main(candidates: list[str], budget: int, seed: int) -> None:
         with mlflow.start_run(run_name=f"train [{name}]"):
             trained.append(train_step(name, budget, seed))
     with mlflow.start_run(run_name="evaluate"):
-        winner = evaluate_step(trained, seed)
+        winner = evaluate_step(trained)
     with mlflow.start_run(run_name="register"):
         register_step(winner)
 

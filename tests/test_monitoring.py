@@ -5,13 +5,14 @@ of threads takes another process to see.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,6 +27,7 @@ from mlpkg.data.lake import Lake
 from mlpkg.data.retention import tidy_lake
 from mlpkg.examples.flights import categorical, clean, features_contract, flight_features, numeric, seed_lake, split
 from mlpkg.examples.flights_data import months, read_planes, read_source, read_weather
+from mlpkg.models.registry import Loaded, Version
 from mlpkg.models.scoring import probability
 from mlpkg.models.training import fit
 from mlpkg.monitoring.checks import Finding, Window, check_columns
@@ -42,6 +44,7 @@ from mlpkg.monitoring.report import (
     with_history,
 )
 from mlpkg.monitoring.retraining import last_alarm
+from mlpkg.monitoring.traffic import watch_traffic
 from mlpkg.monitoring.verdict import judge_model, judge_rows
 from mlpkg.settings import MonitoringSettings
 
@@ -363,6 +366,67 @@ def test_truth_replaces_the_estimate_only_where_it_could_have_shown_a_failure():
     assert "without truth" in report.get("expected", "roc_auc").words
 
 
+def told_first(positives: float, negatives: float, seed: int = 0, works: bool = True) -> Window:
+    "A model for frauds, whose truth comes in time for these shares of the outcomes"
+    rng = np.random.default_rng(seed)
+    p = 1 / (1 + np.exp(-rng.normal(-2, 1.2, 4000)))
+    y = (rng.uniform(size=4000) < (p if works else p.mean())).astype("float64")
+    known = rng.uniform(size=4000) < np.where(y == 1, positives, negatives)
+    return Window(pd.DataFrame({"amount": np.zeros(4000)}), p, np.where(known, y, np.nan))
+
+
+def test_truth_that_comes_first_for_one_outcome_raises_no_alarm(tmp_path):
+    held = told_first(1, 1)
+    found = judge_model(held, told_first(0.9, 0.1, 1), held, [], RULES)
+    report = Report("2024-04", 4000, found)
+    off = report.get("performance", "calibration")
+    assert not report.alarm and off.level == "warning" and "truth is known for 2" in off.words
+    assert report.get("performance", "roc_auc").level == "unknown", "neither does it say that all is well"
+    assert report.get("expected", "roc_auc").words.startswith("expected without truth")
+    store(Lake(tmp_path), "monitoring/fraud", Report("2024-03", 4000, [replace(off, level="alarm", words="off")]))
+    store(Lake(tmp_path), "monitoring/fraud", report)
+    assert last_alarm(Lake(tmp_path), "monitoring/fraud", None) == "2024-03: off"
+
+
+@pytest.mark.parametrize("known", [0.97, 1.0])
+def test_truth_that_is_nearly_complete_raises_the_alarm(known):
+    held = told_first(1, 1)
+    found = judge_model(held, told_first(known, known, 1, works=False), held, [], RULES)
+    assert Report("2024-04", 4000, found).get("performance", "roc_auc").level == "alarm"
+
+
+def asked(seed: int, copies: int, sticky: str = "") -> pd.DataFrame:
+    "Answers of an API without truth: two thousand requests of all sorts, and copies of one, such as a health check"
+    rng = np.random.default_rng(seed)
+    x = np.r_[rng.normal(size=2000), np.full(copies, 0.3)]
+    rows = pd.DataFrame({"date": "2026-11-24", "record": 0, "probability": 1 / (1 + np.exp(0.5 - 1.3 * x))})
+    rows["request_id"], rows["sticky"] = [f"2026-11-24-{place}" for place in range(len(x))], sticky
+    rows["inputs"] = [json.dumps({"x": value, "size": 2 * value}) for value in x.tolist()]
+    return rows.assign(prediction=(x > 0.4) * 1, arm="champion", model_version=1)
+
+
+@pytest.mark.parametrize("blocks", ["row", "unit"])
+def test_copies_of_one_request_are_one_observation(tmp_path, blocks):
+    lake, day, inputs = Lake(tmp_path), date(2026, 11, 24), [Input("x", "number"), Input("size", "number")]
+    loaded = Loaded(None, Version("parcels", 1, None, ("champion",), {}, {}, {}, datetime.now(UTC)), {}, inputs)
+    rng = np.random.default_rng(9)
+    x = rng.normal(size=3000)
+    p = 1 / (1 + np.exp(0.5 - 1.3 * x))
+    held = Window(pd.DataFrame({"x": x, "size": 2 * x}), p, rng.uniform(size=3000) < p)
+
+    def judge(rows: pd.DataFrame) -> Report:
+        lake.write("served/parcels", rows, mode="overwrite", partition_by=["date"])
+        today = day + timedelta(1)
+        [found] = watch_traffic(lake, loaded, held, held, RULES, 1, 1, today, blocks=blocks).values()
+        return found
+
+    assert judge(asked(1, 0)).get("expected", "roc_auc").level == "ok"
+    assert not judge(asked(1, 500)).alarm
+    broken = asked(1, 500)
+    broken["inputs"] = [json.dumps({"x": None, "size": size}) for size in rng.normal(size=len(broken))]
+    assert judge(broken).get("missing", "x").level == "alarm", "requests that differ count one by one"
+
+
 def test_a_dag_run_sees_the_reports_that_another_one_has_added(tmp_path):
     "Otherwise an earlier month that is judged again looks like the newest one, and its alarm starts a training"
     march, april = (Lake(tmp_path, run=letter * 32) for letter in "ab")
@@ -418,6 +482,27 @@ def test_a_window_that_concluded_nothing_leaves_an_alarm_open(tmp_path):
     assert last_alarm(lake, name, None) == "2024-03: ROC AUC 0.5", "of the performance nothing is known in May"
     store(lake, name, found_in("2024-05", 0.7, "ok"))
     assert last_alarm(lake, name, None) == ""
+
+
+def test_a_figure_closes_its_own_alarm_and_no_other(tmp_path):
+    lake, name = Lake(tmp_path), "monitoring/parcels"
+
+    def judged(window: str, *found: tuple[str, str, str]) -> str:
+        findings = [Finding(check, column, level, f"{column} is {level}") for check, column, level in found]
+        store(lake, name, Report(window, 1000, findings))
+        return last_alarm(lake, name, None)
+
+    alarms = [("performance", "roc_auc", "alarm"), ("missing", "weight", "alarm"), ("contract", "size", "alarm")]
+    judged("2024-03", *alarms, ("contract", "rows", "ok"), ("missing", "carrier", "ok"))
+    well = ("performance", "calibration", "ok"), ("performance", "brier", "warning"), ("missing", "carrier", "ok")
+    several = judged("2024-04", *well, ("performance", "roc_auc", "unknown"), ("missing", "weight", "unknown"))
+    assert several == "2024-03: roc_auc is alarm; weight is alarm; size is alarm"
+    several = judged("2024-05", *well, ("contract", "rows", "ok"), ("missing", "weight", "ok"))
+    assert several == "", "a check that names a figure no longer has ended it"
+    judged("2024-06", ("performance", "roc_auc", "alarm"), ("contract", "size", "alarm"), ("contract", "rows", "ok"))
+    assert judged("2024-07", *well, ("performance", "roc_auc", "unknown")) == "2024-06: roc_auc is alarm; size is alarm"
+    assert judged("2024-08", ("contract", "rows", "ok")) == "2024-06: roc_auc is alarm"
+    assert judged("2024-09", ("performance", "roc_auc", "ok")) == ""
 
 
 def test_truth_that_comes_late_raises_an_alarm_unless_later_truth_says_otherwise(tmp_path):

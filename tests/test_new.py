@@ -19,11 +19,11 @@ import pandera.pandas as pa
 import pytest
 from conftest import Project
 from fastapi.testclient import TestClient
-from sklearn.datasets import load_wine
+from sklearn.datasets import load_breast_cancer, load_wine
 
 from mlpkg.data.lake import Lake
 from mlpkg.errors import MlpkgError
-from mlpkg.models.inspection import InspectionError
+from mlpkg.models.inspection import InspectionError, inspect_table
 from mlpkg.recipes.delivery import read_delivery
 from mlpkg.recipes.drafting import draft_pipeline
 from mlpkg.recipes.preparation import split_rows
@@ -510,6 +510,30 @@ def test_what_returns_in_several_rows_is_kept_on_one_side(tmp_path, name, values
     assert (alone.group, alone.split().by) == ("", "row")
 
 
+def test_a_split_by_time_says_so_where_both_sides_know_the_same_customers(tmp_path):
+    table = visits("customer", [7919 * one % 9973 for one in range(60)])
+    when = pd.date_range("2026-01-01", periods=300).strftime("%Y-%m-%d")
+    table.assign(when=np.random.default_rng(0).permutation(when)).to_csv(tmp_path / "back.csv", index=False)
+    table.assign(when=when).to_csv(tmp_path / "gone.csv", index=False)
+    words = "rows that judge are of a customer that training knows"
+    for group in ("", "customer"):
+        made = draft_pipeline("given", str(tmp_path / "back.csv"), "outcome", "when", group)
+        assert made.split().by == "time" and sum(words in one for one in made.warnings) == 1, made.warnings
+    for file, days, group in (("back", "when", "none"), ("back", "", ""), ("gone", "when", "")):
+        made = draft_pipeline("given", str(tmp_path / f"{file}.csv"), "outcome", days, group)
+        assert not any(words in one for one in made.warnings), made.warnings
+
+
+def test_a_draft_says_that_too_few_rows_of_the_rarer_class_will_judge(tmp_path):
+    for rare, expected in ((20, 1), (60, 0)):
+        table = pd.DataFrame({"size": np.random.default_rng(0).normal(size=300).round(6)})
+        table.assign(outcome=np.where(np.arange(300) < rare, "rare", "usual")).to_csv(
+            tmp_path / "given.csv", index=False
+        )
+        said = draft_pipeline("given", str(tmp_path / "given.csv"), "outcome").warnings
+        assert sum("of the rarer class will judge" in one for one in said) == expected, said
+
+
 def test_names_of_people_are_personal_and_nothing_of_them_is_kept(tmp_path):
     visits("contact", _people).to_csv(tmp_path / "given.csv", index=False)
     made = draft_pipeline("given", str(tmp_path / "given.csv"), "outcome")
@@ -530,3 +554,32 @@ def test_rows_that_agree_in_what_does_not_change_are_asked_about(tmp_path):
     assert any(
         "rows with the same batch agree in age, town" in words and "--group batch" in words for words in made.warnings
     )
+
+
+@pytest.mark.parametrize(("positives", "mistakes"), [(0.5, 0.01), (0.5, 0.03), (0.02, 0.001)])
+def test_a_column_that_nearly_gives_the_target_away_is_asked_about(positives, mistakes):
+    rng = np.random.default_rng(1)
+    y = (rng.uniform(size=3000) < positives).astype(int)
+    code = np.where(rng.uniform(size=3000) < mistakes, 1 - y, y)
+    paid = np.where(code == 1, rng.gamma(3, 100, 3000), 0.0).round(2)
+    table = pd.DataFrame(
+        {"x": rng.normal(size=3000) + y, "closed_by": np.where(code == 1, "team", "bot"), "paid": paid}
+    )
+    found = inspect_table(table.assign(y=y), "y")
+    said = [one for one in found.warnings if "nearly tells y by itself" in one]
+    assert found.columns["paid"].use == "feature" and len(said) == 1, found.warnings
+    assert "paid" in said[0] and "closed_by" in said[0] and "x" not in said[0].partition(":")[0].split(", ")
+
+
+def test_of_many_columns_that_tell_much_a_few_are_named():
+    table = load_breast_cancer(as_frame=True).frame
+    said = [one for one in inspect_table(table, "target").warnings if "nearly tells" in one]
+    assert len(said) == 1 and said[0].partition(":")[0].count(",") <= 2, said
+
+
+def test_a_target_of_false_and_true_is_two_classes(tmp_path):
+    from mlpkg.models.inspection import inspect_table
+
+    late = np.arange(400) % 3 == 0
+    found = inspect_table(pd.DataFrame({"weight": np.arange(400) + late * 99.0, "late": late}), "late")
+    assert found.task.kind == "binary" and any("two classes, 66% / 34%: binary" in one for one in found.notes)

@@ -646,3 +646,21 @@ def test_bounds_keep_their_level_whatever_the_sizes_of_the_blocks(sizes):
         aucs.append(one.value)
     allowed = 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
     assert false / 400 <= allowed and np.mean(np.array(above) > np.mean(aucs)) <= allowed
+
+
+def test_a_class_of_which_few_rows_judge_promotes_nobody():
+    rules = PromotionSettings(min_rows=30)
+
+    def judged(rows: int, rare: int, seed: int = 0, days: int = 0) -> Comparison:
+        rng, y = np.random.default_rng(seed), np.arange(rows) < rare
+        place = np.arange(rows) // max(rows // days, 1) if days else np.arange(rows)
+        fair = FairRows(pd.DataFrame({"late": y}), pd.Series(place).astype("str"), 1, 0)
+        return compare(fair, "late", rng.uniform(size=rows), None, rules)
+
+    assert not [seed for seed in range(40) if decide(judged(34, 2, seed), rules).promote], "the scores are random"
+    words = judged(34, 2).problem
+    assert "2 of 34 rows have 1, the rarer class, in 2 blocks; at least 10 rows of it in 5 blocks are needed" in words
+    assert "Decide by hand" in words
+    assert "0 of 34 rows have 1" in judged(34, 0).problem and "1 of 34 rows have 0" in judged(34, 33).problem
+    assert not judged(61, 10).problem and not judged(61, 51).problem
+    assert "12 of 60 rows have 1, the rarer class, in 1 block;" in judged(60, 12, days=5).problem

@@ -15,6 +15,7 @@ import pandas as pd
 import pandera.pandas as pa
 import pytest
 from fastapi.testclient import TestClient
+from scipy.stats import norm
 from sklearn.datasets import load_wine
 from sklearn.linear_model import LogisticRegression
 
@@ -28,7 +29,7 @@ from mlpkg.models.comparison import compare, decide
 from mlpkg.models.evaluation import compare_models, evaluate, objective
 from mlpkg.models.holdout import FairRows
 from mlpkg.models.oversight import promote_by_hand
-from mlpkg.models.paired import measure
+from mlpkg.models.paired import gain, measure
 from mlpkg.models.plots import plot_evaluations
 from mlpkg.models.promotion import best_candidate, promote
 from mlpkg.models.registry import RegistryError, load_model, register
@@ -312,6 +313,29 @@ def test_a_perfect_score_on_few_rows_is_not_certain():
         assert np.isnan(measure(metric, y, y.astype(float), np.arange(40) // 5).bounds(0.95)).all()
     almost = np.where(np.arange(60) < 3, 0.5, np.arange(60) % 2)
     assert measure("brier", np.arange(60) % 2, almost, np.arange(60) // 10).bounds(0.95)[1] > 0.3
+
+
+def test_a_perfect_score_is_not_certain_whatever_is_lost_by_rounding():
+    for n in range(20, 70):
+        y = np.arange(n) % 2
+        p = np.where(y == 1, 0.9, 0.1) + np.linspace(0, 0.05, n)
+        assert measure("roc_auc", y, p).error is None, n
+        found = evaluate(y, p).metrics
+        assert found["roc_auc"] == 1 and np.isnan([found["roc_auc_low"], found["roc_auc_high"]]).all(), n
+    y = np.arange(33) % 2
+    assert gain("brier", y, np.full(33, 0.5), np.full(33, 0.3) + 0.4 * y).error is None, "the same loss in every row"
+
+
+def test_the_interval_of_few_rows_or_days_holds_as_often_as_it_says():
+    true, held = 0.9, {"rows": 0, "days": 0}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        y, days = np.arange(60) % 5 == 0, np.repeat(np.arange(4), 15)
+        p = norm.cdf(rng.normal(size=60) + y * norm.ppf(true) * 2**0.5)
+        for name, blocks in (("rows", None), ("days", days)):
+            found = evaluate(y, p, blocks=blocks).metrics
+            held[name] += found["roc_auc_low"] <= true <= found["roc_auc_high"]
+    assert min(held.values()) >= 56, held  # 57 of 60 is 95 %
 
 
 def test_a_score_that_is_not_defined_is_an_error_and_does_not_win(store):

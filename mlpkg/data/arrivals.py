@@ -70,7 +70,7 @@ def _arrival(source: str, file: Any) -> Arrival:
     told = f"{source if '/' in source else f'/{source}'}|{file.size}|{file.mtime_ns}"
     return Arrival(source, hashlib.sha256(told.encode()).hexdigest()[:16])
 
-
+# %% ../../nbs/api/data/19_arrivals.ipynb #3a246ff8
 def arrival_of(
     source: str,  # Path or URL
 ) -> Arrival:  # Without a mark where there is no file, and where it cannot arrive: on the web, in a package

@@ -114,7 +114,7 @@ def _files(lake: Any) -> Any:
     there = "://" in lake.root or Path(lake.root).is_dir()
     return PyFileSystem(DeltaStorageHandler(lake.root, lake.options)) if there else None
 
-
+# %% ../../nbs/api/data/13_together.ipynb #3f2dde62
 _log = "_delta_log/00000000000000000000.json"  # Without it, nothing waits
 
 

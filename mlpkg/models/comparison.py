@@ -109,15 +109,19 @@ def compare(
     other: Task | None = None,  # Of the champion, which may have another threshold or interval; the same unless given
 ) -> Comparison:  # With a problem if there is one; MetricError or TaskError where rules or champion are of another task
     "Measure two models on the same rows"
-    from mlpkg.models.holdout import block_marks
+    from mlpkg.models.holdout import block_marks, too_rare
     from mlpkg.models.paired import block_numbers, effective_blocks, gain, measure
 
     other = other or task
     if why := answer_differences(other, task):
         raise TaskError(f"the challenger cannot be compared with the champion: {why}. Register it under another name")
-    if fair.problem:
+    problem = fair.problem
+    if task.kind == "binary" and not problem:
+        labels = task.names(task.codes(fair.rows[label], learned=False)).tolist()
+        problem = too_rare(labels, fair.blocks, task.classes, rules)
+    if problem:
         about: dict[str, Any] = {"champion": champion, "uses": uses, "alarms": alarms, "left_out": fair.left_out}
-        return Comparison(fair.problem, kind=task.kind, **about)
+        return Comparison(problem, kind=task.kind, **about)
     y, blocks, rules = fair.rows[label], fair.blocks, rules_for(rules, task.kind)
     named = {rules.metric, *rules.margin, *rules.tolerance, *rules.minimum}
     against = {

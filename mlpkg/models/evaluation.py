@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from ..errors import MlpkgError
-from .intervals import auc_interval
 from .metrics import all_metrics, calibration_table, checked_predictions, figure_of, top_class
 from .paired import measure
 from .tasks import Task, yes_no
@@ -64,18 +63,15 @@ def slice_table(
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #ccaf9dc0
 def _interval(
-    y: Any, raw: np.ndarray, task: Task, seed: int, blocks: np.ndarray | None
+    y: Any, raw: np.ndarray, task: Task, blocks: np.ndarray | None
 ) -> dict[str, float]:  # Lower and upper bound, NaN if unknown
     "The 95 % interval of the chief metric of a task"
     name = chief[task.kind]
-    if task.kind == "binary":
-        low, high = auc_interval(checked_predictions(task, y, raw)[0], raw, blocks, seed=seed)
-    else:
-        least, most = get_quality(name, task.kind).limits
-        low, high = (min(max(end, least), most) for end in measure(name, y, raw, blocks, task).bounds(0.975))
+    least, most = get_quality(name, task.kind).limits
+    low, high = (min(max(end, least), most) for end in measure(name, y, raw, blocks, task).bounds(0.975))
     return {f"{name}_low": low, f"{name}_high": high}
 
-
+# %% ../../nbs/api/models/18_evaluation.ipynb #3df8eb42
 def _facts(codes: np.ndarray, raw: np.ndarray, task: Task) -> dict[str, float]:
     "What a metric is read beside"
     more = {"flagged": task.decide(raw).mean(), "base_rate": codes.mean()} if task.kind == "binary" else {}
@@ -101,12 +97,11 @@ def evaluate(
     p: Any,  # From `Task.predict`: probabilities of 1 or numbers, shape (n,), or of each class, shape (n, classes)
     groups: pd.DataFrame | Mapping[str, Sequence] | None = None,  # Columns to cut by, n rows in the order of y
     task: Task = yes_no,
-    seed: int = 0,  # Of the bootstrap
     blocks: np.ndarray | None = None,  # What happened together, such as the day; None: each row by itself
 ) -> Evaluation:  # ScoreError for NaN, lengths that differ, or values out of range; LabelError for an unknown class
     "Judge predictions by what happened"
     codes, raw = checked_predictions(task, y, p)
-    metrics = {**all_metrics(y, raw, task), **_interval(y, raw, task, seed, blocks), **_facts(codes, raw, task)}
+    metrics = {**all_metrics(y, raw, task), **_interval(y, raw, task, blocks), **_facts(codes, raw, task)}
     slices = slice_table(y, raw, pd.DataFrame(index=range(len(codes))) if groups is None else groups, task)
     table = pd.DataFrame() if task.kind == "regression" else calibration_table(*top_class(codes, raw))
     return Evaluation({name: float(value) for name, value in metrics.items()}, table, slices, codes, raw, task)

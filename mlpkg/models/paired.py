@@ -114,6 +114,7 @@ def jackknife(
         return Measurement(value if np.isfinite(value) else None, None, 0.0, scale)
     values = logit(np.clip(without, 1e-9, 1 - 1e-9)) if scale == "logit" else without
     error = float(np.sqrt((count - 1) / count * ((values - values.mean()) ** 2).sum()))
+    error = error if error > 1e-9 * np.abs(values).max() else 0.0  # Less is lost by rounding
     if error == 0 and value and scale == "linear":  # A few rows decide, all in blocks that make no difference
         return Measurement(value, None, 0.0, scale)
     return Measurement(value + 0.0, error, effective_blocks(groups) - 1, scale)  # A gain of -0.0 is one of 0

@@ -79,14 +79,21 @@ def code_changes(
 
 # %% ../../nbs/api/monitoring/18_retraining.ipynb #efe2f29b
 def last_concluded(
-    checks: "pd.DataFrame",  # From `read_history`; without columns `check` and `level`, all rows are one check
+    checks: "pd.DataFrame",  # From `read_history`; without columns `check` and `level`, all rows are one figure
     window_column: str = "window",  # Column of `checks` that names the window
 ) -> "pd.DataFrame":  # Rows of `checks`; HistoryError if the column is absent
-    "The last word of each check"
-    known = checks[checks["level"] != "unknown"] if "level" in checks else checks
-    windows = window_names(known, window_column)
-    kind = known["check"] if "check" in known else windows.map(lambda _: "")
-    return known[windows == windows.groupby(kind).transform("last")]
+    "The last word of each figure"
+    windows = window_names(checks, window_column)
+    place = windows.groupby(windows, sort=False).ngroup()  # windows are in the order of the table
+    kind, figure = (checks[name] if name in checks else windows.map(lambda _: "") for name in ("check", "column"))
+    if "level" in checks:
+        doubtful = (kind == "performance") & (checks["level"] == "warning")  # by a part of the truth
+        concluded = place.where((checks["level"] != "unknown") & ~doubtful)
+    else:
+        concluded = place
+    last = concluded.groupby([kind, figure]).transform("max")
+    named = place.groupby([kind, figure]).transform("max")
+    return checks[(concluded == last) & (named >= concluded.groupby(kind).transform("max"))]
 
 # %% ../../nbs/api/monitoring/18_retraining.ipynb #efe2f29c
 def open_alarm(

@@ -8,6 +8,7 @@ __all__ = ['traffic_table', 'last_windows', 'read_served', 'served_window', 'wat
 # %% ../../nbs/api/monitoring/15_traffic.ipynb #986f6631
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
@@ -75,6 +76,18 @@ def _records(served: pd.DataFrame, inputs: list[Input], clean: Callable[[pd.Data
     return clean(rows.assign(**times))  # as the API does before it asks the model
 
 
+def _blocks_of(served: pd.DataFrame, blocks: Literal["day", "unit", "row"]) -> np.ndarray:
+    "What depends on each other: the day, the client, or what was asked with the same inputs"
+    if blocks == "day":
+        return served["date"].to_numpy()
+    if blocks == "row":
+        record = served["request_id"] + "/" + served["record"].astype(str)
+        return record.groupby(served["inputs"]).transform("min").to_numpy()
+    whole = served.sort_values("record").groupby("request_id")["inputs"].transform("\n".join)
+    alike = served["request_id"].groupby(whole).transform("min")
+    return served["unit"].mask(served["unit"] == served["request_id"], alike).to_numpy()
+
+
 def served_window(
     served: pd.DataFrame,  # From `read_served`
     task: Task,  # Of the model
@@ -88,10 +101,17 @@ def served_window(
     y = served["truth"].to_numpy("float64", na_value=np.nan)
     if task.kind == "multiclass":
         y = np.where(np.isnan(y), np.nan, y == served["prediction"].to_numpy("float64", na_value=np.nan))
-    labels = {"day": served["date"], "unit": served["unit"], "row": None}[blocks]
-    return Window(_records(served, inputs, clean), p, y, None if labels is None else labels.to_numpy())
+    return Window(_records(served, inputs, clean), p, y, _blocks_of(served, blocks))
 
 # %% ../../nbs/api/monitoring/15_traffic.ipynb #bee75c2d
+def _each_by_itself(window: Window, names: list[str]) -> Window:
+    "Rows as blocks by their content, where there are no blocks and rows hardly ever have copies"
+    rows = window.rows[[name for name in names if name in window.rows]]
+    if window.blocks is not None or rows.duplicated().mean() > 0.1:
+        return window
+    return replace(window, blocks=pd.util.hash_pandas_object(rows, index=False).to_numpy())
+
+
 def watch_traffic(
     lake: Lake,
     loaded: Loaded,  # The champion
@@ -108,6 +128,9 @@ def watch_traffic(
     "Judge what the API was asked in the last windows of days"
     if loaded.version is None or not days:
         return {}
+    if blocks != "day":
+        names = [one.name for one in loaded.inputs]
+        learned, held = _each_by_itself(learned, names), held and _each_by_itself(held, names)
     model, number, found = loaded.version.name, loaded.version.version, dict[str, Report]()
     for first, last in last_windows(today or datetime.now(UTC).date(), days, count):
         served = read_served(lake, model, number, (first, last))

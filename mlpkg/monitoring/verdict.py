@@ -75,6 +75,16 @@ def unjudged(kind: Kind, current: Window, words: str) -> Finding:
     return _unknown("performance", leading[kind], words, value)
 
 # %% ../../nbs/api/monitoring/13_verdict.ipynb #ea9ca414
+_whole = 0.9  # Share of the answers whose truth is known, from which truth may raise an alarm and end one
+
+
+def _in_part(finding: Finding, share: float) -> Finding:
+    "What a part of the truth says: it raises no alarm, and ends none"
+    words = f"{finding.words} (truth is known for {share:.0%} of the answers, and may come first for one outcome)"
+    less = {"alarm": "warning", "ok": "unknown"} if finding.check == "performance" else {}
+    return replace(finding, level=less.get(finding.level, finding.level), words=words)
+
+
 def _judge_performance(
     current: Window,
     held: Window,
@@ -92,12 +102,14 @@ def _judge_performance(
         few = unjudged(kind, current, f"performance: truth is known for {known:,} of {answered:,} predictions")
         return [check_expected(kind, held, answers, inputs, rules, seed, share), few]
     truth = check_performance(kind, held, judged, slices, rules)
-    told = not any(one.column == leading[kind] and one.level == "unknown" for one in truth)
-    if told and known >= 0.5 * answered:  # which ends what an earlier estimate has raised
-        return [*truth, Finding("expected", leading[kind], "ok", "the truth is known, so nothing is estimated")]
+    if known < _whole * answered:
+        truth = [_in_part(one, known / answered) for one in truth]
+    elif not any(one.column == leading[kind] and one.level == "unknown" for one in truth):
+        ended = Finding("expected", leading[kind], "ok", "the truth is known, so nothing is estimated")
+        return [*truth, ended]  # which ends what an earlier estimate has raised
     return [check_expected(kind, held, answers, inputs, rules, seed), *truth]
 
-
+# %% ../../nbs/api/monitoring/13_verdict.ipynb #ea9ca416
 def judge_model(
     learned: Window,  # What the model has learned from
     current: Window,  # The window to judge

@@ -67,7 +67,7 @@ def _take_part(
 
 # %% ../../nbs/api/recipes/18_judging.ipynb #e77fee07
 def _evaluations(
-    recipe: Recipe, models: Mapping[str, Loaded], shown: FairRows, rules: PromotionSettings, seed: int
+    recipe: Recipe, models: Mapping[str, Loaded], shown: FairRows, rules: PromotionSettings
 ) -> tuple[dict[str, np.ndarray], dict[str, Evaluation]]:  # Predictions and figures, by model
     "Score the models on the rows"
     rows, y = shown.rows, shown.rows[recipe.label]
@@ -75,7 +75,7 @@ def _evaluations(
     tasks = {who: one.task for who, one in models.items()} | {"baseline": recipe.task}
     scores = {**said, "baseline": recipe.task.guess(y, rules.metric)}
     groups, blocks = rows[list(recipe.slices)], shown.blocks.to_numpy()
-    found = {who: evaluate(y, raw, groups, task=tasks[who], seed=seed, blocks=blocks) for who, raw in scores.items()}
+    found = {who: evaluate(y, raw, groups, task=tasks[who], blocks=blocks) for who, raw in scores.items()}
     return said, found
 
 # %% ../../nbs/api/recipes/18_judging.ipynb #782603f6
@@ -84,7 +84,6 @@ def judge(
     lake: Lake,
     candidates: Sequence[Mapping[str, Any]],  # What the train steps passed on: model_uri and more, a dict for each
     rules: PromotionSettings,  # From `mlpkg.recipes.training.promotion_rules`
-    seed: int = 0,  # Of intervals by bootstrap
 ) -> Contest:  # RegistryError, TaskError or LakeError where the models cannot be compared
     "Compare candidates, champion and baseline"
     logged = logged_candidates(candidates)
@@ -97,7 +96,7 @@ def judge(
     own = own_rows(lake, recipe.holdout, learners[name], rules) if fair.problem else fair
     shown = fair if own.problem else own
     judged = {name: models[name]} if fair.problem else models
-    scores, evaluations = _evaluations(recipe, judged, shown, rules, seed)
+    scores, evaluations = _evaluations(recipe, judged, shown, rules)
     batches = fair.rows[batch_column].unique()
     alarms = count_alarms(read_history(lake, recipe.table("monitoring"), batch_column), batches, number, batch_column)
     uses = count_uses(recipe.name, best["uri"], fair, recipe.label, alarms)

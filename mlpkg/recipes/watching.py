@@ -8,7 +8,7 @@ __all__ = ['blocks_of', 'training_parts_of', 'learned_windows', 'batch_window', 
 
 # %% ../../nbs/api/recipes/22_watching.ipynb #ed2708b8
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,13 +20,13 @@ from ..data.pins import check_version
 from ..models.registry import Loaded
 from ..models.scoring import raw_predictions
 from ..models.splits import row_names
-from ..monitoring.checks import Window, coerce_inputs
+from ..monitoring.checks import Finding, Window, coerce_inputs
 from ..monitoring.performance import leading, make_window
 from ..monitoring.report import Report, monitor, read_history, stored_predictions, with_history
 from ..monitoring.retraining import last_alarm, last_training, reason_to_wait
 from ..monitoring.traffic import watch_traffic
 from .delivery import stored_batches
-from .recipe import Recipe, as_it_is, batch_column, day_column
+from .recipe import Recipe, as_it_is, batch_column, day_column, id_column
 from ..settings import Settings
 from ..steps.tracking import client, pipeline_runs
 
@@ -73,22 +73,32 @@ def learned_windows(
     return make_window(loaded.task, parts, blocks=blocks_of(recipe, parts)), _window(recipe, loaded, held, None)
 
 # %% ../../nbs/api/recipes/22_watching.ipynb #24e68d5c
+def _learned_rows(parts: pd.DataFrame) -> pd.Series:
+    "Names of the rows that a model has learned from; none where rows of a batch are often alike by chance"
+    learned = parts[parts["part"] != "holdout"]
+    alike = learned.duplicated([batch_column, id_column]).mean()
+    return learned[id_column] if alike <= 0.05 else learned[id_column].head(0)
+
+
 def batch_window(
     recipe: Recipe,
     lake: Lake,
     loaded: Loaded,  # The champion
     batch: str,
+    parts: pd.DataFrame,  # From `training_parts_of`
     predictions: str = "",  # Table with what it said; that of the recipe unless given
-) -> tuple[Window, int]:  # And how many rows were predicted at the time
-    "A batch, with what the champion says of it and what came true"
-    rows = lake.read(recipe.table("clean"), filters=[(batch_column, "=", batch)]).reset_index(drop=True)
+) -> tuple[Window, int, int]:  # How many of its rows were predicted at the time; how many others are left out
+    "What is new in a batch, with what the champion says of it and what came true"
+    rows = lake.read(recipe.table("clean"), filters=[(batch_column, "=", batch)])
+    seen = rows[id_column].isin(_learned_rows(parts))
+    rows = rows[~seen].reset_index(drop=True)
     number = loaded.version.version if loaded.version else 0
     raw = stored_predictions(
         lake, predictions or recipe.table("predictions"), batch, rows, recipe.identity, recipe.name, number,
         batch_column, loaded.task,
     )  # fmt: skip
     there = np.isfinite(raw if raw.ndim == 1 else raw[:, 0])
-    return _window(recipe, loaded, rows, raw), int(there.sum())
+    return _window(recipe, loaded, rows, raw), int(there.sum()), int(seen.sum())
 
 # %% ../../nbs/api/recipes/22_watching.ipynb #ffd23d06
 @dataclass(frozen=True)
@@ -100,7 +110,15 @@ class Watched:
     windows: dict[str, Window]  # By batch
     predicted: dict[str, int]  # Rows predicted at the time, by batch
     reports: dict[str, Report]  # By batch
+    left_out: dict[str, int]  # Rows that the champion has learned from, by batch
     held: Window  # Rows held back from the training, with predictions and truth
+
+# %% ../../nbs/api/recipes/22_watching.ipynb #ffd23d07
+def _note_left_out(report: Report, count: int) -> Report:
+    "Say how many rows are not judged"
+    words = f"{count:,} of {count + report.rows:,} rows, from which the model has learned"
+    note = [Finding("rows", "learned", "unknown", words, count)] if count else []
+    return replace(report, findings=[*report.findings, *note])
 
 # %% ../../nbs/api/recipes/22_watching.ipynb #d39382fd
 def watch_batches(
@@ -115,15 +133,16 @@ def watch_batches(
     learned, held = learned_windows(recipe, loaded, parts)
     history = read_history(lake, recipe.table("monitoring"), batch_column)
     number, rules = loaded.version.version if loaded.version else 0, settings.for_model(recipe.name).monitoring
-    watched, there = Watched(parts, learned, {}, {}, {}, held), stored_batches(lake, recipe.table("clean"))
+    watched, there = Watched(parts, learned, {}, {}, {}, {}, held), stored_batches(lake, recipe.table("clean"))
     for batch in batches:
-        window, watched.predicted[batch] = batch_window(recipe, lake, loaded, batch)
+        window, watched.predicted[batch], left_out = batch_window(recipe, lake, loaded, batch, parts)
         report = monitor(
             learned, window, loaded.inputs, rules, held, recipe.slices, settings.contracts.max_violation_rate, batch,
             recipe.name, number, kind=loaded.task.kind,
         )  # fmt: skip
         before = there[: there.index(batch)]
-        watched.windows[batch], watched.reports[batch] = window, with_history(report, history, batch_column, before)
+        watched.windows[batch], watched.left_out[batch] = window, left_out
+        watched.reports[batch] = with_history(_note_left_out(report, left_out), history, batch_column, before)
     return watched
 
 # %% ../../nbs/api/recipes/22_watching.ipynb #227349f4

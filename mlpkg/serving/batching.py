@@ -56,14 +56,15 @@ def _ask(
 
 
 def predict_together(
-    requests: Sequence[PendingRequest],  # All for the same model
+    model: ServedModel,
+    requests: Sequence[list[dict[str, Any]]],  # Records of each, checked
 ) -> list[np.ndarray | Exception]:  # What the model says to each request, or why it failed
     "Predict several requests in one call; if that fails, each in a call of its own"
     try:
-        found = _ask(requests[0].model, [record for request in requests for record in request.records])
+        found = _ask(model, [record for records in requests for record in records])
     except Exception as error:
-        return [error] if len(requests) == 1 else [predict_together([request])[0] for request in requests]
-    ends = np.cumsum([len(request.records) for request in requests])
+        return [error] if len(requests) == 1 else [predict_together(model, [one])[0] for one in requests]
+    ends = np.cumsum([len(records) for records in requests])
     return list(np.split(found, ends[:-1]))
 
 # %% ../../nbs/api/serving/26_batching.ipynb #811e8a83
@@ -119,7 +120,7 @@ def _start(self: MicroBatcher, loop: asyncio.AbstractEventLoop) -> None:
     if batch:
         self.metrics.batch.observe(len(batch))
         self.metrics.rows.observe(sum(len(request.records) for request in batch))
-        done = loop.run_in_executor(self.thread, predict_together, batch)
+        done = loop.run_in_executor(self.thread, predict_together, batch[0].model, [one.records for one in batch])
         done.add_done_callback(partial(self._finish, batch, loop))
 
 # %% ../../nbs/api/serving/26_batching.ipynb #d1cc6389
@@ -269,27 +270,34 @@ def score(
 ) -> None:  # Raises nothing: the champion has answered already
     "Let the challenger predict what was taken, and count what it did not"
     for challenger in {id(one[0]): one[0] for one in taken}.values():
-        mine = [one for one in taken if one[0] is challenger]
-        answers = [answer for _, answered, _ in mine for answer in answered]
-        records = [record for _, _, several in mine for record in several]
-        try:
-            self._score(challenger, answers, records)
-        except BaseException:  # a panic in native code is not an Exception
-            _log.exception("the challenger, version %s, fails", challenger.version.version)
-            self.metrics.shadow_lost.inc(len(records))
-            number = challenger.version.version
-            self.answers.put([replace(one, arm="shadow", model_version=number, failed=number) for one in answers])
+        mine = [(answered, records) for one, answered, records in taken if one is challenger]
+        said = predict_together(challenger, [records for _, records in mine])
+        kept = [self._keep(challenger, answered, found) for (answered, _), found in zip(mine, said, strict=True)]
+        if failed := [error for error in kept if error]:
+            words = "the challenger, version %s, fails on %s of %s requests"
+            _log.error(words, challenger.version.version, len(failed), len(mine), exc_info=failed[0])
 
-
+# %% ../../nbs/api/serving/26_batching.ipynb #dfc74152
 @patch
-def _score(self: Shadow, challenger: ServedModel, answers: list[Answer], records: list[dict[str, Any]]) -> None:
-    "Let one challenger predict, and keep what it says"
-    found, task = challenger.predict(records), challenger.loaded.task
-    if not task.is_sound(found):
-        raise ServingError(f"it answers with something that a {task} model cannot say")
-    pairs = zip(answers, answer_values(task, found, task.records(found)), strict=True)
-    self.answers.put([shadow_answer(answer, challenger, values) for answer, values in pairs])
-    self.metrics.predicted("shadow", challenger.version.version, len(records))
+def _keep(
+    self: Shadow, challenger: ServedModel, answered: list[Answer], found: np.ndarray | Exception
+) -> BaseException | None:  # Why the challenger has failed
+    "Keep what the challenger says to a request"
+    task, number = challenger.loaded.task, challenger.version.version
+    try:
+        if isinstance(found, Exception):
+            raise found
+        if not task.is_sound(found):
+            raise ServingError(f"it answers with something that a {task} model cannot say")
+        pairs = zip(answered, answer_values(task, found, task.records(found)), strict=True)
+        said = [shadow_answer(answer, challenger, values) for answer, values in pairs]
+    except BaseException as error:  # a panic in native code is not an Exception
+        self.metrics.shadow_lost.inc(len(answered))
+        self.answers.put([replace(one, arm="shadow", model_version=number, failed=number) for one in answered])
+        return error
+    self.answers.put(said)
+    self.metrics.predicted("shadow", number, len(answered))
+    return None
 
 # %% ../../nbs/api/serving/26_batching.ipynb #20911674
 @patch

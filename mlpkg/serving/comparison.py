@@ -236,7 +236,7 @@ def _uncounted(known: list[pd.DataFrame], matched: list[pd.DataFrame]) -> str:
     reason = "the other arm has no truth about requests of the same share and day"
     return f"{answers:,} answers with truth do not count, because {reason}" if answers else ""
 
-
+# %% ../../nbs/api/serving/22_comparison.ipynb #6545ef1d
 def _missing(rows: list[dict[str, Any]]) -> str:
     "Words on truth that has not arrived"
     counts = " and ".join(f"{row['missing']:,} of {row['n']:,} answers of the {row['arm']}" for row in rows)
