@@ -310,7 +310,8 @@ def _replaced(lake: Lake, recipe: Recipe, delivery: Delivery) -> dict[str, Excep
     return {
         file: DeliveryError(
             f"batch {batch!r} came from {before!r}, and would be replaced by rows of {file!r}. Give a file with all "
-            "rows of the batch and the parameter replace=true, or another name to the file"
+            "rows of the batch, or a list of its files, and the parameter replace=true; where each file is a batch, "
+            "another name will do"
         )
         for batch, before, file in lost.astype(str).to_numpy().tolist()
     }

@@ -331,7 +331,7 @@ def _follows(self: Revision, there: Declared, page: str, asked: bool) -> list[st
         ]
     if (now.rules, now.parts) == (there.rules, there.parts):
         return ["What is left out is no part of the recipe, which fits these data."]
-    words = [f"Where you agree, change {page}, export it (make prepare), and run the ETL and the training."]
+    words = [f"Where you agree, change {page}, export it (make export), and run the ETL and the training."]
     if set(now.rules) != set(there.rules):
         words.append(
             "The columns of the contract tell rows apart: bring in all files again, put new columns into sample.csv "
