@@ -192,3 +192,11 @@ def test_the_seeded_store_spills_where_the_settings_say(project, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         flights.seed_store(settings)
     assert seen == [str(project.root / "spill")]
+
+
+def test_the_request_that_readme_shows_is_there_and_fits_the_contract():
+    text = (ROOT / "nbs/pipelines/flights/request.json").read_text()
+    assert text in (ROOT / "README.md").read_text()
+    records = pd.DataFrame(json.loads(text)["records"])
+    assert sorted(records) == sorted(flights.flight_features)
+    assert check(records, flights.features_contract()).bad_rows == 0

@@ -773,7 +773,7 @@ def test_the_step_judges_what_the_api_was_asked(monitored):
     project, lake, pipeline = monitored
     rows = lake.read("clean/flights", filters=[("month", "=", "2013-03")]).head(600)
     day = (datetime.now(UTC) - timedelta(days=7)).date().isoformat()
-    answers = pd.DataFrame({"date": day, "request_id": day, "record": np.arange(600), "arm": "champion"})
+    answers = pd.DataFrame({"date": day, "request_id": day, "record": np.arange(600), "arm": "champion", "sticky": ""})
     answers = answers.assign(model_version=1, prediction=0, probability=probability(pipeline, rows))
     answers["inputs"] = [one.to_json() for _, one in rows[flight_features].assign(temp=None).iterrows()]
     lake.write("served/flights", answers, partition_by=["date"])

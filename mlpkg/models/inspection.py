@@ -147,34 +147,26 @@ def _alone(values: pd.Series) -> np.ndarray:
     return pd.Series(np.asarray(known, dtype="float64")).fillna(-1e9).to_numpy()[:, None]
 
 
-def _explained(values: pd.Series, codes: np.ndarray, task: Task) -> float:
-    "How much of the target one column explains, from 0 to 1, cross-validated"
+def _told_by(values: pd.Series, codes: np.ndarray, task: Task) -> tuple[float, float]:
+    "How much of the target one column explains, and how well it ranks two classes (else 0.5), cross-validated"
     from sklearn.model_selection import KFold, cross_val_predict
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
     X = _alone(values)
     if task.kind == "regression":
         if abs(pd.Series(X[:, 0]).corr(pd.Series(codes), method="spearman")) > too_good_rank:
-            return 1.0
+            return 1.0, 0.5
         off = codes - cross_val_predict(DecisionTreeRegressor(min_samples_leaf=5, random_state=0), X, codes, cv=3)
-        return float(1 - off.var() / codes.var()) if codes.var() else 0.0
-    tree = DecisionTreeClassifier(min_samples_leaf=5, random_state=0)
-    whole = np.bincount(codes)[np.unique(codes)].min() >= 3  # A class with fewer rows cannot be in each fold
-    folds = 3 if whole else KFold(3, shuffle=True, random_state=0)
-    right = (cross_val_predict(tree, X, codes, cv=folds) == codes).mean()
-    most = np.bincount(codes).max() / len(codes)
-    return float((right - most) / (1 - most))
-
-# %% ../../nbs/api/models/07_inspection.ipynb #0a6bd94e
-def _auc_alone(values: pd.Series, codes: np.ndarray, task: Task) -> float:
-    "How well one column ranks two classes, cross-validated; 0.5 for other tasks and fewer than ten rows of a class"
-    from sklearn.model_selection import cross_val_predict
-    from sklearn.tree import DecisionTreeClassifier
-
-    if task.kind != "binary" or np.bincount(codes, minlength=2).min() < 10:
-        return 0.5
-    tree = DecisionTreeClassifier(min_samples_leaf=5, random_state=0)
-    return roc_auc(codes, cross_val_predict(tree, _alone(values), codes, cv=3, method="predict_proba")[:, 1])
+        return float(1 - off.var() / codes.var()) if codes.var() else 0.0, 0.5
+    tree, counts = DecisionTreeClassifier(min_samples_leaf=5, random_state=0), np.unique(codes, return_counts=True)[1]
+    if counts.min() < 3:  # A class with fewer rows cannot be in each fold
+        said, auc = cross_val_predict(tree, X, codes, cv=KFold(3, shuffle=True, random_state=0)), 0.5
+    else:
+        p = cross_val_predict(tree, X, codes, cv=3, method="predict_proba")
+        said = np.unique(codes)[p.argmax(axis=1)]
+        auc = roc_auc(codes, p[:, 1]) if task.kind == "binary" and counts.min() >= 10 else 0.5
+    most = counts.max() / len(codes)
+    return float(((said == codes).mean() - most) / (1 - most)), auc
 
 # %% ../../nbs/api/models/07_inspection.ipynb #4e8391e5
 _blank_texts = {"?", "-", "--", ".", "*", "unknown", "missing", "not known", "not available", "keine angabe"}
@@ -384,15 +376,15 @@ def _without_leaks(found: Inspection, target: str) -> Inspection:
     "The same, without columns that give the target away; InspectionError where no column is left"
     codes, columns = found.task.codes(found.table[target]), dict(found.columns)
     some = np.random.default_rng(0).permutation(len(codes))[:5000]
-    told = dict[str, float]()
-    for name, facts in found.columns.items():
-        if facts.use == "feature" and _explained(found.table[name].iloc[some], codes[some], found.task) > too_good:
+    ranked = dict[str, float]()
+    for name in [name for name, facts in found.columns.items() if facts.use == "feature"]:
+        explained, ranked[name] = _told_by(found.table[name].iloc[some], codes[some], found.task)
+        if explained > too_good:
             why = f"gives {target} away by itself (known only afterwards?)"
-            columns[name] = ColumnFacts(**{**vars(facts), "use": "left out", "why": why})
+            columns[name] = ColumnFacts(**{**vars(columns[name]), "use": "left out", "why": why})
             found.notes.append(f"{name}: {why}, left out")
-        elif facts.use == "feature":
-            told[name] = _auc_alone(found.table[name].iloc[some], codes[some], found.task)
-    strongest = sorted((name for name in told if told[name] > too_good_auc), key=lambda name: -told[name])
+            del ranked[name]
+    strongest = sorted((name for name in ranked if ranked[name] > too_good_auc), key=lambda name: -ranked[name])
     if strong := ", ".join(strongest[:3]):
         found.warnings.append(f"{strong}: nearly tells {target} by itself: known before it, or only afterwards?")
     if not any(one.use == "feature" for one in columns.values()):

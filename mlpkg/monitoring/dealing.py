@@ -196,7 +196,7 @@ def chances(
     further = moves + 2 * np.asarray(tolerated)
     found = (p_of(further / unit) < alpha) & (further >= np.asarray(tolerated))
     p = np.where(np.isnan(moves[0]), np.nan, p_of(sizes[0]))
-    return [Chance(float(one), float(share)) for one, share in zip(p, found.mean(axis=0), strict=True)]
+    return [Chance(float(one), float(power)) for one, power in zip(p, found.mean(axis=0), strict=True)]
 
 # %% ../../nbs/api/monitoring/11_dealing.ipynb #f83a5f51
 level_shares = {"data": 1 / 3, "truth": 1 / 2, "estimate": 1 / 6}  # Of the level, for groups that raise alarms

@@ -21,18 +21,9 @@ from ..data.lake import Lake
 from ..errors import MlpkgError
 from ..models.intervals import Judged, Losses, Scores, bootstrap_units, percentile_interval
 from ..models.trials import Stratified, ratio_p_value, sequential_factor, strata, stratum_sizes
+from ..monitoring.traffic import last_truth, units_of
 from ..palette import blue
 from ..quality import Kind, get_quality
-
-# %% ../../nbs/api/serving/22_comparison.ipynb #357efe05
-def _read_truth(lake: Lake, model: str, filters: list | None) -> pd.DataFrame:
-    "The last truth of each record: request_id, record, truth as a place among the classes, or a number"
-    columns = ["request_id", "record", "truth", "time"]
-    if not lake.exists(f"feedback/{model}"):
-        return pd.DataFrame({"request_id": pd.Series(dtype=str), "record": pd.Series(dtype="int64"), "truth": np.nan})
-    truth = lake.read(f"feedback/{model}", columns, filters).sort_values("time")
-    last = truth.drop_duplicates(["request_id", "record"], keep="last")
-    return last.drop(columns="time").astype({"truth": "float64"})
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #254540f8
 class ArmsError(MlpkgError, ValueError):
@@ -65,8 +56,8 @@ def read_arms(
     rows = rows.assign(**{name: value for name, value in absent.items() if name not in rows})
     rows["failed"] = rows["failed"].fillna(0).astype("int64")
     rows = rows.drop_duplicates(["request_id", "record", "arm"])
-    rows["unit"] = rows.pop("sticky").where(lambda sticky: sticky.ne("") & sticky.notna(), rows["request_id"])
-    return rows.merge(_read_truth(lake, model, filters), on=["request_id", "record"], how="left")
+    rows["unit"] = units_of(rows)
+    return rows.drop(columns="sticky").merge(last_truth(lake, model, filters), on=["request_id", "record"], how="left")
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #49055bdb
 def _newest(rows: pd.DataFrame) -> pd.DataFrame:
