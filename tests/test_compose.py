@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mlpkg.airflow.local import airflow_env
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docker-compose.yml").read_text()
 SERVICES = yaml.safe_load(TEXT)["services"]
@@ -183,3 +185,8 @@ def test_what_the_lake_spills_goes_to_a_volume_and_not_to_memory():
     assert "spill" in yaml.safe_load(TEXT)["volumes"]
     (folders,) = re.findall(r"install -d -o mlpkg .*", (ROOT / "docker" / "Dockerfile").read_text())
     assert spill in folders.split(), "a volume takes its owner from the folder in the image"
+
+
+def test_the_scheduler_looks_for_tasks_as_often_as_on_a_laptop(project):
+    name = "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME"
+    assert environment("scheduler")[name] == airflow_env(project.settings)[name]
