@@ -981,6 +981,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlpkg/models/comparison.py'),
                                          'mlpkg.models.comparison._metrics': ( 'api/models/comparison.html#_metrics',
                                                                                'mlpkg/models/comparison.py'),
+                                         'mlpkg.models.comparison._no_better': ( 'api/models/comparison.html#_no_better',
+                                                                                 'mlpkg/models/comparison.py'),
                                          'mlpkg.models.comparison._plot_gain': ( 'api/models/comparison.html#_plot_gain',
                                                                                  'mlpkg/models/comparison.py'),
                                          'mlpkg.models.comparison._unmet': ( 'api/models/comparison.html#_unmet',

@@ -47,6 +47,8 @@ class Comparison:
     marks: list[str] = field(default_factory=list)  # From `block_marks`
     block_marks: list[str] = field(default_factory=list)  # Of the blocks alone, as earlier versions noted them
     kind: Kind = "binary"  # Of the task of both models
+    over_constant: "dict[Metric, Measurement]" = field(default_factory=dict)  # Gain of `promotion.metric` over the
+    # best constant, where there is a champion; empty in comparisons of earlier versions
 
 # %% ../../nbs/api/models/24_comparison.ipynb #168a1459
 class ComparisonError(MlpkgError, ValueError):
@@ -63,7 +65,7 @@ def as_comparison(
     try:
         measured = {
             name: {metric: Measurement(**one) for metric, one in given[name].items()}
-            for name in ("gains", "quality")
+            for name in ("gains", "quality", "over_constant")
             if name in given
         }
         return Comparison(**{"kind": kind, **given, **measured})
@@ -127,12 +129,14 @@ def compare(
     against = {
         metric: task.guess(y, metric) if theirs is None else theirs for metric in {**rules.margin, **rules.tolerance}
     }
+    chance = {} if theirs is None else {rules.metric: task.guess(y, rules.metric)}
     return Comparison(
         "", _metrics(y, ours, task, named), champion, {} if theirs is None else _metrics(y, theirs, other, named),
         {metric: gain(metric, y, ours, said, blocks, task, other) for metric, said in against.items()},
         {metric: measure(metric, y, ours, blocks, task) for metric in rules.minimum},
         uses, alarms, len(y), blocks.nunique(), effective_blocks(block_numbers(blocks, len(y))), fair.left_out,
         block_marks(blocks, f"{fair.table} {label}"), block_marks(blocks), task.kind,
+        {metric: gain(metric, y, ours, said, blocks, task) for metric, said in chance.items()},
     )  # fmt: skip
 
 # %% ../../nbs/api/models/24_comparison.ipynb #a66dc400
@@ -222,12 +226,34 @@ def _margins(found: Comparison, rules: PromotionSettings) -> dict[str, tuple[boo
     return results
 
 # %% ../../nbs/api/models/24_comparison.ipynb #34968fd7
+_look = (
+    "Compare this with its score where it was chosen, in the step evaluate: if only this one is poor, the rows that "
+    "judge are unlike those that taught; if both are, the features say little about the label"
+)
+
+
 def _first(found: Comparison, rules: PromotionSettings) -> Decision:
     "Judge a challenger that meets every minimum where no version serves"
     level = found.level(rules)
     low, words = _gain(found, rules.metric, level)
-    because = "every minimum is reached, and there is no champion yet" if low > 0 else "more than 0 is required"
+    because = (
+        "every minimum is reached, and there is no champion yet" if low > 0 else f"more than 0 is required. {_look}"
+    )
     return Decision(low > 0, [f"{words}; {because} ({_evidence(found, level)})"])
+
+# %% ../../nbs/api/models/24_comparison.ipynb #34f1969a
+def _no_better(found: Comparison, rules: PromotionSettings) -> str:  # "" if it is surely better, or was not measured
+    "Say that a challenger may be no better than the same answer for every row"
+    one, ours = found.over_constant.get(rules.metric), found.metrics.get(rules.metric)
+    if one is None or one.value is None or ours is None:
+        return ""
+    low = one.bounds(_floor_level(found, rules))[0]
+    if low > 0:
+        return ""
+    constant = round(ours - one.value if get_quality(rules.metric).higher else ours + one.value, 4) + 0.0
+    verb, least = "is" if one.value <= 0 else "may be", f", {low:+.4f} at least" if low == low else ""
+    words = f"{rules.metric} {ours:.4f} {verb} no better than the best constant: a gain of {one.value:+.4f}{least}"
+    return f"{words}. {_look}. `promotion.minimum = {rules.metric}: {constant:g}` would refuse such a model"
 
 # %% ../../nbs/api/models/24_comparison.ipynb #a9d681d4
 def decide(
@@ -243,11 +269,14 @@ def decide(
     if not found.champion:
         return _first(found, rules)
     margins, evidence = _margins(found, rules), _evidence(found, found.level(rules))
-    won = [words for better, words in margins.values() if better]
+    won, doubt = [words for better, words in margins.values() if better], _no_better(found, rules)
+    if won and doubt and not margins[rules.metric][0]:
+        return Decision(False, [doubt, f"although {' and '.join(won)} ({evidence})"])
     if won and (worse := list(_worse(found, rules))):
         return Decision(False, [*worse, f"although {' and '.join(won)} ({evidence})"])
     *reasons, last = won or [words for _, words in margins.values()]
-    return Decision(bool(won), [*reasons, f"{last} ({evidence})"])
+    warning = [f"WARNING: the champion is worse still, so it is replaced, but {doubt}"] if won and doubt else []
+    return Decision(bool(won), [*warning, *reasons, f"{last} ({evidence})"])
 
 # %% ../../nbs/api/models/24_comparison.ipynb #5f77b701
 @patch
