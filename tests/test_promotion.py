@@ -687,15 +687,15 @@ def contest_of(kind: str, ours: float, theirs: float) -> tuple[Comparison, Promo
     return compare(fair, "y", *said, rules, champion=1, task=task), rules
 
 
-@pytest.mark.parametrize(
-    ("kind", "metric"), [("binary", "roc_auc"), ("multiclass", "log_loss"), ("regression", "r2")]
-)
+@pytest.mark.parametrize(("kind", "metric"), [("binary", "roc_auc"), ("multiclass", "log_loss"), ("regression", "r2")])
 def test_a_challenger_that_is_no_better_than_chance_replaces_a_worse_champion_with_a_warning(kind, metric):
     decision = decide(*contest_of(kind, -0.3, -0.6))
     assert decision.promote, "after a change, to keep the worse one is not better"
     (warning, *_) = decision.reasons
     assert warning.startswith(f"WARNING: the champion is worse still, so it is replaced, but {metric} ")
-    assert "is no better than the best constant: a gain of -" in warning and f"`promotion.minimum = {metric}: " in warning
+    assert (
+        "is no better than the best constant: a gain of -" in warning and f"`promotion.minimum = {metric}: " in warning
+    )
     assert "where it was chosen" in warning, "it says what to look at"
 
 
