@@ -8,7 +8,7 @@ __all__ = ['Comparison', 'ComparisonError', 'as_comparison', 'rules_for', 'compa
 
 # %% ../../nbs/api/models/24_comparison.ipynb #494b2e9c
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fastcore.basics import patch
@@ -47,8 +47,9 @@ class Comparison:
     marks: list[str] = field(default_factory=list)  # From `block_marks`
     block_marks: list[str] = field(default_factory=list)  # Of the blocks alone, as earlier versions noted them
     kind: Kind = "binary"  # Of the task of both models
-    over_constant: "dict[Metric, Measurement]" = field(default_factory=dict)  # Gain of `promotion.metric` over the
-    # best constant, where there is a champion; empty in comparisons of earlier versions
+    over_constant: "dict[Metric, Measurement]" = field(default_factory=dict)  # Gain over the best constant, of the
+    # metric that chooses; empty without a champion, and in comparisons of earlier versions
+    unlearned: str = ""  # Rows that raised an alarm and from which it could not learn, in words
 
 # %% ../../nbs/api/models/24_comparison.ipynb #168a1459
 class ComparisonError(MlpkgError, ValueError):
@@ -256,10 +257,7 @@ def _no_better(found: Comparison, rules: PromotionSettings) -> str:  # "" if it 
     return f"{words}. {_look}. `promotion.minimum = {rules.metric}: {constant:g}` would refuse such a model"
 
 # %% ../../nbs/api/models/24_comparison.ipynb #a9d681d4
-def decide(
-    found: Comparison,
-    rules: PromotionSettings,  # metric, margin, tolerance, minimum, level
-) -> Decision:  # Never promotes on a bound that is not known
+def _weigh(found: Comparison, rules: PromotionSettings) -> Decision:
     "Judge a comparison by the rules"
     if found.problem:
         return Decision(False, [found.problem])
@@ -277,6 +275,15 @@ def decide(
     *reasons, last = won or [words for _, words in margins.values()]
     warning = [f"WARNING: the champion is worse still, so it is replaced, but {doubt}"] if won and doubt else []
     return Decision(bool(won), [*warning, *reasons, f"{last} ({evidence})"])
+
+# %% ../../nbs/api/models/24_comparison.ipynb #51d37433
+def decide(
+    found: Comparison,
+    rules: PromotionSettings,  # metric, margin, tolerance, minimum, level
+) -> Decision:  # Never promotes on a bound that is not known
+    "Judge a comparison by the rules, and say what the challenger could not learn"
+    decision = _weigh(found, rules)
+    return replace(decision, reasons=[*decision.reasons, *filter(None, [found.unlearned])])
 
 # %% ../../nbs/api/models/24_comparison.ipynb #5f77b701
 @patch
@@ -310,6 +317,7 @@ def summary(
         "left out": f"{self.left_out:,} rows",
         "uses of these rows": f"{self.uses}, of which {self.alarms} alarms" if self.alarms else str(self.uses),
         "problem": self.problem or "none",
+        **({"not learned": self.unlearned} if self.unlearned else {}),
     }
 
 # %% ../../nbs/api/models/24_comparison.ipynb #95c598cc
