@@ -325,7 +325,9 @@ def _plot_gain(axes: Any, found: Comparison, metric: Metric, rules: PromotionSet
     "One metric"
     one, level = found.gains[metric], found.level(rules)
     low, margin, allowed = one.bounds(level)[0], rules.margin.get(metric), rules.tolerance.get(metric)
-    if low == low:
+    if low != low:
+        axes.text(0.5, 0.5, "not known", ha="center", va="center", transform=axes.transAxes)
+    else:
         colour = green if margin is not None and low > margin else orange
         axes.plot([low, one.value], [0, 0], color=colour, linewidth=3)
         axes.plot(one.value, 0, "o", color=colour)
@@ -341,14 +343,18 @@ def _plot_gain(axes: Any, found: Comparison, metric: Metric, rules: PromotionSet
 def plot_comparison(
     found: Comparison,
     rules: PromotionSettings,  # margin, tolerance, level
-) -> "Figure":  # Empty where nothing could be compared
+) -> "Figure":  # With the reason in words where nothing could be compared
     "The gains of a challenger from their lower bounds on, the margins, and what is tolerated"
     import matplotlib.pyplot as plt
 
-    count, rules = max(len(found.gains), 1), rules_for(rules, found.kind)
-    figure, panels = plt.subplots(1, count, figsize=(3.6 * count, 1.3), dpi=60, layout="constrained", squeeze=False)
-    for axes, metric in zip(panels[0], found.gains, strict=False):
-        _plot_gain(axes, found, metric, rules)
+    from mlpkg.models.plots import write_words
+
     if not found.gains:
-        panels[0][0].set_axis_off()
+        figure, axes = plt.subplots(figsize=(8, 0.6 + len(found.problem) / 500), dpi=60)
+        write_words(axes, f"No rows decide. {found.problem}", 100)
+        return figure
+    count, rules = len(found.gains), rules_for(rules, found.kind)
+    figure, panels = plt.subplots(1, count, figsize=(3.6 * count, 1.3), dpi=60, layout="constrained", squeeze=False)
+    for axes, metric in zip(panels[0], found.gains, strict=True):
+        _plot_gain(axes, found, metric, rules)
     return figure
