@@ -125,3 +125,24 @@ def test_status_shows_all_models(project):
     for number in range(105):  # MLflow gives a hundred at a time
         project.mlflow.create_registered_model(f"model {number}")
     assert project.look("status").count("no alias") == 105
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "nbs" / "how-to").glob("*.ipynb")), ids=lambda page: page.stem)
+def test_what_is_to_be_copied_from_a_how_to_page_is_never_wrapped(page):
+    "At 80 columns, as where the output goes into a pager"
+    said = CliRunner().invoke(app, ["docs", page.stem], env={"COLUMNS": "80"}).output.splitlines()
+    shown = {line.strip() for line in said}
+    cells = nbformat.read(page, as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    blocks = [
+        block
+        for cell in cells
+        if cell.cell_type == "markdown"
+        for block in re.findall(r"```\w*\n(.*?)```", cell.source, re.S)
+    ]
+    wanted = [line.strip() for block in (*code, *blocks) for line in block.splitlines()]
+    assert wanted and not [line for line in wanted if line not in shown]
+    prose = [
+        word for cell in cells if cell.cell_type == "markdown" for word in cell.source.splitlines() if len(word) > 200
+    ]
+    assert all(words[:150] not in "\n".join(said) for words in prose), "prose is wrapped"

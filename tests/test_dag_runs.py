@@ -48,11 +48,11 @@ def test_a_failing_notebook_fails_the_run_and_is_stored(project):
     (run,) = project.pipeline_runs("small")
     (step,) = project.steps(run).values()
     assert (run.info.status, step.info.status) == ("FAILED", "FAILED")
-    assert step.data.tags["mlpkg.failure.cell"] == "cell 2 (`sold = rows - 3`)"
+    assert step.data.tags["mlpkg.failure.cell"] == "cell 2 (`price = 100 / sold`)"
     assert step.data.tags["mlpkg.failure.error"] == "ZeroDivisionError: division by zero"
     assert "price = 100 / sold" in step.data.tags["mlpkg.failure.traceback"]
     assert project.artifacts(step) == ["count.html", "count.ipynb"]
-    assert "small failed" in output and "cell 2 (`sold = rows - 3`): ZeroDivisionError: division by zero" in output
+    assert "small failed" in output and "cell 2 (`price = 100 / sold`): ZeroDivisionError: division by zero" in output
 
 
 def test_mapped_notebooks_pass_on_their_results(project):

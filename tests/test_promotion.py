@@ -33,6 +33,7 @@ from mlpkg.models.promotion import count_uses, opponent, promote
 from mlpkg.models.record import decisions, follow, registered_model
 from mlpkg.models.registry import RegistryError, champion, get_version, register, versions
 from mlpkg.models.storage import log_model
+from mlpkg.models.tasks import Task, yes_no
 from mlpkg.models.training import fit
 from mlpkg.settings import PromotionSettings
 from mlpkg.testing import parcels, temporary_store
@@ -664,3 +665,62 @@ def test_a_class_of_which_few_rows_judge_promotes_nobody():
     assert "0 of 34 rows have 1" in judged(34, 0).problem and "1 of 34 rows have 0" in judged(34, 33).problem
     assert not judged(61, 10).problem and not judged(61, 51).problem
     assert "12 of 60 rows have 1, the rarer class, in 1 block;" in judged(60, 12, days=5).problem
+
+
+def contest_of(kind: str, ours: float, theirs: float) -> tuple[Comparison, PromotionSettings]:
+    "Two models of a task on 2,000 rows in 40 blocks; strength 0 knows nothing, below 0 it is worse than chance"
+    rng, rules = np.random.default_rng(3), PromotionSettings(tolerance={})
+    truth, noise = rng.normal(size=2000), rng.normal(size=(2, 2000))
+    if kind == "regression":
+        said: list = [np.where(one > 0, one * truth, -4 * one) for one in (ours, theirs)]  # all too high
+        y, task = truth, Task("regression")
+    elif kind == "binary":
+        y, task = (truth > 0).astype(int), yes_no
+        said = [1 / (1 + np.exp(-(one * truth + extra))) for one, extra in zip((ours, theirs), noise, strict=True)]
+    else:
+        codes = np.digitize(truth, [-0.5, 0.5])
+        y, task = np.array(["a", "b", "c"])[codes], Task("multiclass", ("a", "b", "c"))
+        odds = [3 * one * np.eye(3)[codes] + rng.normal(0, 0.3, (2000, 3)) for one in (ours, theirs)]
+        shares = [np.exp(one) for one in odds]
+        said = [one / one.sum(1, keepdims=True) for one in shares]
+    fair = FairRows(pd.DataFrame({"y": y}), pd.Series(np.arange(2000) // 50).astype("str"), 1, 0)
+    return compare(fair, "y", *said, rules, champion=1, task=task), rules
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("binary", "roc_auc"), ("multiclass", "log_loss"), ("regression", "r2")])
+def test_a_challenger_that_is_no_better_than_chance_replaces_a_worse_champion_with_a_warning(kind, metric):
+    decision = decide(*contest_of(kind, -0.3, -0.6))
+    assert decision.promote, "after a change, to keep the worse one is not better"
+    (warning, *_) = decision.reasons
+    assert warning.startswith(f"WARNING: the champion is worse still, so it is replaced, but {metric} ")
+    assert (
+        "is no better than the best constant: a gain of -" in warning and f"`promotion.minimum = {metric}: " in warning
+    )
+    assert "where it was chosen" in warning, "it says what to look at"
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "regression"])
+def test_a_challenger_that_is_better_than_chance_is_promoted_without_a_warning(kind):
+    decision = decide(*contest_of(kind, 0.8, -0.6))
+    assert decision.promote and "WARNING" not in "; ".join(decision.reasons)
+
+
+def test_a_challenger_that_is_no_better_than_chance_does_not_win_by_another_metric():
+    rng = np.random.default_rng(3)
+    y, blocks = rng.integers(0, 2, 2000), pd.Series(np.arange(2000) // 50).astype("str")
+    fair, said = FairRows(pd.DataFrame({"y": y}), blocks, 1, 0), rng.uniform(size=2000)
+    rules = PromotionSettings(margin={"roc_auc": 0.001, "brier": 0.001}, tolerance={})
+    found = compare(fair, "y", 0.5 + said / 100, said, rules, champion=1)
+    assert found.gains["brier"].bounds(0.99)[0] > 0.001, "it is better by the Brier score"
+    decision = decide(found, rules)
+    assert not decision.promote
+    assert "no better than the best constant" in decision.reasons[0] and "although brier" in decision.reasons[-1]
+
+
+def test_what_a_training_cannot_beat_is_in_the_record(contest):
+    name, (one, two, _) = contest
+    promote(name, one, win(), rules)
+    found, own = contest_of("binary", -0.3, -0.6)
+    ruling = promote(name, two, replace(found, champion=one), own)
+    assert ruling.event == "promoted" and ruling.why.startswith("WARNING: the champion ")
+    assert get_version(name, two).tags["promotion.reasons"].startswith("WARNING: the champion ")

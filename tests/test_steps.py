@@ -73,6 +73,26 @@ def test_a_notebook_that_raises(project):
     assert nb.metadata.mlpkg["status"] == "FAILED"
 
 
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (
+            "import pandas as pd\n\ntable = pd.DataFrame({'a': [1]})\ntable['b'].mean()",
+            "cell 2 (`table['b'].mean()`): KeyError: 'b'",
+        ),
+        ("import warnings\nwarnings.warn('soon gone', FutureWarning)\n{}['b']", "cell 2 (`{}['b']`): KeyError: 'b'"),
+        ("def half(n):\n    return 1 / n\n\nfor n in (1, 0):\n    half(n)", "cell 2 (`half(n)`): ZeroDivisionError"),
+        ("x = 1\nfrom no_such_package import y", "cell 2 (`from no_such_package import y`): No module named"),
+        ("x = 1\nassert x == 2", "cell 2 (`assert x == 2`): AssertionError"),
+        ("x = 1\ny = ]", "cell 2 (`y = ]`): SyntaxError"),
+    ],
+    ids=["library", "warning", "function", "import", "assertion", "syntax"],
+)
+def test_the_line_that_is_quoted_is_the_one_that_failed(project, code, says):
+    run = fails(project, project.notebook("raises", "x: int = 1", code), says)
+    assert not run.data.tags["mlpkg.failure.error"].endswith(": ")
+
+
 def test_a_cell_that_exceeds_its_time_limit(project):
     notebook = project.notebook("slow", "x: int = 1", "import time; time.sleep(60)")
     run = fails(project, notebook, "the cell ran longer than 1 s", settings=with_limits(project, cell_timeout=1))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['coloured_state', 'duration', 'readable_size', 'local_time', 'as_text', 'reported', 'plain_table', 'Progress',
-           'redrawn', 'model_table', 'print_outcome', 'summarise', 'output_text', 'print_notebook', 'current_settings']
+           'redrawn', 'model_table', 'print_outcome', 'summarise', 'output_text', 'unwrapped', 'whole_markdown',
+           'print_notebook', 'current_settings']
 
 # %% ../../nbs/api/cli/10_render.ipynb #d1421daa
 import contextlib
@@ -15,6 +16,7 @@ from fastcore.basics import patch
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from mlpkg.settings import Settings
@@ -173,6 +175,7 @@ def model_table(
     "A registered model and its metrics, beside those of the champion it was compared with"
     alias = f", alias [bold]{model['alias']}[/bold]" if model.get("alias") else ""
     reason = escape(model.get("reason", ""))
+    reason = f"[bold yellow]{reason}[/bold yellow]" if reason.startswith("WARNING") else reason
     title = f"\nModel [bold]{model['model']}[/bold] version {model.get('version')}{alias}: {reason}"
     champion = model.get("champion_metrics") or {}
     values = ["this model", "champion so far"] if champion else ["this model"]
@@ -232,24 +235,50 @@ def output_text(
     picture = next((kind for kind in output.data if kind.startswith("image/")), None)
     return f"[{picture}]" if picture else output.data.get("text/plain", "")
 
+# %% ../../nbs/api/cli/10_render.ipynb #d36d3ab8
+def unwrapped(
+    code: str,
+    language: str = "python",  # As Pygments calls it
+) -> Text:  # To be printed with `soft_wrap=True` or `crop=False`
+    "Code in colours, whose lines stay as long as they are"
+    from rich.syntax import Syntax
+
+    text = Syntax("", language, background_color="default").highlight(code.rstrip())
+    text.rstrip()  # of the line end that is added
+    text.no_wrap, text.overflow = True, "ignore"
+    return text
+
+
+def whole_markdown(
+    source: str,  # Markdown
+) -> Any:  # rich.markdown.Markdown, to be printed with `crop=False`
+    "Markdown whose prose is wrapped, and whose code blocks are not"
+    from rich.markdown import CodeBlock, Markdown
+
+    class _Block(CodeBlock):
+        def __rich_console__(self, console: Console, options: Any) -> Any:
+            yield unwrapped(str(self.text), self.lexer_name)
+
+    class _Markdown(Markdown):
+        elements = {**Markdown.elements, "fence": _Block, "code_block": _Block}  # noqa: RUF012  (as in Rich)
+
+    return _Markdown(source)
+
 # %% ../../nbs/api/cli/10_render.ipynb #2bd3d9e2
 def print_notebook(
     nb: Any,  # nbformat.NotebookNode
     console: Console,
 ) -> None:
     "A notebook on the terminal: prose, code, and the outputs that are text"
-    from rich.markdown import Markdown
-    from rich.syntax import Syntax
-
     from mlpkg.steps.notebooks import show_scraps
 
     for cell in show_scraps(nb).cells:
         if cell.cell_type == "markdown":
-            console.print(Markdown(cell.source))
+            console.print(whole_markdown(cell.source), crop=False)
         elif cell.cell_type == "code":
-            console.print(Syntax(cell.source, "python", background_color="default"))
+            console.print(unwrapped(cell.source), soft_wrap=True)
             for output in cell.outputs:
-                console.print(output_text(output), highlight=False, markup=False)
+                console.print(output_text(output), highlight=False, markup=False, soft_wrap=True)
 
 # %% ../../nbs/api/cli/10_render.ipynb #b002e6f6
 def current_settings() -> "Settings":  # SettingsError if they cannot be used

@@ -8,7 +8,7 @@ __all__ = ['Comparison', 'ComparisonError', 'as_comparison', 'rules_for', 'compa
 
 # %% ../../nbs/api/models/24_comparison.ipynb #494b2e9c
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fastcore.basics import patch
@@ -47,6 +47,9 @@ class Comparison:
     marks: list[str] = field(default_factory=list)  # From `block_marks`
     block_marks: list[str] = field(default_factory=list)  # Of the blocks alone, as earlier versions noted them
     kind: Kind = "binary"  # Of the task of both models
+    over_constant: "dict[Metric, Measurement]" = field(default_factory=dict)  # Gain over the best constant, of the
+    # metric that chooses; empty without a champion, and in comparisons of earlier versions
+    unlearned: str = ""  # Rows that raised an alarm and from which it could not learn, in words
 
 # %% ../../nbs/api/models/24_comparison.ipynb #168a1459
 class ComparisonError(MlpkgError, ValueError):
@@ -63,7 +66,7 @@ def as_comparison(
     try:
         measured = {
             name: {metric: Measurement(**one) for metric, one in given[name].items()}
-            for name in ("gains", "quality")
+            for name in ("gains", "quality", "over_constant")
             if name in given
         }
         return Comparison(**{"kind": kind, **given, **measured})
@@ -127,12 +130,14 @@ def compare(
     against = {
         metric: task.guess(y, metric) if theirs is None else theirs for metric in {**rules.margin, **rules.tolerance}
     }
+    chance = {} if theirs is None else {rules.metric: task.guess(y, rules.metric)}
     return Comparison(
         "", _metrics(y, ours, task, named), champion, {} if theirs is None else _metrics(y, theirs, other, named),
         {metric: gain(metric, y, ours, said, blocks, task, other) for metric, said in against.items()},
         {metric: measure(metric, y, ours, blocks, task) for metric in rules.minimum},
         uses, alarms, len(y), blocks.nunique(), effective_blocks(block_numbers(blocks, len(y))), fair.left_out,
         block_marks(blocks, f"{fair.table} {label}"), block_marks(blocks), task.kind,
+        {metric: gain(metric, y, ours, said, blocks, task) for metric, said in chance.items()},
     )  # fmt: skip
 
 # %% ../../nbs/api/models/24_comparison.ipynb #a66dc400
@@ -222,18 +227,37 @@ def _margins(found: Comparison, rules: PromotionSettings) -> dict[str, tuple[boo
     return results
 
 # %% ../../nbs/api/models/24_comparison.ipynb #34968fd7
+_look = (
+    "Compare this with its score where it was chosen, in the step evaluate: if only this one is poor, the rows that "
+    "judge are unlike those that taught; if both are, the features say little about the label"
+)
+
+
 def _first(found: Comparison, rules: PromotionSettings) -> Decision:
     "Judge a challenger that meets every minimum where no version serves"
     level = found.level(rules)
     low, words = _gain(found, rules.metric, level)
-    because = "every minimum is reached, and there is no champion yet" if low > 0 else "more than 0 is required"
+    because = (
+        "every minimum is reached, and there is no champion yet" if low > 0 else f"more than 0 is required. {_look}"
+    )
     return Decision(low > 0, [f"{words}; {because} ({_evidence(found, level)})"])
 
+# %% ../../nbs/api/models/24_comparison.ipynb #34f1969a
+def _no_better(found: Comparison, rules: PromotionSettings) -> str:  # "" if it is surely better, or was not measured
+    "Say that a challenger may be no better than the same answer for every row"
+    one, ours = found.over_constant.get(rules.metric), found.metrics.get(rules.metric)
+    if one is None or one.value is None or ours is None:
+        return ""
+    low = one.bounds(_floor_level(found, rules))[0]
+    if low > 0:
+        return ""
+    constant = round(ours - one.value if get_quality(rules.metric).higher else ours + one.value, 4) + 0.0
+    verb, least = "is" if one.value <= 0 else "may be", f", {low:+.4f} at least" if low == low else ""
+    words = f"{rules.metric} {ours:.4f} {verb} no better than the best constant: a gain of {one.value:+.4f}{least}"
+    return f"{words}. {_look}. `promotion.minimum = {rules.metric}: {constant:g}` would refuse such a model"
+
 # %% ../../nbs/api/models/24_comparison.ipynb #a9d681d4
-def decide(
-    found: Comparison,
-    rules: PromotionSettings,  # metric, margin, tolerance, minimum, level
-) -> Decision:  # Never promotes on a bound that is not known
+def _weigh(found: Comparison, rules: PromotionSettings) -> Decision:
     "Judge a comparison by the rules"
     if found.problem:
         return Decision(False, [found.problem])
@@ -243,11 +267,23 @@ def decide(
     if not found.champion:
         return _first(found, rules)
     margins, evidence = _margins(found, rules), _evidence(found, found.level(rules))
-    won = [words for better, words in margins.values() if better]
+    won, doubt = [words for better, words in margins.values() if better], _no_better(found, rules)
+    if won and doubt and not margins[rules.metric][0]:
+        return Decision(False, [doubt, f"although {' and '.join(won)} ({evidence})"])
     if won and (worse := list(_worse(found, rules))):
         return Decision(False, [*worse, f"although {' and '.join(won)} ({evidence})"])
     *reasons, last = won or [words for _, words in margins.values()]
-    return Decision(bool(won), [*reasons, f"{last} ({evidence})"])
+    warning = [f"WARNING: the champion is worse still, so it is replaced, but {doubt}"] if won and doubt else []
+    return Decision(bool(won), [*warning, *reasons, f"{last} ({evidence})"])
+
+# %% ../../nbs/api/models/24_comparison.ipynb #51d37433
+def decide(
+    found: Comparison,
+    rules: PromotionSettings,  # metric, margin, tolerance, minimum, level
+) -> Decision:  # Never promotes on a bound that is not known
+    "Judge a comparison by the rules, and say what the challenger could not learn"
+    decision = _weigh(found, rules)
+    return replace(decision, reasons=[*decision.reasons, *filter(None, [found.unlearned])])
 
 # %% ../../nbs/api/models/24_comparison.ipynb #5f77b701
 @patch
@@ -281,6 +317,7 @@ def summary(
         "left out": f"{self.left_out:,} rows",
         "uses of these rows": f"{self.uses}, of which {self.alarms} alarms" if self.alarms else str(self.uses),
         "problem": self.problem or "none",
+        **({"not learned": self.unlearned} if self.unlearned else {}),
     }
 
 # %% ../../nbs/api/models/24_comparison.ipynb #95c598cc
@@ -288,7 +325,9 @@ def _plot_gain(axes: Any, found: Comparison, metric: Metric, rules: PromotionSet
     "One metric"
     one, level = found.gains[metric], found.level(rules)
     low, margin, allowed = one.bounds(level)[0], rules.margin.get(metric), rules.tolerance.get(metric)
-    if low == low:
+    if low != low:
+        axes.text(0.5, 0.5, "not known", ha="center", va="center", transform=axes.transAxes)
+    else:
         colour = green if margin is not None and low > margin else orange
         axes.plot([low, one.value], [0, 0], color=colour, linewidth=3)
         axes.plot(one.value, 0, "o", color=colour)
@@ -304,14 +343,18 @@ def _plot_gain(axes: Any, found: Comparison, metric: Metric, rules: PromotionSet
 def plot_comparison(
     found: Comparison,
     rules: PromotionSettings,  # margin, tolerance, level
-) -> "Figure":  # Empty where nothing could be compared
+) -> "Figure":  # With the reason in words where nothing could be compared
     "The gains of a challenger from their lower bounds on, the margins, and what is tolerated"
     import matplotlib.pyplot as plt
 
-    count, rules = max(len(found.gains), 1), rules_for(rules, found.kind)
-    figure, panels = plt.subplots(1, count, figsize=(3.6 * count, 1.3), dpi=60, layout="constrained", squeeze=False)
-    for axes, metric in zip(panels[0], found.gains, strict=False):
-        _plot_gain(axes, found, metric, rules)
+    from mlpkg.models.plots import write_words
+
     if not found.gains:
-        panels[0][0].set_axis_off()
+        figure, axes = plt.subplots(figsize=(8, 0.6 + len(found.problem) / 500), dpi=60)
+        write_words(axes, f"No rows decide. {found.problem}", 100)
+        return figure
+    count, rules = len(found.gains), rules_for(rules, found.kind)
+    figure, panels = plt.subplots(1, count, figsize=(3.6 * count, 1.3), dpi=60, layout="constrained", squeeze=False)
+    for axes, metric in zip(panels[0], found.gains, strict=True):
+        _plot_gain(axes, found, metric, rules)
     return figure

@@ -7,7 +7,7 @@ __all__ = ['small_slice', 'EvaluationError', 'slice_table', 'Evaluation', 'evalu
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #405a925e
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,26 @@ import pandas as pd
 
 from ..errors import MlpkgError
 from .metrics import all_metrics, calibration_table, checked_predictions, figure_of, top_class
-from .paired import measure
+from .paired import block_groups, effective_blocks, jackknife, measure
 from .tasks import Task, yes_no
 from ..quality import chief, get_quality
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #07f692c9
 class EvaluationError(MlpkgError, ValueError):
     "A question about an evaluation that it cannot answer"
+
+# %% ../../nbs/api/models/18_evaluation.ipynb #dce2c941
+def _observed_interval(
+    seen: np.ndarray,  # 0 and 1, or numbers
+    said: np.ndarray,  # What was predicted for them
+    blocks: np.ndarray | None,  # What happened together; None: each row by itself
+) -> dict[str, float]:  # NaN with one block
+    "The 95 % interval of an observed average, from its distance to the predicted one"
+    groups = block_groups(blocks, len(seen))
+    sums, sizes = np.bincount(groups, seen - said), np.bincount(groups)
+    gap = jackknife(lambda weights: float(weights @ sums / (weights @ sizes)), np.arange(len(sizes)))
+    low, high = replace(gap, freedom=effective_blocks(groups) - 1).bounds(0.975)
+    return {"low": float(said.mean() + low), "high": float(said.mean() + high)}
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #12bd66b8
 small_slice = 100  # Rows below which a slice is marked small
@@ -36,12 +49,14 @@ def _figures(
     codes: np.ndarray,  # Labels as codes or numbers
     raw: np.ndarray,  # Predictions
     task: Task,
-) -> dict[str, Any]:  # n, observed, predicted, two metrics, small
+    blocks: np.ndarray | None = None,  # As for `evaluate`
+) -> dict[str, Any]:  # n, observed, low, high, predicted, two metrics, small
     "Figures of one slice"
     seen, said = (codes, raw) if task.kind == "regression" else top_class(codes, raw)
     y = task.names(codes) if task.classes else codes
     metrics = {name: figure_of(name, y, raw, task)(np.ones(len(y))) for name in _shown[task.kind]}
-    return {"n": len(y), "observed": seen.mean(), "predicted": said.mean(), **metrics, "small": len(y) < small_slice}
+    ends, few = _observed_interval(seen, said, blocks), len(y) < small_slice
+    return {"n": len(y), "observed": seen.mean(), **ends, "predicted": said.mean(), **metrics, "small": few}
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #2adcd5ec
 def slice_table(
@@ -49,7 +64,8 @@ def slice_table(
     raw: Any,  # From `Task.predict`, no NaN
     groups: pd.DataFrame | Mapping[str, Sequence],  # Columns to cut by, n rows in the order of y; NaN is a value
     task: Task = yes_no,
-) -> pd.DataFrame:  # column, value, n, observed, predicted, two metrics, small; largest slices first
+    blocks: np.ndarray | None = None,  # As for `evaluate`
+) -> pd.DataFrame:  # column, value, n, observed, low, high, predicted, two metrics, small; largest slices first
     "The figures of every group"
     codes, raw = checked_predictions(task, y, raw)
     rows = []
@@ -58,8 +74,10 @@ def slice_table(
             raise EvaluationError(f"group {column!r} has {len(values)} rows, there are {len(codes)} labels")
         keys = values.reset_index(drop=True).astype("str").fillna("missing")
         for value, index in sorted(keys.groupby(keys).indices.items(), key=lambda item: (-len(item[1]), item[0])):
-            rows.append({"column": column, "value": value, **_figures(codes[index], raw[index], task)})
-    return pd.DataFrame(rows, columns=["column", "value", "n", "observed", "predicted", *_shown[task.kind], "small"])
+            own = None if blocks is None else np.asarray(blocks)[index]
+            rows.append({"column": column, "value": value, **_figures(codes[index], raw[index], task, own)})
+    first = ["column", "value", "n", "observed", "low", "high", "predicted"]
+    return pd.DataFrame(rows, columns=[*first, *_shown[task.kind], "small"])
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #ccaf9dc0
 def _interval(
@@ -102,7 +120,7 @@ def evaluate(
     "Judge predictions by what happened"
     codes, raw = checked_predictions(task, y, p)
     metrics = {**all_metrics(y, raw, task), **_interval(y, raw, task, blocks), **_facts(codes, raw, task)}
-    slices = slice_table(y, raw, pd.DataFrame(index=range(len(codes))) if groups is None else groups, task)
+    slices = slice_table(y, raw, pd.DataFrame(index=range(len(codes))) if groups is None else groups, task, blocks)
     table = pd.DataFrame() if task.kind == "regression" else calibration_table(*top_class(codes, raw))
     return Evaluation({name: float(value) for name, value in metrics.items()}, table, slices, codes, raw, task)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ..models.plots import label_log_axis, write_words
 from .checks import Window
 from .performance import leading
 from .report import Report, window_names
@@ -28,17 +29,23 @@ _before, _now, _unremarkable = blue, orange, grey
 def plot_drift(
     report: Report,  # From `mlpkg.monitoring.report.monitor`
     top: int = 20,  # Number of columns shown, those that moved most
-) -> "Figure":
+) -> "Figure":  # With words where no column could be compared
     "Population stability index by column, with the threshold"
     import matplotlib.pyplot as plt
 
     shown = [one for one in report.findings if one.check == "drift" and np.isfinite(one.value)][:top][::-1]
     figure, ax = plt.subplots(figsize=(5, 0.9 + 0.2 * max(len(shown), 1)), dpi=60, layout="constrained")
+    if not shown:
+        write_words(ax, f"{report.window}: no column could be compared")
+        return figure
     colours = [_now if one.level == "warning" else _unremarkable for one in shown]
     ax.barh([one.column for one in shown], [max(one.value, 1e-3) for one in shown], color=colours, height=0.7)
     for bound in {one.threshold for one in shown}:
         ax.axvline(bound, color="black", linewidth=0.8, linestyle="--")
-    ax.set(xscale="log", xlabel="population stability index", title=f"{report.window}: drift by column")
+    widest = max(1.0, 1.2 * max(one.value for one in shown))
+    title = f"{report.window}: drift by column"
+    ax.set(xscale="log", xlim=(1e-3, widest), xlabel="population stability index", title=title)
+    label_log_axis(ax.xaxis)
     return figure
 
 # %% ../../nbs/api/monitoring/16_plots.ipynb #6f30ae12
@@ -177,5 +184,8 @@ def plot_history(
     figure, (auc, rate) = plt.subplots(1, 2, figsize=(8, 2.5), dpi=60, layout="constrained")
     _plot_panels(auc, rate, table, places)
     for ax, title in zip((auc, rate), _titles(table, kind), strict=True):
+        if not any(len(line.get_xdata()) for line in ax.lines):
+            write_words(ax, f"{title}: not known in any window yet", 40)
+            continue
         _label_axis(ax, title, names, places[table["alarm"]].unique().tolist())
     return figure

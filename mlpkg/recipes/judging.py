@@ -7,7 +7,7 @@ __all__ = ['Contest', 'judge']
 
 # %% ../../nbs/api/recipes/18_judging.ipynb #81d9e1b6
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from ..models.registry import Loaded, Version, load_logged, load_model
 from ..models.scoring import raw_predictions
 from ..monitoring.report import count_alarms, read_history
 from .recipe import Recipe, batch_column
+from .training import unlearned_alarms
 from ..settings import PromotionSettings
 
 # %% ../../nbs/api/recipes/18_judging.ipynb #c1fb599b
@@ -105,7 +106,8 @@ def judge(
         fair, recipe.label, scores[name], scores.get(_champion_name(number)), rules, number, uses, alarms,
         models[name].task, other.task if other else None,
     )  # fmt: skip
-    return Contest(best, serving, rules, fair, own, evaluations, comparison)
+    unlearned = unlearned_alarms(recipe, lake, best["tables"].get(recipe.table("split")))
+    return Contest(best, serving, rules, fair, own, evaluations, replace(comparison, unlearned=unlearned))
 
 # %% ../../nbs/api/recipes/18_judging.ipynb #44a6a38d
 _shown = {

@@ -27,6 +27,7 @@ from ..monitoring.retraining import last_alarm, last_training, reason_to_wait
 from ..monitoring.traffic import watch_traffic
 from .delivery import stored_batches
 from .recipe import Recipe, as_it_is, batch_column, day_column, id_column
+from .training import unlearned_alarms
 from ..settings import Settings
 from ..steps.tracking import client, pipeline_runs
 
@@ -201,4 +202,5 @@ def reaction_to(
     alarm = last_alarm(lake, table, last, batch_column)
     wait = reason_to_wait(pipeline_runs(mlflow, training, limit=200), settings.airflow) if last and alarm else ""
     words = f"{wait}: the alarm stays open" if wait else alarm or "no open alarm"
-    return Reaction(bool(alarm), bool(alarm) and not wait, words)
+    unlearned = unlearned_alarms(recipe, lake) if alarm and not wait else ""
+    return Reaction(bool(alarm), bool(alarm) and not wait, "; ".join(filter(None, [words, unlearned])))

@@ -40,13 +40,11 @@ class StepError(MlpkgError, RuntimeError):
         cell: str = "",  # Where, like "cell 4 (`model.fit(X, y)`)"
         traceback: str = "",  # Of the notebook's own error
         status: str = "FAILED",  # FAILED, or KILLED when somebody ended it
-        leads: bool = False,  # Does the message come before the cell, which would say nothing about it?
     ):
         # Error messages often show values, and end up in logs and tags: secrets are taken out here, once and for all.
         self.message, self.cell, self.traceback = map(redact, (message, cell, traceback))
         self.status = status
-        where = f"{self.message} ({cell})" if leads else f"{cell}: {self.message}"
-        super().__init__(where if cell else self.message)
+        super().__init__(f"{cell}: {self.message}" if cell else self.message)
 
 # %% ../../nbs/api/steps/18_execution.ipynb #3068b2d1
 @patch(as_prop=True)
@@ -329,10 +327,9 @@ def as_step_error(
     if execution.killed or isinstance(error, KeyboardInterrupt):
         return StepError(execution.killed or "interrupted", cell, status="KILLED")
     if isinstance(error, PapermillExecutionError):
-        words, lines = f"{error.ename}: {error.evalue}", "\n".join(error.traceback)
-        if error.ename in ("ModuleNotFoundError", "ImportError"):  # a cell of imports begins with something else
-            hint = "Install what it belongs to, or export the notebooks with `make prepare`"
-            return StepError(f"{error.evalue}. {hint}", cell, lines, leads=True)
+        words, lines = ": ".join(filter(None, (error.ename, error.evalue))), "\n".join(error.traceback)
+        if error.ename in ("ModuleNotFoundError", "ImportError"):
+            words = f"{error.evalue}. Install what it belongs to, or export the notebooks with `make prepare`"
         return StepError(words, cell, lines)
     if isinstance(error, CellTimeoutError) and "IOPub" in str(error):
         return StepError("the cell ended, but its output did not arrive within 60 s: is the machine overloaded?", cell)

@@ -58,6 +58,22 @@ def find_unfinished(
             return index
     return None
 
+# %% ../../nbs/api/steps/14_notebooks.ipynb #e2a82690
+_frame = re.compile(r"Cell\s+In\s*\[(\d+)\],\s*line (\d+)")
+_ansi = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def _failed_line(
+    cell: "NotebookNode",  # Executed
+) -> str:  # "" where it did not fail, or where the traceback does not say
+    "The line of a cell at which it failed"
+    lines = cell.source.splitlines()
+    for output in cell.get("outputs", []):
+        told = _frame.findall(_ansi.sub("", "\n".join(output.get("traceback", []))))
+        for number in [int(line) for count, line in told if int(count) == cell.execution_count]:
+            return lines[number - 1].strip() if 0 < number <= len(lines) else ""
+    return ""
+
 # %% ../../nbs/api/steps/14_notebooks.ipynb #dd5c93ed
 _added = {"injected-parameters", "papermill-error-cell-tag"}  # Tags of the cells that papermill puts in
 
@@ -66,10 +82,11 @@ def describe_cell(
     nb: "NotebookNode",  # Executed notebook
     index: int,  # Position in it, from 0
 ) -> str:  # Like "cell 4 (`model.fit(X, y)`)"
-    "A cell in words: its position in the source, counted from 1, and its first line of code"
+    "A cell in words: its position in the source, counted from 1, and the line that failed, or its first line of code"
     added = sum(bool(_added & set(cell.metadata.get("tags", []))) for cell in nb.cells[: index + 1])
     lines = [line.strip() for line in nb.cells[index].source.splitlines()]
-    code = [line for line in lines if line and not line.startswith("#")]
+    code = [_failed_line(nb.cells[index]), *(line for line in lines if not line.startswith("#"))]
+    code = list(filter(None, code))
     return f"cell {index + 1 - added}" + (f" (`{redact(code[0])[:60]}`)" if code else "")
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #8bbd272f
