@@ -180,6 +180,50 @@ def test_files_and_tables_give_the_same(loaded, lake, parcels, tmp_path):
         assert done.tables == {TO: lake.version(TO)} and done.quarantined == 0
 
 
+def places(lake: Lake) -> pd.DataFrame:
+    "Where each row of a source is now, in the order of the source"
+    names, columns = [TO, ASIDE], ["parcel", "source", "source_row"]
+    return pd.concat([lake.read(name)[columns].assign(table=name) for name in names]).sort_values(
+        "source_row", ignore_index=True
+    )
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.csv.gz", "p.parquet"])
+def test_each_row_of_a_file_is_found_by_its_place_there(name, loaded, lake, parcels, tmp_path):
+    mixed = parcels.sample(frac=1, random_state=0, ignore_index=True)  # months are mixed too
+    mixed = pd.concat([mixed, mixed.head(7)], ignore_index=True)  # copies are rows as well
+    mixed["distance"] = mixed["distance"].mask(mixed.index % 50 == 0, -1.0)
+    path = str(tmp_path / name)
+    mixed.to_parquet(path) if name.endswith("parquet") else mixed.to_csv(path, index=False)
+    done = score(lake, loaded, path, TO, {"month": MONTHS[1]}, ["parcel"], rows=300)
+    asked = mixed[mixed["month"] == MONTHS[1]]
+    found = places(lake)
+    assert (done.rows, done.predicted + done.quarantined) == (len(asked), len(asked)) == (len(found),) * 2
+    assert found["source_row"].tolist() == [place + 1 for place in asked.index]  # from 1 on, below the header
+    assert found["parcel"].tolist() == asked["parcel"].tolist()
+    assert (found["table"] == ASIDE).tolist() == (asked["distance"] < 0).tolist()
+    assert set(found["source"]) == {path}
+
+
+def test_a_row_of_a_table_has_no_place_in_a_file(loaded, lake):
+    score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
+    assert lake.read(TO)["source_row"].isna().all()
+
+
+def test_tables_that_do_not_know_the_place_in_a_file_gain_it(loaded, lake, parcels, tmp_path):
+    odd = parcels.assign(distance=parcels["distance"].mask(parcels["parcel"].isin([3, 1500]), -1.0))
+    lake.write(TABLE, odd, mode="replace", partition={"month": MONTHS})
+    score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
+    for name in (TO, ASIDE):  # as an earlier version has left them
+        lake.write(name, lake.read(name).drop(columns="source_row"), mode="overwrite", change_schema=True)
+    odd[odd["month"] == MONTHS[1]].to_csv(tmp_path / "p.csv", index=False)
+    score(lake, loaded, str(tmp_path / "p.csv"), TO, {"month": MONTHS[1]}, ["parcel"])
+    for name, known, all_rows in ((TO, 999, 1998), (ASIDE, 1, 2)):
+        assert lake.read(name)["source_row"].agg(["count", "size"]).tolist() == [known, all_rows]
+    score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
+    assert lake.read(TO)["source_row"].isna().all() and lake.count(ASIDE) == 2
+
+
 def test_a_month_predicted_twice_is_there_once_and_others_are_left_alone(loaded, lake):
     score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
     before = lake.read(TO)

@@ -210,8 +210,8 @@ def summarise(
     for _, step in steps:
         if "alias" in step["scraps"]:
             console.print(*model_table(step["scraps"]), sep="\n", soft_wrap=True)
-        if "alarm" in step["scraps"]:
-            console.print(f"\n{escape(str(step['scraps'].get('verdict', '')))}", soft_wrap=True, highlight=False)
+        if {"alarm", "predicted"} & step["scraps"].keys() and (verdict := step["scraps"].get("verdict")):
+            console.print(f"\n{escape(str(verdict))}", soft_wrap=True, highlight=False)
     where = "Executed notebooks; `mlpkg notebook RUN STEP` prints one, the MLflow UI shows it as a page:"
     console.print(f"\n{where}", soft_wrap=True)
     for run_id, step in steps:

@@ -29,6 +29,7 @@ from mlpkg.recipes.recipe import (
     batch_column,
     day_column,
     id_column,
+    place_column,
     reserved,
     source_column,
     unread_column,
@@ -154,10 +155,10 @@ def _decides(recipe: Recipe, column: str) -> bool:
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #bd461ce8
 def _once(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    "Without rows that are the same in all columns of the file"
+    "Without rows that are the same in all columns of the file; the others keep their places"
     if copies := int(table.duplicated().sum()):
         notes.append(f"{copies:,} of {len(table):,} rows are copies of others: kept once")
-    return table.drop_duplicates(ignore_index=True) if copies else table
+    return table.drop_duplicates() if copies else table
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #2ef45d17
 def _read_file(recipe: Recipe, source: str) -> tuple[Delivery, pd.DataFrame]:
@@ -165,13 +166,15 @@ def _read_file(recipe: Recipe, source: str) -> tuple[Delivery, pd.DataFrame]:
     types = contract_types(recipe.contract())
     texts = [name for name, kind in types.items() if kind == "str"]
     found = read_table(source, texts, contract_texts(recipe.contract()))
-    notes = list(found.notes)
-    table = _once(found.table, notes) if recipe.copies == "once" else found.table
+    notes, table = list(found.notes), found.table.reset_index(drop=True)
+    table = _once(table, notes) if recipe.copies == "once" else table
+    places, table = table.index + 1, table.reset_index(drop=True)
     unused = [str(name) for name in table if name not in types]
     lenient = {one: kind for one, kind in types.items() if not _decides(recipe, one)}
     whole, unread, more = without_unreadable(_with_all(table, recipe, source), lenient)
     notes += more
-    rows = add_columns(cast_columns(whole, types, source), recipe, source).assign(**{unread_column: unread})
+    rows = add_columns(cast_columns(whole, types, source), recipe, source)
+    rows = rows.assign(**{place_column: places.to_series(rows.index), unread_column: unread})
     notes += [f"columns that no model asks for, left out: {', '.join(unused)}"] if unused else []
     if recipe.label not in table:
         notes.append(f"there is no {recipe.label}: its values are taken as not known yet")
@@ -210,7 +213,7 @@ def sources_of(
 # %% ../../nbs/api/recipes/12_delivery.ipynb #a7132f17
 def _not_seen(found: Delivery, others: pd.DataFrame, seen: set[str]) -> Delivery:
     "Without rows that are the same as one of an earlier file in all columns; those of this file are added to `seen`"
-    every = pd.concat([found.rows.drop(columns=source_column), others], axis=1)
+    every = pd.concat([found.rows.drop(columns=[source_column, place_column]), others], axis=1)
     names = row_names(every, sorted(map(str, every)))
     again = names.isin(seen)
     seen |= set(names)
