@@ -21,6 +21,7 @@ import pyarrow as pa
 import pytest
 from deltalake.exceptions import CommitFailedError
 from pyarrow.csv import CSVWriter
+from pydantic import TypeAdapter, ValidationError
 from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
 from mlpkg.batch.predict import predict_batches, score
@@ -28,8 +29,8 @@ from mlpkg.batch.screening import BatchError, Screened, fast_check, rows_as_json
 from mlpkg.batch.summary import plot_result
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.commits import OutdatedError
-from mlpkg.data.contracts import check
-from mlpkg.data.inputs import Input, as_contract, inputs_from, shape
+from mlpkg.data.contracts import check, time_column
+from mlpkg.data.inputs import Input, as_contract, from_json, inputs_from, shape, to_json
 from mlpkg.data.lake import Lake
 from mlpkg.data.sources import SourceError
 from mlpkg.models import scoring
@@ -38,6 +39,7 @@ from mlpkg.models.registry import Loaded, RegistryError, load_model, register
 from mlpkg.models.scoring import Scorer, probability
 from mlpkg.models.storage import log_model
 from mlpkg.models.training import fit
+from mlpkg.serving.schemas import field_type
 from mlpkg.testing import temporary_store
 
 NUMERIC, CATEGORICAL = ["distance", "weight"], ["carrier", "depot"]
@@ -222,6 +224,48 @@ def test_tables_that_do_not_know_the_place_in_a_file_gain_it(loaded, lake, parce
         assert lake.read(name)["source_row"].agg(["count", "size"]).tolist() == [known, all_rows]
     score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
     assert lake.read(TO)["source_row"].isna().all() and lake.count(ASIDE) == 2
+
+
+TIMES = {  # Text -> what it means where nothing, day first and month first is declared; None: it is refused
+    "2018-11-01": ("2018-11-01",) * 3,
+    "2018-11-01T10:00:00+01:00": ("2018-11-01T09:00:00",) * 3,
+    "2018-11-01 10:00": ("2018-11-01T10:00:00",) * 3,
+    "1 Nov 2018": ("2018-11-01",) * 3,
+    "2018-11": ("2018-11-01",) * 3,
+    "01.11.2018": (None, "2018-11-01", "2018-01-11"),
+    "1/11/2018 10:30": (None, "2018-11-01T10:30:00", "2018-01-11T10:30:00"),
+    "13.11.2018": ("2018-11-13", "2018-11-13", None),
+    "11/13/2018": ("2018-11-13", None, "2018-11-13"),
+    "now": (None,) * 3,
+    "10:00": (None,) * 3,
+    "2018-13-01": (None,) * 3,
+    "1 Nov 2018" + " " * 9999 + "x": (None,) * 3,
+}
+
+
+@pytest.mark.parametrize("place, day_first", enumerate((None, True, False)))
+@pytest.mark.parametrize("text", TIMES)
+def test_a_time_means_the_same_in_a_file_and_in_a_request(text, place, day_first):
+    one = inputs_from(
+        schemas.DataFrameSchema({"sent": time_column("Sent", day_first=day_first)}),
+        pd.DataFrame({"sent": pd.to_datetime(["2018-01-01"], utc=True)}), ["sent"],
+    )  # fmt: skip
+    inputs, request = from_json({"sent": "double"}, to_json(one)), TypeAdapter(field_type(one[0]))
+    try:
+        table = screen(pa.record_batch({"sent": [text]}), inputs, as_contract(inputs)).table
+        batch = table["sent"].iloc[0] if len(table) else None
+    except BatchError:
+        batch = None
+    try:
+        asked = request.validate_python(text)
+    except ValidationError as error:
+        asked = None
+        assert "like 2026-11-03T10:00:00Z" in str(error)
+    wanted = TIMES[text][place]
+    expected = None if wanted is None else (pd.Timestamp(wanted) - pd.Timestamp(0)) / pd.Timedelta(days=1)
+    assert (batch, asked) == (expected, expected)
+    said = request.json_schema()["description"]
+    assert {None: "one meaning", True: "03.11.2026", False: "11/03/2026"}[day_first] in said
 
 
 def test_a_month_predicted_twice_is_there_once_and_others_are_left_alone(loaded, lake):

@@ -67,6 +67,12 @@ def sales() -> pd.DataFrame:
     return table.round({"price": 2})
 
 
+def sales_day_first() -> pd.DataFrame:
+    "The same, as a German spreadsheet writes the days"
+    table = sales()
+    return table.assign(made=table["made"].dt.strftime("%d.%m.%Y"))
+
+
 @dataclass
 class Case:
     "A table, what is asked of it, and what has to be found"
@@ -88,7 +94,7 @@ CASES = [
     ),
     Case("wine", wines(), ("--target", "wine"), ("wine: 3 classes", "multiclass"), "random_forest", "multiclass"),
     Case(
-        "sales", sales(), ("--target", "price", "--time", "sold"), ("price: numbers from", "regression"),
+        "sales", sales_day_first(), ("--target", "price", "--time", "sold"), ("price: numbers from", "regression"),
         "hist_gradient_boosting", "regression",
     ),
 ]  # fmt: skip
@@ -285,6 +291,13 @@ def test_the_api_answers_raw_rows(made, monkeypatch):
         answer = api.post("/v1/predict", json=request)
         assert answer.status_code == 200, answer.text
         assert len(answer.json()["predictions"]) == 2
+        if case.name == "sales":  # dates as the file writes them
+            record = {**request["records"][0], "made": "01.11.2025"}
+            plain = {**record, "made": "2025-11-01"}
+            both = api.post("/v1/predict", json={"records": [record, plain]}).json()["predictions"]
+            assert both[0] == both[1]
+            said = json.dumps(api.get("/openapi.json").json())
+            assert "03.11.2026" in said
         if case.name == "heart":  # the file's own codes for what is not known
             record = {**request["records"][0], "cholesterol": -999, "thal": "?"}
             known = {**record, "cholesterol": None, "thal": None}
