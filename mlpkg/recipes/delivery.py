@@ -9,6 +9,7 @@ __all__ = ['DeliveryError', 'file_batch', 'select_batches', 'read_table', 'Deliv
 # %% ../../nbs/api/recipes/12_delivery.ipynb #f5f21f36
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -302,6 +303,27 @@ def stored_batches(
     return in_order(lake, table.rpartition("/")[2], lake.read(table, [batch_column])[batch_column].unique())
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #bbb6ad90
+def _run_etl(recipe: Recipe, source: str | Sequence[str], **more: str) -> str:
+    "What to type to bring in files"
+    text = source if isinstance(source, str) else json.dumps(list(source), ensure_ascii=False)
+    params = [f"--param {shlex.quote(f'{name}={value}')}" for name, value in {"source": text, **more}.items()]
+    return " ".join([f"mlpkg run {recipe.name}_etl", *params])
+
+
+def _would_replace(recipe: Recipe, file: str, lost: pd.DataFrame, batches: Sequence[str]) -> DeliveryError:
+    "The error for a file with batches that came from other files"
+    there, before = (list(dict.fromkeys(lost[name].astype(str))) for name in (batch_column, source_column))
+    names, others = ", ".join(map(repr, there)), ", ".join(map(repr, before))
+    more = "If this is another batch, give the file another name"
+    if recipe.batch != "file":
+        given = _run_etl(recipe, [*before, file], batches=",".join(batches))
+        more = f"If its rows belong beside those that are there, give all files: {given}"
+    return DeliveryError(
+        f"batch {names} came from {others}, and would be replaced by rows of {file!r}. {more}. If it takes their "
+        f"place: {_run_etl(recipe, file, replace='true')}"
+    )
+
+
 def _replaced(lake: Lake, recipe: Recipe, delivery: Delivery) -> dict[str, Exception]:
     "The files whose rows would replace what came from another file"
     table, where = recipe.table("raw"), [(batch_column, "in", delivery.batches)]
@@ -309,17 +331,13 @@ def _replaced(lake: Lake, recipe: Recipe, delivery: Delivery) -> dict[str, Excep
         return {}
     there = lake.read(table, [batch_column, source_column], where).drop_duplicates()
     given = delivery.rows[[batch_column, source_column]].drop_duplicates()
-    lost = there[~there[source_column].isin(given[source_column])].merge(given, on=batch_column)
-    return {
-        file: DeliveryError(
-            f"batch {batch!r} came from {before!r}, and would be replaced by rows of {file!r}. Give a file with all "
-            "rows of the batch, or a list of its files, and the parameter replace=true; where each file is a batch, "
-            "another name will do"
-        )
-        for batch, before, file in lost.astype(str).to_numpy().tolist()
-    }
+    lost, found = there[~there[source_column].isin(given[source_column])], dict[str, Exception]()
+    for file, batches in given.groupby(source_column)[batch_column]:
+        if len(gone := lost[lost[batch_column].isin(batches)]):
+            found[str(file)] = _would_replace(recipe, str(file), gone, sorted(batches))
+    return found
 
-
+# %% ../../nbs/api/recipes/12_delivery.ipynb #bbb6ad91
 def check_replaced(
     lake: Lake,
     recipe: Recipe,
