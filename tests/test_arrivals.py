@@ -102,6 +102,22 @@ def test_one_bad_file_does_not_keep_the_good_ones_out(wine):
     assert batches(wine)["narrow_but_old"] == batches(wine, "clean")["narrow_but_old"] == 30
 
 
+def test_a_look_says_what_it_sees_and_waits_for(wine):
+    said = " ".join(look(wine).split())
+    assert "nothing new in incoming/*" in said and "Executed notebooks" not in said
+    put(wine, "young.csv", wines().head(60), age=0)
+    said = " ".join(look(wine).split())
+    assert "sees incoming/young.csv, and waits until it has not changed for 60 s" in said
+    assert "Executed notebooks" not in said and batches(wine) == {}
+    put(wine, "young.csv", wines().head(60), age=70)
+    put(wine, "torn, still.csv", wines().head(9), age=-3600)  # by a clock that is ahead
+    said = " ".join(look(wine).split())
+    assert "arrived: incoming/young.csv" in said and "Executed notebooks" in said
+    assert "sees incoming/torn, still.csv, and waits until" in said
+    said = " ".join(look(wine).split())
+    assert "sees incoming/torn, still.csv, and waits until" in said and "young" not in said
+
+
 def test_files_whose_announcement_nobody_heard_are_announced_again(wine):
     put(wine, "empty.csv", b"")
     put(wine, "torn.parquet", b"PAR1 and no more")

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pytest
 from deltalake.exceptions import CommitFailedError
 from pyarrow.csv import CSVWriter
+from pydantic import TypeAdapter, ValidationError
 from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
 from mlpkg.batch.predict import predict_batches, score
@@ -28,8 +29,8 @@ from mlpkg.batch.screening import BatchError, Screened, fast_check, rows_as_json
 from mlpkg.batch.summary import plot_result
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.commits import OutdatedError
-from mlpkg.data.contracts import check
-from mlpkg.data.inputs import Input, as_contract, inputs_from, shape
+from mlpkg.data.contracts import check, time_column
+from mlpkg.data.inputs import Input, as_contract, from_json, inputs_from, shape, to_json
 from mlpkg.data.lake import Lake
 from mlpkg.data.sources import SourceError
 from mlpkg.models import scoring
@@ -38,6 +39,7 @@ from mlpkg.models.registry import Loaded, RegistryError, load_model, register
 from mlpkg.models.scoring import Scorer, probability
 from mlpkg.models.storage import log_model
 from mlpkg.models.training import fit
+from mlpkg.serving.schemas import field_type
 from mlpkg.testing import temporary_store
 
 NUMERIC, CATEGORICAL = ["distance", "weight"], ["carrier", "depot"]
@@ -178,6 +180,92 @@ def test_files_and_tables_give_the_same(loaded, lake, parcels, tmp_path):
         stored = lake.read(TO)
         assert set(stored["source"]) == {str(tmp_path / name)} and set(stored["source_version"]) == {-1}
         assert done.tables == {TO: lake.version(TO)} and done.quarantined == 0
+
+
+def places(lake: Lake) -> pd.DataFrame:
+    "Where each row of a source is now, in the order of the source"
+    names, columns = [TO, ASIDE], ["parcel", "source", "source_row"]
+    return pd.concat([lake.read(name)[columns].assign(table=name) for name in names]).sort_values(
+        "source_row", ignore_index=True
+    )
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.csv.gz", "p.parquet"])
+def test_each_row_of_a_file_is_found_by_its_place_there(name, loaded, lake, parcels, tmp_path):
+    mixed = parcels.sample(frac=1, random_state=0, ignore_index=True)  # months are mixed too
+    mixed = pd.concat([mixed, mixed.head(7)], ignore_index=True)  # copies are rows as well
+    mixed["distance"] = mixed["distance"].mask(mixed.index % 50 == 0, -1.0)
+    path = str(tmp_path / name)
+    mixed.to_parquet(path) if name.endswith("parquet") else mixed.to_csv(path, index=False)
+    done = score(lake, loaded, path, TO, {"month": MONTHS[1]}, ["parcel"], rows=300)
+    asked = mixed[mixed["month"] == MONTHS[1]]
+    found = places(lake)
+    assert (done.rows, done.predicted + done.quarantined) == (len(asked), len(asked)) == (len(found),) * 2
+    assert found["source_row"].tolist() == [place + 1 for place in asked.index]  # from 1 on, below the header
+    assert found["parcel"].tolist() == asked["parcel"].tolist()
+    assert (found["table"] == ASIDE).tolist() == (asked["distance"] < 0).tolist()
+    assert set(found["source"]) == {path}
+
+
+def test_a_row_of_a_table_has_no_place_in_a_file(loaded, lake):
+    score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
+    assert lake.read(TO)["source_row"].isna().all()
+
+
+def test_tables_that_do_not_know_the_place_in_a_file_gain_it(loaded, lake, parcels, tmp_path):
+    odd = parcels.assign(distance=parcels["distance"].mask(parcels["parcel"].isin([3, 1500]), -1.0))
+    lake.write(TABLE, odd, mode="replace", partition={"month": MONTHS})
+    score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
+    for name in (TO, ASIDE):  # as an earlier version has left them
+        lake.write(name, lake.read(name).drop(columns="source_row"), mode="overwrite", change_schema=True)
+    odd[odd["month"] == MONTHS[1]].to_csv(tmp_path / "p.csv", index=False)
+    score(lake, loaded, str(tmp_path / "p.csv"), TO, {"month": MONTHS[1]}, ["parcel"])
+    for name, known, all_rows in ((TO, 999, 1998), (ASIDE, 1, 2)):
+        assert lake.read(name)["source_row"].agg(["count", "size"]).tolist() == [known, all_rows]
+    score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"])
+    assert lake.read(TO)["source_row"].isna().all() and lake.count(ASIDE) == 2
+
+
+TIMES = {  # Text -> what it means where nothing, day first and month first is declared; None: it is refused
+    "2018-11-01": ("2018-11-01",) * 3,
+    "2018-11-01T10:00:00+01:00": ("2018-11-01T09:00:00",) * 3,
+    "2018-11-01 10:00": ("2018-11-01T10:00:00",) * 3,
+    "1 Nov 2018": ("2018-11-01",) * 3,
+    "2018-11": ("2018-11-01",) * 3,
+    "01.11.2018": (None, "2018-11-01", "2018-01-11"),
+    "1/11/2018 10:30": (None, "2018-11-01T10:30:00", "2018-01-11T10:30:00"),
+    "13.11.2018": ("2018-11-13", "2018-11-13", None),
+    "11/13/2018": ("2018-11-13", None, "2018-11-13"),
+    "now": (None,) * 3,
+    "10:00": (None,) * 3,
+    "2018-13-01": (None,) * 3,
+    "1 Nov 2018" + " " * 9999 + "x": (None,) * 3,
+}
+
+
+@pytest.mark.parametrize("place, day_first", enumerate((None, True, False)))
+@pytest.mark.parametrize("text", TIMES)
+def test_a_time_means_the_same_in_a_file_and_in_a_request(text, place, day_first):
+    one = inputs_from(
+        schemas.DataFrameSchema({"sent": time_column("Sent", day_first=day_first)}),
+        pd.DataFrame({"sent": pd.to_datetime(["2018-01-01"], utc=True)}), ["sent"],
+    )  # fmt: skip
+    inputs, request = from_json({"sent": "double"}, to_json(one)), TypeAdapter(field_type(one[0]))
+    try:
+        table = screen(pa.record_batch({"sent": [text]}), inputs, as_contract(inputs)).table
+        batch = table["sent"].iloc[0] if len(table) else None
+    except BatchError:
+        batch = None
+    try:
+        asked = request.validate_python(text)
+    except ValidationError as error:
+        asked = None
+        assert "like 2026-11-03T10:00:00Z" in str(error)
+    wanted = TIMES[text][place]
+    expected = None if wanted is None else (pd.Timestamp(wanted) - pd.Timestamp(0)) / pd.Timedelta(days=1)
+    assert (batch, asked) == (expected, expected)
+    said = request.json_schema()["description"]
+    assert {None: "one meaning", True: "03.11.2026", False: "11/03/2026"}[day_first] in said
 
 
 def test_a_month_predicted_twice_is_there_once_and_others_are_left_alone(loaded, lake):

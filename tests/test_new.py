@@ -67,6 +67,12 @@ def sales() -> pd.DataFrame:
     return table.round({"price": 2})
 
 
+def sales_day_first() -> pd.DataFrame:
+    "The same, as a German spreadsheet writes the days"
+    table = sales()
+    return table.assign(made=table["made"].dt.strftime("%d.%m.%Y"))
+
+
 @dataclass
 class Case:
     "A table, what is asked of it, and what has to be found"
@@ -88,7 +94,7 @@ CASES = [
     ),
     Case("wine", wines(), ("--target", "wine"), ("wine: 3 classes", "multiclass"), "random_forest", "multiclass"),
     Case(
-        "sales", sales(), ("--target", "price", "--time", "sold"), ("price: numbers from", "regression"),
+        "sales", sales_day_first(), ("--target", "price", "--time", "sold"), ("price: numbers from", "regression"),
         "hist_gradient_boosting", "regression",
     ),
 ]  # fmt: skip
@@ -183,6 +189,39 @@ def test_a_new_file_is_predicted_and_the_lake_is_watched(made):
     assert {"contract", "drift", "prediction"} <= set(lake.read(f"monitoring/{case.name}")["check"])
 
 
+def in_how_to(words: str) -> str:
+    "The Python block of the page about an own table that has certain words in it"
+    page = nbformat.read(Path(__file__).parent.parent / "nbs/how-to/your_own_table.ipynb", as_version=4)
+    blocks = [part.partition("```")[0] for cell in page.cells for part in cell.source.split("```python\n")[1:]]
+    (found,) = [one for one in blocks if words in one]
+    return found
+
+
+def test_each_row_of_a_file_gets_an_answer_or_a_reason_and_is_found_again(made, monkeypatch):
+    case, project, _, _, env = made
+    if case.name != "heart":  # which has copies, and columns that the pipeline leaves out
+        return
+    given = case.table.head(60).drop(columns="target").astype({"Age": object})
+    given = pd.concat([given, given.head(3)], ignore_index=True)
+    given.loc[[4, 40], "Age"] = ["unknown", 900]
+    given.to_csv(project.root / "new.csv", index=False)
+    said = " ".join(project.mlpkg("run", "heart_predict", "-p", "source=new.csv", **env).split())
+    assert "63 rows of new.csv: 61 predicted, 2 in quarantine" in said
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("MLPKG_SETTINGS", str(project.root / "settings.ini"))
+    names: dict = {}
+    exec(in_how_to("source_row"), names)  # noqa: S102  (what the page shows, on the file that it names)
+    told = names["told"]
+    assert told["e-mail"].tolist() == given["e-mail"].tolist()
+    assert told["probability"].isna().tolist() == given.index.isin([4, 40]).tolist()
+    assert told["reasons"].dropna().to_dict() == {
+        4: "age cannot be read; age not null",
+        40: told["reasons"][40],
+    } and told["reasons"][40].startswith("age at most")
+    assert told["probability"].head(3).tolist() == told["probability"].tail(3).tolist()
+    assert set(told["source"].dropna()) == {"new.csv"}
+
+
 def test_a_file_that_arrives_is_taken_in_once_with_all_that_follows(made):
     case, project, _, _, env = made
     if case.name != "wine":  # one is enough: the tasks are the same
@@ -252,6 +291,13 @@ def test_the_api_answers_raw_rows(made, monkeypatch):
         answer = api.post("/v1/predict", json=request)
         assert answer.status_code == 200, answer.text
         assert len(answer.json()["predictions"]) == 2
+        if case.name == "sales":  # dates as the file writes them
+            record = {**request["records"][0], "made": "01.11.2025"}
+            plain = {**record, "made": "2025-11-01"}
+            both = api.post("/v1/predict", json={"records": [record, plain]}).json()["predictions"]
+            assert both[0] == both[1]
+            said = json.dumps(api.get("/openapi.json").json())
+            assert "03.11.2026" in said
         if case.name == "heart":  # the file's own codes for what is not known
             record = {**request["records"][0], "cholesterol": -999, "thal": "?"}
             known = {**record, "cholesterol": None, "thal": None}

@@ -60,25 +60,39 @@ def _is_over(ti: Any, dag_id: str, run: str, owner: str) -> bool:
     return is_alive({"mlpkg.owner": owner}) is False
 
 
+def _words_about(name: str, pattern: str, found: list[str], waiting: list[str]) -> str:
+    "What a look for files has to say"
+    from mlpkg.data.arrivals import settle_seconds
+
+    told = [f"arrived: {', '.join(found)}"] if found else []
+    if waiting:
+        they = "it has" if len(waiting) == 1 else "they have"
+        told.append(f"sees {', '.join(waiting)}, and waits until {they} not changed for {settle_seconds:g} s")
+    if told:
+        return "; ".join(told)
+    return f"nothing new in {pattern} (table arrivals/{name} says what became of files that were announced before)"
+
+
 @task
 def find_arrivals(
     name: str,  # Of the pipeline
     **context,
 ) -> list[str]:  # The files
     "Announce files that have arrived, by updating the asset of the task; skipped where there are none"
-    from mlpkg.data.arrivals import announce_arrivals, arrived_files
+    from mlpkg.data.arrivals import announce_arrivals, arrived_files, waiting_files
     from mlpkg.data.lake import open_lake
     from mlpkg.steps.owners import run_owner
 
     settings, run = load_settings(), context["dag_run"]
-    pattern = settings.pipeline_of(name).incoming
+    pattern, lake = settings.pipeline_of(name).incoming, open_lake(settings)
     if not pattern:
         raise AirflowSkipException(f"no files are expected: set pipeline.incoming in [model {name}]")
     over = partial(_is_over, context["ti"], run.dag_id)
-    there = arrived_files(pattern)
-    found = announce_arrivals(open_lake(settings), name, there, run.run_id, run_owner(), over)
+    found = announce_arrivals(lake, name, arrived_files(pattern), run.run_id, run_owner(), over)
+    said = _words_about(name, pattern, found, waiting_files(lake, name, pattern))
+    announce("told", "", "find_arrivals", said, said=said)
     if not found:
-        raise AirflowSkipException(f"nothing new in {pattern}")
+        raise AirflowSkipException(said)
     told = {"reason": f"arrived: {', '.join(found)}", "source": found}
     context["outlet_events"][Asset(f"incoming/{name}")].extra = told
     return found

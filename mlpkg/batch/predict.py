@@ -26,9 +26,10 @@ from joblib import cpu_count
 from .screening import BatchError, Screened, match_inputs, rows_as_json, screen
 from .summary import BatchResult, ScoredBatch, SummaryBuilder
 from ..data.arrow import Filters, check_name, fit_schema, plain_batch, plain_schema, plain_type
+from ..data.evolution import gain_columns
 from ..data.inputs import Input, as_contract
 from ..data.lake import Lake
-from ..data.sources import Source, open_source
+from ..data.sources import Source, numbered, open_source
 from ..data.spill import Spill, replayable
 from ..data.together import replace_together
 from ..models.registry import Loaded
@@ -116,7 +117,7 @@ def prediction_provenance(
     loaded: Loaded,  # The model; an unregistered one has no name, and version -1
     source: Source,  # A file has version -1
 ) -> dict[str, pa.Scalar]:  # Column -> value
-    "Where predictions come from: the same in every row"
+    "Where predictions come from, where that is the same in every row"
     version = loaded.version
     values: dict[str, tuple[Any, pa.DataType]] = {
         "model": (version.name if version else "", pa.string()),
@@ -125,8 +126,19 @@ def prediction_provenance(
         "predicted_at": (datetime.now(UTC), pa.timestamp("us", tz="UTC")),
         "source": (source.name, pa.string()),
         "source_version": (source.version, pa.int64()),
+        "source_row": (None, pa.int64()),
     }
     return {name: pa.scalar(value, kind) for name, (value, kind) in values.items()}
+
+# %% ../../nbs/api/batch/14_predict.ipynb #ecec6a13
+_place = "the number of this row in its file"  # No column of a file is called like that
+
+
+def _with_places(source: Source, places: Sequence[str]) -> tuple[Source, dict[str, str]]:
+    "A source, and which of its columns say where a row is from, by what they are called in tables"
+    if places:
+        return source, dict(zip(("source", "source_row"), places, strict=True))
+    return (source, {}) if source.version >= 0 else (numbered(source, _place), {"source_row": _place})
 
 # %% ../../nbs/api/batch/14_predict.ipynb #12e1294d
 def _repeated(value: pa.Scalar, rows: int) -> pa.Array:
@@ -141,11 +153,15 @@ def _written(
     kept: pa.Schema,  # Columns of the source to keep, in the types to write
     added: Mapping[str, pa.Array],
     origin: Mapping[str, pa.Scalar],  # From `prediction_provenance`
+    told: Mapping[str, str],  # From `_with_places`
 ) -> pa.RecordBatch:
     "Rows as they are stored"
-    constant = {name: _repeated(value, rows.num_rows) for name, value in origin.items()}
+    from_where = {
+        name: rows[told[name]].cast(value.type) if name in told else _repeated(value, rows.num_rows)
+        for name, value in origin.items()
+    }
     plain = plain_batch(rows, kept)
-    return pa.record_batch(dict(zip(kept.names, plain.columns, strict=True)) | dict(added) | constant)
+    return pa.record_batch(dict(zip(kept.names, plain.columns, strict=True)) | dict(added) | from_where)
 
 # %% ../../nbs/api/batch/14_predict.ipynb #18b37c88
 @dataclass
@@ -161,6 +177,7 @@ class _Job:
     summary: SummaryBuilder
     absent: list[str]  # Inputs that the source does not have
     unread: str  # See `mlpkg.batch.screening.screen`
+    told: Mapping[str, str]  # From `_with_places`
 
 # %% ../../nbs/api/batch/14_predict.ipynb #592832ba
 def _partition_filters(partition: Mapping[str, Any]) -> Filters:
@@ -230,15 +247,17 @@ def _prepare(
     by: list[str],  # Columns to count by
     table: pa.Schema | None,  # Of the table of predictions, if it exists
     unread: str = "",  # See `mlpkg.batch.screening.screen`
+    told: Mapping[str, str] | None = None,  # From `_with_places`
 ) -> _Job:  # BatchError if the source does not fit
     "Match a source with a model"
-    marks = [unread] if unread else []
+    told = told or {}
+    marks = [*([unread] if unread else []), *told.values()]
     absent = match_inputs(source, loaded.inputs, [*keep, *by, *marks])
     _check_values(source, filters)
     inputs = [one.name for one in loaded.inputs if one.name not in absent]
     columns, kept = list(dict.fromkeys([*keep, *by, *inputs, *marks])), _kept(source.schema, keep, table)
-    summary = SummaryBuilder(tuple(by), loaded.task)
-    return _Job(loaded, source, filters, columns, kept, prediction_provenance(loaded, source), summary, absent, unread)
+    summary, origin = SummaryBuilder(tuple(by), loaded.task), prediction_provenance(loaded, source)
+    return _Job(loaded, source, filters, columns, kept, origin, summary, absent, unread, told)
 
 # %% ../../nbs/api/batch/14_predict.ipynb #3cf2c3f7
 def _arrow(values: np.ndarray) -> pa.Array:
@@ -260,7 +279,8 @@ def _with_threshold(loaded: Loaded, threshold: float | None) -> Loaded:
 @patch
 def schemas(self: _Job) -> tuple[pa.Schema, pa.Schema]:
     "Schemas of the predictions and of the quarantine"
-    origin = [(name, _repeated(value, 0).type) for name, value in self.origin.items()]
+    told, values = self.told, self.origin.items()
+    origin = [(name, value.type if name in told else _repeated(value, 0).type) for name, value in values]
     task = self.loaded.task
     answer = [(name, _arrow(values).type) for name, values in task.answers(task.nothing()).items()]
     reason = [("reasons", pa.string()), ("inputs", pa.string())]
@@ -272,7 +292,7 @@ def predictions(self: _Job, batch: ScoredBatch) -> pa.RecordBatch:
     "Scored rows as they are stored"
     task = self.loaded.task
     answer = {name: _arrow(values) for name, values in task.answers(batch.raw).items()}
-    return _written(batch.good, self.kept, answer, self.origin)
+    return _written(batch.good, self.kept, answer, self.origin, self.told)
 
 # %% ../../nbs/api/batch/14_predict.ipynb #d8379917
 @patch
@@ -281,7 +301,7 @@ def refused(self: _Job, batch: ScoredBatch) -> pa.RecordBatch:
     names = [one.name for one in self.loaded.inputs if one.name in batch.bad.schema.names]
     reasons = pa.array(batch.outcome.bad["reasons"].to_list(), pa.string())
     inputs = rows_as_json(batch.bad.select(names))
-    return _written(batch.bad, self.kept, {"reasons": reasons, "inputs": inputs}, self.origin)
+    return _written(batch.bad, self.kept, {"reasons": reasons, "inputs": inputs}, self.origin, self.told)
 
 # %% ../../nbs/api/batch/14_predict.ipynb #041deaf2
 @patch
@@ -326,6 +346,16 @@ def run(self: _Job, bad: Spill, rows: int, threads: int | None) -> Generator[pa.
     self.check_found()
     self.check_readable()
 
+# %% ../../nbs/api/batch/14_predict.ipynb #6d4ae647
+def _make_room(lake: Lake, schemas: Mapping[str, pa.Schema], there: Mapping[str, pa.Schema | None]) -> None:
+    "See that tables take what is to be written; LakeError, and none is changed, where one has other columns"
+    old = {name for name, table in there.items() if table is not None and "source_row" not in table.names}
+    for name, table in there.items():
+        new = {"source_row"} if name in old else set()
+        fit_schema(name, pa.schema([field for field in schemas[name] if field.name not in new]), table)
+    for name in old:
+        gain_columns(lake, name, schemas[name])
+
 # %% ../../nbs/api/batch/14_predict.ipynb #c539614d
 def score(
     lake: Lake,
@@ -338,7 +368,8 @@ def score(
     threshold: float | None = None,  # Of two classes, from which probability on the positive one; the model's own
     rows: int = 49_152,  # Scored at once
     threads: int | None = None,  # As many as there are cores, at most 8, unless given
-    origin: str = "",  # What the source is called in the table; its own name unless given
+    origin: str = "",  # What the source is called; its own name unless given
+    places: Sequence[str] = (),  # Columns that say of each row which file it is from and its place there; else counted
     unread: str = "",  # Column that names, separated by commas, the columns of which a value could not be read
 ) -> BatchResult:  # BatchError, SourceError, LakeError or ContractError if it cannot be scored; nothing is written
     "Score a table or a file, and write the predictions"
@@ -350,12 +381,11 @@ def score(
     there = {name: lake.schema(name) if lake.exists(name) else None for name in (to, aside)}
     kept, groups = (list(dict.fromkeys([*partition, *more])) for more in (keep, by))
     given = open_source(lake, source, _types(loaded.inputs, filters, there[to], [*kept, *groups]))
-    given = _with_part(replace(given, name=origin) if origin else given, filters)
-    job = _prepare(loaded, given, filters, kept, groups, there[to], unread)
-    for (name, table), schema in zip(there.items(), job.schemas(), strict=True):
-        fit_schema(name, plain_schema(schema), table)
-    tables = {source: given.version} if given.version >= 0 else {}
+    given, told = _with_places(_with_part(replace(given, name=origin) if origin else given, filters), places)
+    job = _prepare(loaded, given, filters, kept, groups, there[to], unread, told)
     answers, refused = job.schemas()
+    _make_room(lake, {to: plain_schema(answers), aside: plain_schema(refused)}, there)
+    tables = {source: given.version} if given.version >= 0 else {}
     with Spill(answers, lake.spill) as good, Spill(refused, lake.spill) as bad:
         with closing(job.run(bad, rows, threads)) as predictions:
             both = {to: replayable(predictions, good), aside: bad.read}

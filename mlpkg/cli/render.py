@@ -108,6 +108,7 @@ class Progress:
         self.dag_id, self.console = dag_id, console
         self.steps: dict[str, dict[str, Any]] = {}  # By MLflow run id
         self.run_id = ""  # MLflow run of the DAG run, once it is open
+        self.said: list[str] = []  # By tasks that run no notebook
 
     def __rich__(self) -> Group:
         "The table as it stands now"
@@ -146,6 +147,9 @@ def hear(
     "Take in an announcement"
     if event["event"] == "pipeline":
         self.run_id = event["run_id"]
+        return
+    if event["event"] == "told":
+        self.said.append(event["said"])
         return
     step = self.steps.setdefault(event["run_id"], {"start": time.monotonic(), "status": "RUNNING", "scraps": {}})
     step |= {key: value for key, value in event.items() if key != "event"}
@@ -195,6 +199,8 @@ def print_outcome(
     state = "[red]failed[/red]" if result.failed else "[green]succeeded[/green]"
     run = f", run {progress.run_id[:8]}" if progress.run_id else ""
     console.print(f"[bold]{result.dag_id}[/bold] {state} in {duration(result.seconds)}{run}", highlight=False)
+    for said in progress.said:
+        console.print(f"  {escape(said)}", soft_wrap=True, highlight=False)
     for step in progress.steps.values():
         if error := step.get("error"):
             console.print(f"  [red]{escape(step['name'])}[/red]: {escape(error)}", soft_wrap=True)
@@ -213,8 +219,10 @@ def summarise(
     for _, step in steps:
         if "alias" in step["scraps"]:
             console.print(*model_table(step["scraps"]), sep="\n", soft_wrap=True)
-        if "alarm" in step["scraps"]:
-            console.print(f"\n{escape(str(step['scraps'].get('verdict', '')))}", soft_wrap=True, highlight=False)
+        if {"alarm", "predicted"} & step["scraps"].keys() and (verdict := step["scraps"].get("verdict")):
+            console.print(f"\n{escape(str(verdict))}", soft_wrap=True, highlight=False)
+    if not steps:
+        return
     where = "Executed notebooks; `mlpkg notebook RUN STEP` prints one, the MLflow UI shows it as a page:"
     console.print(f"\n{where}", soft_wrap=True)
     for run_id, step in steps:

@@ -199,9 +199,13 @@ def _blanks(blanks: Sequence[float | str]) -> dict[str, Any]:
 def time_column(
     description: str,
     nullable: bool = False,
+    day_first: bool | None = None,  # Do dates like 03/11/2026 begin with the day? None: such dates are refused
+    blanks: Sequence[float | str] = (),  # What stands for a missing value, such as "?"
 ) -> pa.Column:
     "A column of times, in UTC"
-    return pa.Column(pd.DatetimeTZDtype("us", "UTC"), nullable=nullable, description=description)
+    known = _blanks(blanks) | ({} if day_first is None else {"day_first": day_first})
+    about: dict[str, Any] = {"nullable": nullable or bool(blanks), "description": description}
+    return pa.Column(pd.DatetimeTZDtype("us", "UTC"), metadata=known, **about)
 
 # %% ../../nbs/api/data/18_contracts.ipynb #39167dba
 def quarantine(

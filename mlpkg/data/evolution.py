@@ -9,6 +9,7 @@ __all__ = ['gain_columns']
 import pyarrow as pa
 from deltalake import Field
 
+from .arrow import plain_schema
 from .commits import keep_log, until_committed
 from .lake import Lake
 
@@ -21,7 +22,7 @@ def gain_columns(
     "Give a table the columns of new rows that it does not have; those that it has stay as they are"
 
     def absent() -> list[pa.Field]:
-        there = lake.schema(name).names
+        there = plain_schema(pa.schema(lake._open(name).schema().to_arrow())).names  # now, whatever a DAG run reads
         return [field for field in schema if field.name not in there]
 
     if found := absent():

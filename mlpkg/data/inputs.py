@@ -39,6 +39,7 @@ class Input:
     unknown: Literal["refuse", "map"] = "map"  # Other values are an error, or become missing
     blanks: tuple[float | str, ...] = ()  # Values that stand for a missing one
     time: bool = False  # Does the number stand for a time? It is the days since 1970 then
+    day_first: bool | None = None  # Do its dates begin with the day? See `mlpkg.data.columns.time_values`
     example: float | str | None = None  # A typical value
 
 # %% ../../nbs/api/data/20_inputs.ipynb #48ac2ed0
@@ -94,7 +95,8 @@ def _input(name: str, column: "pa.Column", values: "pd.Series") -> Input:
     values = as_days(values) if time else values
     number = _numeric(values)
     fields: dict[str, Any] = {"nullable": column.nullable, "description": column.description or "", **_bounds(column)}
-    fields |= {"time": time, "blanks": tuple((column.metadata or {}).get("blanks", ()))}
+    known = column.metadata or {}
+    fields |= {"time": time, "day_first": known.get("day_first"), "blanks": tuple(known.get("blanks", ()))}
     if len(values):
         fields["example"] = round(float(values.median()), 4) if number else str(values.mode().iloc[0])
     if not number and values.nunique() <= _most_categories:
@@ -193,7 +195,7 @@ def as_numbers(
 
     known = without_blanks(values, one.blanks)
     if one.time and not pd.api.types.is_numeric_dtype(known):
-        return as_days(time_values(known))
+        return as_days(time_values(known, one.day_first))
     return pd.to_numeric(known, errors="coerce").astype("float64")
 
 # %% ../../nbs/api/data/20_inputs.ipynb #d37c49cc
@@ -214,8 +216,10 @@ def shape(
         given = table[one.name] if one.name in table else pd.Series(None, index=table.index, dtype="object")
         given = without_blanks(given, one.blanks)
         try:
-            to_numbers = as_days if one.time else lambda values: values.astype("float64")
-            made[one.name] = as_texts(given) if one.kind == "text" else to_numbers(given)
+            if one.time:
+                made[one.name] = as_days(given, one.day_first)
+            else:
+                made[one.name] = as_texts(given) if one.kind == "text" else given.astype("float64")
         except (ValueError, TypeError) as error:
             raise InputsError(f"column {one.name!r} should hold numbers: {error}") from error
     return pd.DataFrame(made, index=table.index)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['missing_words', 'SourceError', 'Source', 'table_source', 'file_kind', 'public_name', 'reading', 'project_path',
-           'locate', 'opener', 'open_csv', 'csv_source', 'parquet_source', 'open_source', 'read_frame']
+           'locate', 'opener', 'open_csv', 'csv_source', 'parquet_source', 'open_source', 'numbered', 'read_frame']
 
 # %% ../../nbs/api/data/16_sources.ipynb #cc4705dc
 import http.client
@@ -17,7 +17,7 @@ import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -25,6 +25,7 @@ from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, unquote, urlsplit
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -349,6 +350,22 @@ def open_source(
     if kind == ".parquet":
         return parquet_source(source, lake.spill)
     return csv_source(source, types or {}, lake.spill)
+
+# %% ../../nbs/api/data/16_sources.ipynb #09ce0cf4
+def numbered(
+    source: Source,  # A file
+    column: str,  # A name that no column has
+) -> Source:  # With this column; its rows come in the order of the file
+    "A source that says where in the file each row is, from 1 on"
+
+    def read(columns: list[str], filters: Filters) -> Iterator[pa.RecordBatch]:
+        needed, first = [one for one in _needed(columns, filters) if one != column], 1
+        for batch in source.read(needed, []):
+            places = pa.array(np.arange(first, first + batch.num_rows), pa.int64())
+            first += batch.num_rows
+            yield from _where(batch.append_column(column, places), columns, filters)
+
+    return replace(source, schema=source.schema.append(pa.field(column, pa.int64())), read=read)
 
 # %% ../../nbs/api/data/16_sources.ipynb #e1edb25d
 def read_frame(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from ..data.columns import as_days, time_values
+from ..data.columns import as_days, begins_with_day, time_values
 from ..data.inputs import without_blanks
 from ..data.sources import SourceError
 from ..errors import MlpkgError
@@ -39,6 +39,7 @@ class ColumnFacts:
     low: float | None = None  # Smallest and largest number
     high: float | None = None
     whole: bool = False  # Are all numbers whole?
+    day_first: bool | None = None  # Of a time: do dates like 03.11.2026 begin with the day? None: there are none
     values: tuple[str, ...] = ()  # Of a text, the most frequent first, at most 50
     use: Use = "feature"
     why: str = ""  # Why it is left out
@@ -205,7 +206,7 @@ def as_plain(
     if numbers.notna().any() and not (numbers.isna() & rest.notna()).any():
         return numbers
     try:
-        times = time_values(rest) if _is_time(rest.dropna()) else None
+        times = time_values(rest, begins_with_day(rest)) if _is_time(rest.dropna()) else None
     except SourceError:  # it cannot be told what comes first, day or month
         return rest
     return rest if times is None or (times.isna() & rest.notna()).any() else times

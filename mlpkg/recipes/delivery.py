@@ -9,6 +9,7 @@ __all__ = ['DeliveryError', 'file_batch', 'select_batches', 'read_table', 'Deliv
 # %% ../../nbs/api/recipes/12_delivery.ipynb #f5f21f36
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -29,6 +30,7 @@ from mlpkg.recipes.recipe import (
     batch_column,
     day_column,
     id_column,
+    place_column,
     reserved,
     source_column,
     unread_column,
@@ -154,10 +156,10 @@ def _decides(recipe: Recipe, column: str) -> bool:
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #bd461ce8
 def _once(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    "Without rows that are the same in all columns of the file"
+    "Without rows that are the same in all columns of the file; the others keep their places"
     if copies := int(table.duplicated().sum()):
         notes.append(f"{copies:,} of {len(table):,} rows are copies of others: kept once")
-    return table.drop_duplicates(ignore_index=True) if copies else table
+    return table.drop_duplicates() if copies else table
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #2ef45d17
 def _read_file(recipe: Recipe, source: str) -> tuple[Delivery, pd.DataFrame]:
@@ -165,13 +167,15 @@ def _read_file(recipe: Recipe, source: str) -> tuple[Delivery, pd.DataFrame]:
     types = contract_types(recipe.contract())
     texts = [name for name, kind in types.items() if kind == "str"]
     found = read_table(source, texts, contract_texts(recipe.contract()))
-    notes = list(found.notes)
-    table = _once(found.table, notes) if recipe.copies == "once" else found.table
+    notes, table = list(found.notes), found.table.reset_index(drop=True)
+    table = _once(table, notes) if recipe.copies == "once" else table
+    places, table = table.index + 1, table.reset_index(drop=True)
     unused = [str(name) for name in table if name not in types]
     lenient = {one: kind for one, kind in types.items() if not _decides(recipe, one)}
     whole, unread, more = without_unreadable(_with_all(table, recipe, source), lenient)
     notes += more
-    rows = add_columns(cast_columns(whole, types, source), recipe, source).assign(**{unread_column: unread})
+    rows = add_columns(cast_columns(whole, types, source), recipe, source)
+    rows = rows.assign(**{place_column: places.to_series(rows.index), unread_column: unread})
     notes += [f"columns that no model asks for, left out: {', '.join(unused)}"] if unused else []
     if recipe.label not in table:
         notes.append(f"there is no {recipe.label}: its values are taken as not known yet")
@@ -210,7 +214,7 @@ def sources_of(
 # %% ../../nbs/api/recipes/12_delivery.ipynb #a7132f17
 def _not_seen(found: Delivery, others: pd.DataFrame, seen: set[str]) -> Delivery:
     "Without rows that are the same as one of an earlier file in all columns; those of this file are added to `seen`"
-    every = pd.concat([found.rows.drop(columns=source_column), others], axis=1)
+    every = pd.concat([found.rows.drop(columns=[source_column, place_column]), others], axis=1)
     names = row_names(every, sorted(map(str, every)))
     again = names.isin(seen)
     seen |= set(names)
@@ -299,6 +303,27 @@ def stored_batches(
     return in_order(lake, table.rpartition("/")[2], lake.read(table, [batch_column])[batch_column].unique())
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #bbb6ad90
+def _run_etl(recipe: Recipe, source: str | Sequence[str], **more: str) -> str:
+    "What to type to bring in files"
+    text = source if isinstance(source, str) else json.dumps(list(source), ensure_ascii=False)
+    params = [f"--param {shlex.quote(f'{name}={value}')}" for name, value in {"source": text, **more}.items()]
+    return " ".join([f"mlpkg run {recipe.name}_etl", *params])
+
+
+def _would_replace(recipe: Recipe, file: str, lost: pd.DataFrame, batches: Sequence[str]) -> DeliveryError:
+    "The error for a file with batches that came from other files"
+    there, before = (list(dict.fromkeys(lost[name].astype(str))) for name in (batch_column, source_column))
+    names, others = ", ".join(map(repr, there)), ", ".join(map(repr, before))
+    more = "If this is another batch, give the file another name"
+    if recipe.batch != "file":
+        given = _run_etl(recipe, [*before, file], batches=",".join(batches))
+        more = f"If its rows belong beside those that are there, give all files: {given}"
+    return DeliveryError(
+        f"batch {names} came from {others}, and would be replaced by rows of {file!r}. {more}. If it takes their "
+        f"place: {_run_etl(recipe, file, replace='true')}"
+    )
+
+
 def _replaced(lake: Lake, recipe: Recipe, delivery: Delivery) -> dict[str, Exception]:
     "The files whose rows would replace what came from another file"
     table, where = recipe.table("raw"), [(batch_column, "in", delivery.batches)]
@@ -306,17 +331,13 @@ def _replaced(lake: Lake, recipe: Recipe, delivery: Delivery) -> dict[str, Excep
         return {}
     there = lake.read(table, [batch_column, source_column], where).drop_duplicates()
     given = delivery.rows[[batch_column, source_column]].drop_duplicates()
-    lost = there[~there[source_column].isin(given[source_column])].merge(given, on=batch_column)
-    return {
-        file: DeliveryError(
-            f"batch {batch!r} came from {before!r}, and would be replaced by rows of {file!r}. Give a file with all "
-            "rows of the batch, or a list of its files, and the parameter replace=true; where each file is a batch, "
-            "another name will do"
-        )
-        for batch, before, file in lost.astype(str).to_numpy().tolist()
-    }
+    lost, found = there[~there[source_column].isin(given[source_column])], dict[str, Exception]()
+    for file, batches in given.groupby(source_column)[batch_column]:
+        if len(gone := lost[lost[batch_column].isin(batches)]):
+            found[str(file)] = _would_replace(recipe, str(file), gone, sorted(batches))
+    return found
 
-
+# %% ../../nbs/api/recipes/12_delivery.ipynb #bbb6ad91
 def check_replaced(
     lake: Lake,
     recipe: Recipe,

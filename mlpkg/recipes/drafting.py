@@ -16,7 +16,7 @@ import pandas as pd
 from fastcore.basics import patch
 from scipy import stats
 
-from ..data.columns import cast_columns
+from ..data.columns import begins_with_day, cast_columns
 from ..data.sources import public_name
 from ..models.holdout import rare_rows
 from mlpkg.models.inspection import (
@@ -121,6 +121,13 @@ def _plain_columns(table: pd.DataFrame, label: str) -> tuple[pd.DataFrame, dict[
     ]
     return table.assign(**plain), blanks, notes
 
+# %% ../../nbs/api/recipes/30_drafting.ipynb #eb8a5f56
+def _with_orders(found: Inspection, table: pd.DataFrame) -> Inspection:
+    "What was found, with the order of day and month in the dates of the file as it came"
+    times = {name: one for name, one in found.columns.items() if one.kind == "time"}
+    told = {name: replace(one, day_first=begins_with_day(table[name])) for name, one in times.items()}
+    return replace(found, columns={**found.columns, **told})
+
 # %% ../../nbs/api/recipes/30_drafting.ipynb #b73bc703
 def _balanced_seed(made: Draft) -> int:  # 0 where time decides
     "The draw of groups or rows that divides the table best"
@@ -163,7 +170,7 @@ def draft_pipeline(
     plain, blanks, told = _plain_columns(read.table, names[target])
     table = _with_times(plain, names[time], shown)
     gone = [f"{len(read.table) - len(table):,} rows have no {time}: left out"] if len(table) < len(read.table) else []
-    found = inspect_table(table, names[target], names[time], names[group], kind)
+    found = _with_orders(inspect_table(table, names[target], names[time], names[group], kind), read.table)
     task, scale = with_scale(found.task, found.table[names[target]])
     found = replace(found, task=task)
     notes, doubts = [*read.notes, *gone, *found.notes, *filter(None, [scale])], [*told, *found.warnings]

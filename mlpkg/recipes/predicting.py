@@ -7,6 +7,7 @@ __all__ = ['predict_batches_of']
 
 # %% ../../nbs/api/recipes/20_predicting.ipynb #53531417
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,7 +29,7 @@ from mlpkg.recipes.delivery import (
     stored_batches,
 )
 from .preparation import clean_rows
-from .recipe import Recipe, batch_column, source_column, unread_column
+from .recipe import Recipe, batch_column, place_column, source_column, unread_column
 
 # %% ../../nbs/api/recipes/20_predicting.ipynb #7648d761
 def _without_label(names: str, recipe: Recipe) -> str:
@@ -44,14 +45,15 @@ def _names_of(files: Mapping[str, str]) -> dict[str, str]:
     return names
 
 # %% ../../nbs/api/recipes/20_predicting.ipynb #cca63df3
-def _rows_to_score(recipe: Recipe, delivery: Delivery, names: Mapping[str, str]) -> pd.DataFrame:
+def _rows_to_score(recipe: Recipe, delivery: Delivery, files: Mapping[str, str]) -> pd.DataFrame:
     "The rows of files as the model takes them"
     if bad := delivery.aside:
-        count = f"{len(bad)} of {len(names)} files cannot be read"
+        count = f"{len(bad)} of {len(files)} files cannot be read"
         raise DeliveryError(f"nothing is predicted, since {count}: {'; '.join(bad.values())}")
-    own = {batch_column: delivery.rows[source_column].map(names)}
-    own[unread_column] = delivery.rows[unread_column].map(lambda names: _without_label(names, recipe))
-    return clean_rows(recipe, delivery.rows).assign(**own)
+    rows, sources = delivery.rows, {name: public_name(one) for name, one in files.items()}
+    own = {batch_column: rows[source_column].map(_names_of(files)), source_column: rows[source_column].map(sources)}
+    own[unread_column] = rows[unread_column].map(lambda names: _without_label(names, recipe))
+    return clean_rows(recipe, rows).assign(**own, **{place_column: rows[place_column]})
 
 # %% ../../nbs/api/recipes/20_predicting.ipynb #dca8a3f0
 def predict_batches_of(
@@ -71,10 +73,12 @@ def predict_batches_of(
         wanted = select_batches(batches, stored_batches(lake, table), f"table {table}")
         return score(lake, loaded, table, to, {batch_column: wanted}, *by), wanted
     names = _names_of(files)
-    rows = _rows_to_score(recipe, read_delivery(recipe, list(files.values()), batches), names)
+    whole = replace(recipe, copies="keep", batch=recipe.batch if batches.strip() else "file")
+    rows = _rows_to_score(recipe, read_delivery(whole, list(files.values()), batches), files)
     wanted = [name for name in names.values() if not batches or name in set(rows[batch_column])]
-    origin = ", ".join(map(public_name, files.values()))
+    origin, places = ", ".join(map(public_name, files.values())), (source_column, place_column)
     with TemporaryDirectory(dir=spill_folder(lake.spill), prefix="spill-") as folder:
         rows.to_parquet(path := Path(folder) / "rows.parquet")
-        done = score(lake, loaded, str(path), to, {batch_column: wanted}, *by, origin=origin, unread=unread_column)
+        where = {batch_column: wanted}
+        done = score(lake, loaded, str(path), to, where, *by, origin=origin, places=places, unread=unread_column)
     return done, wanted

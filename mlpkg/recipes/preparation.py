@@ -17,7 +17,7 @@ from ..data.columns import as_texts
 from ..data.lake import Lake
 from ..errors import MlpkgError
 from .delivery import DeliveryError, write_batches
-from .recipe import Recipe, batch_column, unread_column
+from .recipe import Recipe, batch_column, id_column, unread_column
 
 if TYPE_CHECKING:
     from mlpkg.data.contracts import Outcome
@@ -83,6 +83,11 @@ def clean_rows(
         raise CleaningError(
             f"recipe {recipe.name!r}: {len(rows)} rows become {len(found)} in `clean`, and a request needs an answer "
             "for each. Leave rows out by the contract instead"
+        )
+    if not found[id_column].reset_index(drop=True).equals(rows[id_column].reset_index(drop=True)):
+        raise CleaningError(
+            f"recipe {recipe.name!r}: rows change places in `clean`, and answers come in the order of what was asked. "
+            "Leave them in the order in which they come"
         )
     if changed:
         words = f"{', '.join(changed)} change when rows are cleaned twice, so `clean` is not idempotent"

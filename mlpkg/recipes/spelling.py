@@ -72,7 +72,8 @@ def column_rule(
         limits = ["0"] if (facts.low or 0.0) >= 0 else []
         return f"number_column({', '.join([title, *limits, *gaps])})"
     if facts.kind == "time":
-        return f"time_column({', '.join([title, *gaps])})"
+        order = [] if facts.day_first is None else [f"day_first={facts.day_first}"]
+        return f"time_column({', '.join([title, *order, *gaps])})"
     if facts.kind == "text":
         return f"text_column({', '.join([title, *gaps])})"
     return f"number_column({', '.join([title, *map(_number_text, widened(facts)), *gaps])})"

@@ -29,7 +29,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from ..data.columns import as_days, days_to_text
+from ..data.columns import accepted_times, as_days, days_to_text
 from ..data.inputs import Input
 from ..models.scoring import synthetic_records
 from ..models.tasks import Task, yes_no
@@ -46,7 +46,8 @@ def field_type(
     if one.closed:
         kind, rules = _one_of(one), {}
     if one.time:
-        kind, rules = Annotated[str, AfterValidator(_days_of), WithJsonSchema(_time_schema)], {}
+        kind = Annotated[str, AfterValidator(partial(_days_of, one.day_first))]
+        rules = {"json_schema_extra": {"format": "date-time"}}
     plain = Annotated[kind, Field(**{name: rule for name, rule in rules.items() if rule is not None})]
     example = days_to_text(float(one.example)) if one.time and one.example is not None else one.example
     about = Field(description=_describe(one), examples=None if example is None else [example])
@@ -54,17 +55,13 @@ def field_type(
     return Annotated[known, BeforeValidator(partial(_unless_blank, one.blanks))] if one.blanks else known
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #6d2f473f
-_time_schema = {"type": "string", "format": "date-time"}
-
-
-def _days_of(text: str) -> float:
-    "Days since 1970 of a time such as 2026-11-03T10:00:00Z"
-    if not re.match(r"\d{4}-\d{2}-\d{2}", text):  # others would have two meanings, or that of this moment
-        raise PydanticCustomError("time", "this should be a time like 2026-11-03T10:00:00Z")
+def _days_of(day_first: bool | None, text: str) -> float:
+    "Days since 1970 of a time, read as the batch reads it; pydantic's error for what is not one, or has two meanings"
     try:
-        return float(as_days(pd.Series([text]))[0])
+        return float(as_days(pd.Series([text]), day_first)[0])
     except ValueError:
-        raise PydanticCustomError("time", "this should be a time like 2026-11-03T10:00:00Z") from None
+        words = f"this should be {accepted_times(day_first)}"
+        raise PydanticCustomError("time", words) from None  # type: ignore[arg-type]  # it asks for a literal
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #65524677
 def _among(allowed: list[float], value: float) -> float:
@@ -93,6 +90,8 @@ def _unless_blank(blanks: tuple[float | str, ...], value: Any) -> Any:
 def _describe(one: Input) -> str:
     "Description of a field, with what its type does not say"
     notes = [one.description or one.name]
+    if one.time:
+        notes.append(accepted_times(one.day_first))
     if one.nullable:
         notes.append("null if it is not known")
     if one.blanks:

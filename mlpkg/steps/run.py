@@ -141,7 +141,7 @@ def prepare_execution(
 
 # %% ../../nbs/api/steps/22_run.ipynb #92cbb935
 def announce(
-    event: str,  # "start", "cell" or "end"
+    event: str,  # "start", "cell" or "end"; "told" for what a task without a notebook has to say
     run_id: str,  # MLflow run
     name: str,  # Name of the run in the UI
     text: str,  # For people who read the log
