@@ -628,4 +628,4 @@ def test_a_target_of_false_and_true_is_two_classes(tmp_path):
 
     late = np.arange(400) % 3 == 0
     found = inspect_table(pd.DataFrame({"weight": np.arange(400) + late * 99.0, "late": late}), "late")
-    assert found.task.kind == "binary" and any("two classes, 66% / 34%: binary" in one for one in found.notes)
+    assert found.task.kind == "binary" and any("two classes (0: 66%, 1: 34%): binary" in one for one in found.notes)

@@ -49,7 +49,7 @@ def airflow_env(
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",  # with Airflow's 1 s an empty task waits longer than it runs
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",  # with Airflow's 1 s a short task waits most of the time
         "MLPKG_SETTINGS": str(settings.file),
         "MLPKG_PROFILE": settings.profile,
     }

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
+from fastcore.basics import patch
 
 from .sources import SourceError, file_kind, open_csv, opener, public_name, reading
 
@@ -70,6 +71,13 @@ def _with_points(values: pd.Series) -> pd.Series:
     return values if (numbers.isna() & values.notna()).any() else numbers
 
 # %% ../../nbs/api/data/17_tabular.ipynb #bcf2662f
+def _plain_name(name: str) -> str:
+    "A name as an identifier; empty if nothing of it can stay"
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z]{2})", "_", name.strip())
+    made = re.sub(r"\W+", "_", words).strip("_").lower()
+    return f"c_{made}" if made[:1].isdigit() else made
+
+# %% ../../nbs/api/data/17_tabular.ipynb #0cac2242
 def plain_names(
     columns: list[str],  # As the file has them
     source: str,  # What errors call it
@@ -78,9 +86,7 @@ def plain_names(
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
         raise SourceError(f"source {source!r} has several columns {', '.join(map(repr, twice))}: rename all but one")
-    words = {name: re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z]{2})", "_", str(name).strip()) for name in columns}
-    made = {name: re.sub(r"\W+", "_", text).strip("_").lower() for name, text in words.items()}
-    made = {name: f"c_{new}" if new[:1].isdigit() else new for name, new in made.items()}
+    made = {name: _plain_name(name) for name in columns}
     for new, count in Counter(made.values()).items():
         old = [repr(name) for name in made if made[name] == new]
         if not new:
@@ -97,6 +103,17 @@ class Found:
     table: pd.DataFrame
     notes: list[str]  # What was found out and done
     names: dict[str, str]  # Name in the file -> column of the table
+
+# %% ../../nbs/api/data/17_tabular.ipynb #85da5da3
+@patch
+def column(
+    self: Found,
+    given: str,  # A name of the file, or of the table, in capitals or not
+) -> str:  # As given, where there is no such column
+    "The column of the table that a name stands for"
+    if given in self.names or given in self.table:
+        return self.names.get(given, given)
+    return {_plain_name(old): new for old, new in self.names.items()}.get(_plain_name(given), given)
 
 # %% ../../nbs/api/data/17_tabular.ipynb #867508a0
 missing_texts = frozenset(
@@ -168,5 +185,5 @@ def read_any(
         raise SourceError(f"source {name!r} has columns but no rows")
     names = plain_names(list(map(str, table.columns)), name)
     renamed = [f"{old!r} is {new}" for old, new in names.items() if old != new]
-    told = [f"columns renamed: {', '.join(renamed[:8])}{', ...' if len(renamed) > 8 else ''}"] if renamed else []
+    told = [f"columns renamed: {', '.join(renamed)}"] if renamed else []
     return Found(table.rename(columns=names), [*notes, *told], names)

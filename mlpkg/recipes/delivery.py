@@ -84,8 +84,9 @@ def read_table(
     taken = {name: f"{name}_given" for name in reserved if name in found.table}
     if twice := [new for new in taken.values() if new in found.table]:
         raise DeliveryError(f"source {public_name(source)!r}: rename column {', '.join(twice)}, whose name is needed")
-    notes = [f"columns renamed, since pipelines use the name: {', '.join(taken)}"] if taken else []
     names = {old: taken.get(new, new) for old, new in found.names.items()}
+    renamed = ", ".join(f"{old!r} is {new}" for old, new in names.items() if new in taken.values())
+    notes = [f"columns renamed, since pipelines use the name: {renamed}"] if taken else []
     return Found(found.table.rename(columns=taken), [*found.notes, *notes], names)
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #2cc669a4

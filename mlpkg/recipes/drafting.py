@@ -8,6 +8,7 @@ __all__ = ['Draft', 'with_scale', 'draft_pipeline']
 # %% ../../nbs/api/recipes/30_drafting.ipynb #81935e8d
 import html
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,15 +19,10 @@ from scipy import stats
 
 from ..data.columns import begins_with_day, cast_columns
 from ..data.sources import public_name
+from ..models.facts import Blanks, doubtful_codes, plain_columns
 from ..models.holdout import rare_rows
-from mlpkg.models.inspection import (
-    Inspection,
-    InspectionError,
-    as_plain,
-    find_blanks,
-    inspect_table,
-    is_personal,
-)
+from ..models.inspection import Inspection, InspectionError, inspect_table
+from ..models.roles import is_personal
 from ..models.splits import SplitRule, row_names, with_edition
 from ..models.tasks import Task
 from ..quality import Kind, chief
@@ -49,6 +45,7 @@ class Draft:
     group: str = ""
     blanks: dict[str, list[float | str]] = field(default_factory=dict)  # Column -> what stands for missing values
     seed: int = 0  # Of the split of groups and rows
+    batch: str = "file"  # What arrives together: a file, or a month or day of the time
 
     @property
     def task(self) -> Task:
@@ -67,7 +64,7 @@ _split_titles = {
     "row": "A digest of each row decides whether it is used for training or evaluation: it never changes sides.",
 }
 
-
+# %% ../../nbs/api/recipes/30_drafting.ipynb #f56d5f46
 @patch
 def split(self: Draft) -> SplitRule:
     "Which rows teach, choose and judge"
@@ -78,13 +75,23 @@ def split(self: Draft) -> SplitRule:
     return SplitRule("group" if self.group else "row", (self.group or id_column,), *shares, self.seed)
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #ad3d87fe
+def _batch_of(table: pd.DataFrame, time: str, asked: str) -> str:  # InspectionError for months without a time
+    "What arrives together; days are too short to be judged each by itself, unless somebody asks for them"
+    if asked in ("month", "day") and not time:
+        raise InspectionError(f"--batch {asked} needs a column of times: give --time too, or leave out --batch")
+    if asked or not time:
+        return asked or "file"
+    return "month" if table[time].max() - table[time].min() > pd.Timedelta(days=62) else "file"
+
+# %% ../../nbs/api/recipes/30_drafting.ipynb #078cba98
 @patch
-def batch(self: Draft) -> str:  # file or month; days are too short to be judged each by itself
-    "What arrives together"
-    if not self.time:
-        return "file"
-    times = self.found.table[self.time]
-    return "month" if times.max() - times.min() > pd.Timedelta(days=62) else "file"
+def _batch_words(self: Draft) -> str:
+    "What a batch is, and how to have another one"
+    if self.batch == "file":
+        other = f" (--batch month or day: those of {self.time})" if self.time else ""
+        return f"A file is a batch, called by its name{other}"
+    other = "month" if self.batch == "day" else "day"
+    return f"Batches are the {self.batch}s of {self.time} (--batch {other} or file: those instead)"
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #53f65559
 @patch
@@ -107,19 +114,6 @@ def _with_times(table: pd.DataFrame, time: str, source: str) -> pd.DataFrame:
         f"column {time!r} of {source!r} does not hold times, or not all of them can be read: found {wrong[0]!r}. Write "
         "them like 2026-11-03 or 2026-11-03T10:00:00Z, or leave out --time"
     )
-
-# %% ../../nbs/api/recipes/30_drafting.ipynb #eb8a5f55
-def _plain_columns(table: pd.DataFrame, label: str) -> tuple[pd.DataFrame, dict[str, list[float | str]], list[str]]:
-    "The table without what stands for missing values, what that was in each column, and notes"
-    names = [str(name) for name in table]
-    blanks = {name: found for name in names if (found := find_blanks(table[name]))}
-    plain = {name: as_plain(table[name], blanks.get(name, [])) for name in names}
-    counts = {name: int(table[name].isin(some).sum()) for name, some in blanks.items()}
-    notes = [
-        f"{name}: {' and '.join(map(repr, some))} in {counts[name]:,} rows stands for a value that is not known"
-        for name, some in blanks.items()
-    ]
-    return table.assign(**plain), blanks, notes
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #eb8a5f56
 def _with_orders(found: Inspection, table: pd.DataFrame) -> Inspection:
@@ -159,26 +153,54 @@ def with_scale(
 def draft_pipeline(
     name: str,  # Of the pipeline
     source: str,  # Path, or http(s) or s3 URL, of a .csv, .zip, .gz or .parquet
-    target: str,  # Column to predict
+    target: str,  # Column to predict; this one and others by their name in the file, or in the table
     time: str = "",  # Column that says when a row is from
     group: str = "",  # Column whose rows belong together; looked for unless given, or "none"
     kind: Kind | None = None,  # Of the task, unless the target shows it
+    features: Sequence[str] = (),  # Columns that are features whatever speaks against it
+    batch: str = "",  # file, month or day; by the time unless given
+    declared: Sequence[str] = (),  # More such features, from a recipe; those that are gone do not matter
+    blanks: Blanks | None = None,  # What stands for missing values, beside what is found
 ) -> Draft:  # SourceError or InspectionError that says what is wrong with the file
     "Look at a file and decide what a pipeline for it declares"
-    read = read_table(source)
-    shown, names = public_name(source), {given: read.names.get(given, given) for given in (target, time, group)}
-    plain, blanks, told = _plain_columns(read.table, names[target])
-    table = _with_times(plain, names[time], shown)
+    read, shown = read_table(source), public_name(source)
+    target, time, group = (read.column(one) for one in (target, time, group))
+    wanted = [*map(read.column, features), *(one for one in declared if one in read.table)]
+    plain, signs, told = plain_columns(read.table, blanks or {})
+    table = _with_times(plain, time, shown)
     gone = [f"{len(read.table) - len(table):,} rows have no {time}: left out"] if len(table) < len(read.table) else []
-    found = _with_orders(inspect_table(table, names[target], names[time], names[group], kind), read.table)
-    task, scale = with_scale(found.task, found.table[names[target]])
+    found = _with_orders(inspect_table(table, target, time, group, kind, wanted), read.table)
+    task, scale = with_scale(found.task, found.table[target])
     found = replace(found, task=task)
     notes, doubts = [*read.notes, *gone, *found.notes, *filter(None, [scale])], [*told, *found.warnings]
-    made = Draft(name, shown, names[target], found, notes, doubts, names[time], found.group, blanks)
-    made = replace(made, seed=_balanced_seed(made))
-    by = f" ({names[time]} itself is no feature)" if time else ""
-    made.notes.append(f"{_split_titles[made.split().by]}{by}")
-    return replace(made, warnings=[*made.warnings, *_cautions(made)])
+    made = Draft(name, shown, target, found, notes, doubts, time, found.group, signs)
+    made = replace(made, seed=_balanced_seed(made), batch=_batch_of(found.table, time, batch))
+    by = f" ({time} itself is no feature)" if time else ""
+    made.notes.extend([f"{_split_titles[made.split().by]}{by}", made._batch_words()])
+    return replace(made, warnings=[*made.warnings, *_asked_about_codes(made), *_cautions(made)])
+
+# %% ../../nbs/api/recipes/30_drafting.ipynb #edacab82
+def _asked_about_codes(made: Draft) -> list[str]:
+    "Codes that may mean that nothing is known, and where to say so"
+    words = list[str]()
+    for name, one in made.found.columns.items():
+        found = doubtful_codes(made.found.table[name]) if one.use == "feature" or not made.task.classes else {}
+        if one.use not in ("feature", "target") or not found:
+            continue
+        count = made.found.table[name].value_counts()
+        sides = [[code for code in found if (code > found[code]) == above] for above in (False, True)]
+        ends = "no other value is below {end:g}", "nothing is between {end:g} and {first}"
+        said = [
+            ", ".join(f"{code} occurs {count[code]:,} times" for code in some)
+            + f", and {end.format(end=found[some[0]], first=some[0])}"
+            for some, end in zip(sides, ends, strict=True)
+            if some
+        ]
+        words.append(
+            f"{name}: {'; '.join(said)}: if it means unknown, write blanks={sorted(found)} into its rule in "
+            f"{made.name}_contract, on the page of the recipe, and export the page"
+        )
+    return words
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #37b33abe
 def _cautions(made: Draft) -> list[str]:
@@ -209,7 +231,8 @@ def _cautions(made: Draft) -> list[str]:
         )
     if made.group and is_personal(made.found.table[made.group]):
         words.append(
-            f"{made.group} identifies people, and goes into the lake and the sample: give numbers in place of it"
+            f"{made.group} identifies people, and is stored as it is, in the lake and in sample.csv, which goes into "
+            "git. Put numbers in place of names into the file, a number for each, and begin again"
         )
     if features > 200:
         words.append(f"{features:,} features: the contract gets long. A file with those that matter is easier to keep")
@@ -238,7 +261,7 @@ def known_again(self: Draft) -> float:  # 0 where the split is not by time, or n
 # %% ../../nbs/api/recipes/30_drafting.ipynb #34ac452f
 _tolerated = {"binary": "roc_auc: 0.0025, brier: 0.0025", "multiclass": "log_loss: 0.0025", "regression": "r2: 0.0025"}
 
-
+# %% ../../nbs/api/recipes/30_drafting.ipynb #7932ebf7
 @patch
 def rules(self: Draft) -> dict[str, str]:  # Key of settings.ini -> value
     "The settings of the model"
@@ -258,9 +281,14 @@ def rules(self: Draft) -> dict[str, str]:  # Key of settings.ini -> value
 @patch
 def _batch_rows(self: Draft) -> int:
     "Rows that a batch is likely to have; a tenth of a file, since later ones may be smaller"
-    if self.batch() == "file":
+    if self.batch == "file":
         return self.rows // 10
-    return int(self.found.table[self.time].dt.strftime("%Y-%m").value_counts().median())
+    return int(
+        self.found.table[self.time]
+        .dt.strftime("%Y-%m" if self.batch == "month" else "%Y-%m-%d")
+        .value_counts()
+        .median()
+    )
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #fdb25f29
 @patch
@@ -293,7 +321,7 @@ _block_words = {
     "row": "Copies of a row count as one observation.",
 }
 
-
+# %% ../../nbs/api/recipes/30_drafting.ipynb #6def8baf
 @patch
 def _words(self: Draft) -> dict[str, str]:
     "What the pages say"
@@ -301,7 +329,7 @@ def _words(self: Draft) -> dict[str, str]:
     positive = repr(self.task.classes[1]) if kind == "binary" else ""
     asked = {"binary": f"how likely `{label}` is {positive}", "regression": f"how much `{label}` is"}
     wanted = asked.get(kind, f"which `{label}` it is")
-    batches = "A file is a batch, called by its name." if self.batch() == "file" else ""
+    batches = "A file is a batch, called by its name." if self.batch == "file" else ""
     return {
         "title": title,
         "positive": positive,
@@ -313,8 +341,8 @@ def _words(self: Draft) -> dict[str, str]:
         "split_title": _split_titles[rule.by],
         "split_words": self._share_words(),
         "block_words": _block_words[rule.by],
-        "batch_words": batches or f"Batches are the {self.batch()}s of `{self.time}`.",
-        "batch_example": {"month": "2026-01", "day": "2026-01-31"}.get(self.batch(), file_batch(self.source)),
+        "batch_words": batches or f"Batches are the {self.batch}s of `{self.time}`.",
+        "batch_example": {"month": "2026-01", "day": "2026-01-31"}.get(self.batch, file_batch(self.source)),
     }
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #31904c6e
@@ -354,7 +382,7 @@ def values(
     own = {name: getattr(self, name) for name in ("name", "label", "time", "group")}
     where = {"module": module, "export": module.partition(".")[2], "sample": sample}
     notes = [html.escape(one, quote=False).replace("{{", "{ {") for one in self.notes + self.warnings]
-    about = {"kind": self.task.kind, "batch": self.batch(), "notes": notes, "rules": self.rules()}
+    about = {"kind": self.task.kind, "batch": self.batch, "notes": notes, "rules": self.rules()}
     return own | where | about | self._words() | self._code()
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #43ade237

@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from ..data.inputs import without_blanks
 from ..models.inspection import InspectionError
 from ..models.labels import LabelError
+from ..models.roles import why_returns
 from ..models.tasks import Task
 from ..quality import Kind
 from .drafting import Draft, draft_pipeline
@@ -32,7 +33,7 @@ def _code(node: ast.expr) -> str:
     "An expression as the pages write it"
     return ast.unparse(node).replace("'", '"')
 
-
+# %% ../../nbs/api/recipes/33_revising.ipynb #2efc9c7a
 def _literal(code: str) -> Any:
     "What code says, where it is a plain value; otherwise None"
     try:
@@ -48,6 +49,7 @@ class Declared:
     rules: dict[str, str] = field(default_factory=dict)  # Column -> rule of the contract, as code
     parts: dict[str, str] = field(default_factory=dict)  # Argument of `Recipe` -> code
     left_out: dict[str, str] = field(default_factory=dict)  # Column -> why, as the page tells it
+    asked: list[str] = field(default_factory=list)  # Features that are features since somebody asked for them
 
     def text(self, part: str) -> str:
         "A part that is a text; empty if it is not declared, or computed"
@@ -70,7 +72,12 @@ def _left_out(notes: str) -> dict[str, str]:
     found = re.findall(r"^(?:- )?(.+): (.+), left out$", notes, re.MULTILINE)
     return {name: why for names, why in found for name in names.split(", ")}
 
+# %% ../../nbs/api/recipes/33_revising.ipynb #62d39fdb
+def _asked_for(notes: str) -> list[str]:
+    "Which columns notes say are features since somebody asked for them"
+    return re.findall(r"^(?:- )?(.+?): .+, and is a feature, as asked", notes, re.MULTILINE)
 
+# %% ../../nbs/api/recipes/33_revising.ipynb #37c7efc5
 def _read(page: str) -> Declared:
     "Read what the notebook of a recipe declares"
     texts: dict[str, list[str]] = {"code": [], "markdown": []}
@@ -83,7 +90,8 @@ def _read(page: str) -> Declared:
     pairs = [pair for one in rules for pair in zip(one.keys, one.values, strict=True)]
     columns = {str(_literal(_code(key))): _code(value) for key, value in pairs if key}
     parts = {one.arg: _code(one.value) for call in calls[:1] for one in call.keywords if one.arg}
-    return Declared(columns, parts, _left_out(html.unescape("\n".join(texts["markdown"]))))
+    notes = html.unescape("\n".join(texts["markdown"]))
+    return Declared(columns, parts, _left_out(notes), _asked_for(notes))
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #bc53393c
 def read_declared(
@@ -93,6 +101,24 @@ def read_declared(
     "What the recipe of a pipeline declares"
     path = recipe_path(project, name)
     return _read(path.read_text(encoding="utf-8")) if path.is_file() else Declared()
+
+# %% ../../nbs/api/recipes/33_revising.ipynb #559aceee
+_held = {"number_column": "numbers", "text_column": "texts", "time_column": "times"}
+
+# %% ../../nbs/api/recipes/33_revising.ipynb #a3294965
+def _arguments(rule: str) -> tuple[str, dict[str, Any]]:
+    "Function and arguments of a rule; an empty name for a rule of one's own"
+    from mlpkg.data import contracts
+
+    call = ast.parse(rule, mode="eval").body
+    if not isinstance(call, ast.Call) or (name := _code(call.func)) not in _held:
+        return "", {}
+    try:
+        given = [ast.literal_eval(one) for one in call.args]
+        named = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
+        return name, dict(signature(getattr(contracts, name)).bind(*given, **named).arguments)
+    except (ValueError, TypeError):
+        return "", {}
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #fefb0197
 @patch(as_prop=True)
@@ -114,16 +140,22 @@ def draft_again(
     time: str = "",  # As declared, unless given
     group: str = "",  # The same
     kind: Kind | None = None,  # Of the task; as declared, unless given or the target is another one now
+    features: Sequence[str] = (),  # Columns that are features whatever speaks against it, beside those of the recipe
+    batch: str = "",  # file, month or day; as declared, unless given
 ) -> Draft:  # InspectionError or SourceError as `draft_pipeline`
     "A draft for a newer file, with what its recipe says already"
-    together = group or there.text("group") or ("none" if there.parts else "")
+    alone = "" if why_returns in there.left_out.values() else "none"
+    together = group or there.text("group") or (alone if there.parts else "")
     asked = (name, source, target, time or there.text("time"), together)
+    signs = {column: _arguments(rule)[1].get("blanks", ()) for column, rule in there.rules.items()}
+    more: dict[str, Any] = {"features": features, "declared": there.asked, "blanks": signs}
+    more["batch"] = batch or (there.text("batch") or "file" if there.text("time") else "")
     if kind or there.task is None:
-        return draft_pipeline(*asked, kind)
+        return draft_pipeline(*asked, kind, **more)
     try:
-        return draft_pipeline(*asked, there.task.kind)
+        return draft_pipeline(*asked, there.task.kind, **more)
     except InspectionError:  # labels of another kind; what else is wrong is wrong again
-        return draft_pipeline(*asked)
+        return draft_pipeline(*asked, **more)
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #2d198198
 def _question(made: Draft, there: Declared) -> tuple[Task, str]:
@@ -142,24 +174,6 @@ def _question(made: Draft, there: Declared) -> tuple[Task, str]:
         new = "a class that is new" if len(more) == 1 else "classes that are new"
         return Task("multiclass", (*old.classes, *more)), f"{label} has {new}: {', '.join(map(repr, more))}"
     return old, ""
-
-# %% ../../nbs/api/recipes/33_revising.ipynb #559aceee
-_held = {"number_column": "numbers", "text_column": "texts", "time_column": "times"}
-
-
-def _arguments(rule: str) -> tuple[str, dict[str, Any]]:
-    "Function and arguments of a rule; an empty name for a rule of one's own"
-    from mlpkg.data import contracts
-
-    call = ast.parse(rule, mode="eval").body
-    if not isinstance(call, ast.Call) or (name := _code(call.func)) not in _held:
-        return "", {}
-    try:
-        given = [ast.literal_eval(one) for one in call.args]
-        named = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
-        return name, dict(signature(getattr(contracts, name)).bind(*given, **named).arguments)
-    except (ValueError, TypeError):
-        return "", {}
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #c039f485
 def _rule_code(name: str, given: Mapping[str, Any]) -> str:
@@ -298,7 +312,7 @@ def _target(self: Revision, made: Draft) -> bool:  # Is it another question?
 # %% ../../nbs/api/recipes/33_revising.ipynb #7fa3e750
 @patch
 def _sides(self: Revision, made: Draft) -> None:
-    "Compare time and group, on which the split rests"
+    "Compare time and group, on which the split rests, and batches"
     given = {"time": made.time, "group": made.group}
     other = {part: column for part, column in given.items() if column != self.proposed.text(part)}
     for part, column in other.items():
@@ -306,8 +320,9 @@ def _sides(self: Revision, made: Draft) -> None:
         self.proposed.parts[part] = json.dumps(column, ensure_ascii=False)
     if other:
         self.proposed.parts["split"] = split_code(made.split())
-    if "time" in other and made.batch() != (self.proposed.text("batch") or "file"):
-        self.proposed.parts["batch"] = json.dumps(made.batch())
+    if made.batch != (was := self.proposed.text("batch") or "file"):
+        self.changes.append(f"batches are {made.batch}s, and were {was}s")
+        self.proposed.parts["batch"] = json.dumps(made.batch)
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #60deeae2
 def _lines(some: Declared) -> list[str]:
@@ -339,6 +354,8 @@ def _follows(self: Revision, there: Declared, page: str, asked: bool) -> list[st
         )
     if any(now.parts.get(part) != there.parts.get(part) for part in ("split", "time")):
         words.append("Rows may come to another side: decide the next promotion by hand.")
+    if now.parts.get("batch") != there.parts.get("batch"):
+        words.append("Batches get other names: begin with an empty lake, or with a pipeline of another name.")
     return words
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #f24fd3d7

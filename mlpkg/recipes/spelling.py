@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 
-from ..models.inspection import ColumnFacts
+from ..models.facts import ColumnFacts
 from ..models.splits import SplitRule
 from ..models.tasks import Task
 

@@ -1,0 +1,330 @@
+"""What `mlpkg new` takes each column of a table for, what it asks about, and how a person says otherwise.
+
+Tables are made here and go through the library functions behind the command; tests/test_new.py runs what is written.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Project
+from test_new import again, team_project, visits
+from typer.testing import CliRunner
+
+from mlpkg.cli.new import creating
+from mlpkg.models.inspection import InspectionError, inspect_table
+from mlpkg.recipes.drafting import Draft, draft_pipeline
+from mlpkg.recipes.revising import draft_again, read_declared
+from mlpkg.recipes.scaffold import find_project, write_pipeline
+
+ROWS = 900
+
+
+def members(**more: object) -> pd.DataFrame:
+    "One row for each member of a club: nothing returns"
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"months_as_member": rng.integers(0, 72, ROWS), "fee": rng.gamma(4, 10, ROWS).round(2)})
+    left = np.where(table["months_as_member"] + rng.normal(0, 20, ROWS) > 36, "no", "yes")
+    return table.assign(**more, left=left)
+
+
+def drafted(folder: Path, table: pd.DataFrame, target: str = "left", **asked: object) -> Draft:
+    "A draft of a pipeline for a table"
+    table.to_csv(folder / "given.csv", index=False)
+    return draft_pipeline("given", str(folder / "given.csv"), target, **asked)
+
+
+def said(made: Draft, words: str) -> list[str]:
+    "The notes and warnings that have some words"
+    return [one for one in [*made.notes, *made.warnings] if words in one]
+
+
+def features(made: Draft) -> list[str]:
+    return [name for name, one in made.found.columns.items() if one.use == "feature"]
+
+
+def counts(low: int, high: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(low, high, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("monate_als_kunde", counts(0, 72)),
+        ("age_of_driver", counts(18, 90)),
+        ("number_of_guests", counts(1, 60)),
+        ("employees", counts(5, 5000)),
+        ("income_per_household", counts(200, 900) * 100),
+        ("balance_with_account", counts(0, 90_000)),
+        ("room_number", counts(1, 60)),
+    ],
+)
+def test_what_counts_or_measures_is_no_group_whatever_its_name_ends_with(tmp_path, name, values):
+    made = drafted(tmp_path, members(**{name: values}))
+    assert made.group == "" and {"months_as_member", name} <= set(features(made)), made.notes
+
+
+def test_a_number_that_may_count_or_name_things_is_a_feature_and_asked_about(tmp_path):
+    made = drafted(tmp_path, members(main_driver=counts(1, 60)))
+    assert "main_driver" in features(made) and len(said(made, "--group main_driver")) == 1
+    assert not said(made, "--group months_as_member")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("patient", list(range(60))),
+        ("customer_no", list(range(60))),
+        ("id_of_patient", list(range(60))),
+        ("store_id", list(range(60))),
+        ("kundennr", list(range(1000, 1060))),
+        ("policy_number", [7919 * one % 9973 for one in range(60)]),
+        ("lead_customer", [7919 * one % 9973 for one in range(60)]),
+    ],
+)
+def test_numbers_that_name_what_returns_are_still_the_group(tmp_path, name, values):
+    made = drafted(tmp_path, visits(name, values), "outcome")
+    assert made.group == name and f"--feature {name}" in said(made, "it is the group")[0]
+
+
+def test_group_none_keeps_what_returns_as_a_feature_unless_it_identifies_people(tmp_path):
+    table = visits("customer", [7919 * one % 9973 for one in range(60)])
+    table = table.assign(email=[f"p{one}@example.org" for one in table["customer"]])
+    made = drafted(tmp_path, table, "outcome", group="none")
+    assert "customer" in features(made) and "email" not in features(made)
+    assert made.group == "" and said(made, "customer: names something that returns") and not said(made, "customer: id")
+
+
+@pytest.mark.parametrize(
+    ("name", "why", "risk"),
+    [
+        ("customer", "names something that returns", ""),
+        ("email", "identifies people", "in the lake"),
+        ("ticket", "is another one in nearly every row", "by heart"),
+        ("refund", "gives outcome away by itself", "only afterwards"),
+        ("call", "nearly tells outcome by itself", "only afterwards"),
+    ],
+)
+def test_a_feature_that_is_asked_for_wins_over_what_was_found(tmp_path, name, why, risk):
+    rng = np.random.default_rng(0)
+    table = visits("customer", [7919 * one % 9973 for one in range(60)])
+    table["email"] = [f"p{one}@example.org" for one in table["customer"]]
+    table["ticket"] = rng.permutation(300) + 70_000
+    table["refund"] = (table["outcome"] == "yes") * 7
+    table["call"] = table["refund"].where(rng.uniform(size=300) > 0.02, 7 - table["refund"])
+    before = drafted(tmp_path, table, "outcome")
+    assert said(before, why) and (name in features(before)) == (name == "call")
+    made = drafted(tmp_path, table, "outcome", features=[name])
+    told = said(made, f"{name}: {why}")
+    assert name in features(made) and len(told) == 1 and "a feature, as asked" in told[0] and risk in told[0]
+    assert (told[0] in made.warnings) == bool(risk)
+    assert made.group == ("" if name == "customer" else "customer")
+    assert name in made.sample()
+
+
+def test_a_feature_that_cannot_be_one_is_refused_or_said(tmp_path):
+    table = members(club="north", joined="2026-01-05")
+    made = drafted(tmp_path, table, features=["club"])
+    assert "club" not in features(made) and any("club" in one and "--feature" in one for one in made.warnings)
+    for name, words in (("weather", "no column 'weather' for --feature"), ("left", "--feature left: it is the target")):
+        with pytest.raises(InspectionError, match=words):
+            drafted(tmp_path, table, features=[name])
+    with pytest.raises(InspectionError, match="--feature fee: it is the group"):
+        inspect_table(table, "left", group="fee", features=["fee"])
+
+
+AGES = np.random.default_rng(2).normal(45, 15, ROWS).round().clip(18, 87)
+
+
+def with_code(values: np.ndarray, code: float, times: int = 41) -> np.ndarray:
+    return np.where(np.arange(len(values)) < times, code, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (with_code(AGES, 99), "age: 99 occurs 41 times, and nothing is between 87 and 99"),
+        (with_code(counts(18, 88), 99), "age: 99 occurs 41 times, and nothing is between 87 and 99"),
+        (with_code(counts(1, 6), 9), "age: 9 occurs 41 times, and nothing is between 5 and 9"),
+        (with_code(counts(0, 900), 999), "age: 999 occurs 41 times, and nothing is between 899 and 999"),
+        (with_code(np.r_[1:872, 1:30], -1, 300), "age: -1 occurs 300 times, and no other value is below 1"),
+        (with_code(counts(0, 60), -9), "age: -9 occurs 41 times, and no other value is below 0"),
+        (with_code(with_code(counts(0, 31), 99, 60), 77, 30), "age: 77 occurs 30 times, 99 occurs 30 times"),
+    ],
+    ids=["age", "even", "scale", "hundreds", "minus one", "minus nine", "two codes"],
+)
+def test_codes_that_may_mean_unknown_are_asked_about_and_stay(tmp_path, values, words):
+    made = drafted(tmp_path, members(age=values))
+    told = said(made, words)
+    assert len(told) == 1 and told[0] in made.warnings, made.warnings
+    codes = "77, 99" if "77" in words else words.split()[1]
+    assert f"blanks=[{codes}] into its rule in given_contract" in told[0]
+    assert made.blanks == {} and (made.found.table["age"] == values[0]).sum() >= 30
+
+
+_tail = np.repeat([0, 1, 2, 3, 4, 5, 9], [400, 280, 120, 60, 25, 10, 5])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.r_[counts(1, 99)[:-60], [98] * 20, [99] * 40],  # Hours a week that are cut off at 99
+        np.random.default_rng(0).permutation(_tail),  # Nine children are rare, and five are not
+        np.random.default_rng(0).permutation(np.repeat([-1, 0, 1, 2, 3, 4], [60, 300, 240, 150, 100, 50])),  # Floors
+        np.random.default_rng(0).integers(-1, 2, ROWS),  # Against, neither, for
+        np.random.default_rng(0).normal(0, 9, ROWS).round(),
+        with_code(AGES, 99, 1),
+    ],
+    ids=["cut off", "tail", "floors", "signs", "both signs", "once"],
+)
+def test_values_that_look_like_codes_and_belong_to_the_others_are_not_asked_about(tmp_path, values):
+    assert not said(drafted(tmp_path, members(age=values)), "if it means unknown")
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    "A project in which nothing was run"
+    (tmp_path / "stores" / "var").mkdir(parents=True)
+    (tmp_path / "team").mkdir()
+    return team_project(tmp_path / "team", tmp_path / "stores")
+
+
+def write(project: Project, table: pd.DataFrame, **asked: object) -> Path:
+    "Write a pipeline for a table; returns the page of its recipe"
+    table.to_csv(project.root / "given.csv", index=False)
+    write_pipeline(
+        draft_pipeline("sales", str(project.root / "given.csv"), "left", **asked), find_project(project.root)
+    )
+    return project.root / "nbs" / "api" / "10_sales.ipynb"
+
+
+def test_what_a_recipe_lists_as_unknown_is_not_asked_about_again(project):
+    page = write(project, members(age=with_code(AGES, 99)))
+    own = page.read_text().replace('\\"Age\\", 0, 140)', '\\"Age\\", 0, 140, blanks=[99])')
+    assert own != page.read_text()
+    page.write_text(own)
+    there = read_declared(find_project(project.root), "sales")
+    made = draft_again(there, "sales", str(project.root / "given.csv"), "left")
+    assert not said(made, "if it means unknown") and made.blanks == {"age": [99]}
+    assert again(project, lambda t: t, "left") == []
+
+
+def test_what_was_asked_for_stays_a_feature_for_newer_data(project):
+    table = members(
+        email=[f"p{one}@example.org" for one in range(ROWS)], customer=counts(0, 200), shop_id=counts(0, 40)
+    )
+    write(project, table, features=["email", "customer"], group="none")
+    assert again(project, lambda t: t, "left") == []
+    assert any(
+        "months_as_member is gone" in one
+        for one in again(project, lambda t: t.drop(columns="months_as_member"), "left")
+    )
+
+
+def test_things_that_were_left_out_stay_so_for_newer_data(project):
+    page = write(project, members(customer=counts(0, 200), shop_id=counts(0, 40)))
+    assert "customer, shop_id: names something that returns, left out" in page.read_text()
+    assert again(project, lambda t: t, "left") == []
+    told = again(project, lambda t: t, "left", features=["customer"])
+    assert "customer was left out, and is now a feature, numbers" in told
+
+
+TENANTS = [
+    f"{first} {last}"
+    for first in ("Hans", "Anna", "Peter", "Klaus")
+    for last in "Maier Weber Kunz Roth Beck Lang Vogt Ott".split()
+]
+
+
+def test_advice_to_give_a_group_says_that_names_of_people_would_be_stored(tmp_path):
+    table = visits("tenant", TENANTS * 2)
+    asked = said(drafted(tmp_path, table, "outcome"), "--group tenant")
+    assert len(asked) == 1 and "would store" in asked[0] and "a number for each" in asked[0]
+    given = said(drafted(tmp_path, table, "outcome", group="tenant"), "identifies people")
+    assert len(given) == 1 and "in the lake and in sample.csv, which goes into git" in given[0]
+
+
+def test_advice_to_give_a_group_says_that_it_would_be_stored(tmp_path):
+    table = visits("batch", [7919 * one % 9973 for one in range(60)])
+    assert "it is stored" in said(drafted(tmp_path, table, "outcome"), "--group batch")[0]
+    table = table.assign(customer=table["batch"] + 1, device=table["batch"] + 2)
+    assert "it is stored" in said(drafted(tmp_path, table, "outcome"), "--group customer")[0]
+
+
+def german(folder: Path) -> str:
+    "A file whose columns need other names"
+    rng, spaced = np.random.default_rng(0), {f"Spalte {one}": np.arange(200) % 7 + one for one in range(12)}
+    table = pd.DataFrame({"Preis (EUR) ": rng.gamma(4, 100, 200).round(2), "Part": np.arange(200) % 5, **spaced})
+    table["Verkauft am"] = pd.date_range("2026-01-01", periods=200).strftime("%Y-%m-%d")
+    table["Kunde Nr."] = np.arange(200) % 50 + 4000
+    table.to_csv(folder / "given.csv", index=False)
+    return str(folder / "given.csv")
+
+
+@pytest.mark.parametrize("name", ["Preis (EUR) ", "Preis (EUR)", "preis_eur", "PREIS_EUR"])
+def test_columns_are_given_by_their_names_in_the_file_or_by_those_in_the_table(tmp_path, name):
+    made = draft_pipeline("given", german(tmp_path), name, "Verkauft am", "Kunde Nr.", features=["Part", "Spalte 1"])
+    assert (made.label, made.time, made.group) == ("preis_eur", "verkauft_am", "kunde_nr")
+    assert {"part_given", "spalte_1"} <= set(features(made))
+    assert (
+        draft_pipeline("given", german(tmp_path), "part", features=["kunde_nr", "part_given"][:1]).label == "part_given"
+    )
+
+
+def test_no_new_name_of_a_column_is_left_unsaid(tmp_path, project, monkeypatch):
+    source = german(tmp_path)
+    monkeypatch.setenv("MLPKG_SETTINGS", str(project.root / "settings.ini"))
+    asked = [
+        "given",
+        "--data",
+        source,
+        "--target",
+        "Preis (EUR)",
+        "--group",
+        "Kunde Nr.",
+        "--feature",
+        "Part",
+        "--dry-run",
+    ]
+    shown = CliRunner().invoke(creating, [*asked, "--feature", "Spalte 11"])
+    assert shown.exit_code == 0, shown.output
+    assert all(f"'Spalte {one}' is spalte_{one}" in shown.output for one in range(12))
+    assert "'Kunde Nr.' is kunde_nr" in shown.output and "'Part' is part_given" in shown.output
+    assert "..." not in shown.output
+
+
+def test_shares_are_printed_beside_the_classes_that_have_them(tmp_path):
+    table = members()
+    share = (table["left"] == "yes").mean()
+    assert said(drafted(tmp_path, table), f"left: two classes (no: {1 - share:.0%}, yes: {share:.0%}): binary")
+    grades = np.repeat([3, 1, 2], [450, 270, 180])
+    draft = drafted(tmp_path, members(grade=grades), "grade")
+    assert said(draft, "grade: 3 classes (1: 30%, 2: 20%, 3: 50%): multiclass")
+
+
+def test_a_draft_says_what_a_batch_is_and_does_as_asked(tmp_path):
+    days = pd.Timestamp("2026-01-01") + pd.to_timedelta(np.sort(counts(0, 200)), unit="D")
+    table = members(sold=days.strftime("%Y-%m-%d"))
+    usual = [(table, {}, "file"), (table, {"time": "sold"}, "month"), (table.head(200), {"time": "sold"}, "file")]
+    for rows, asked, batch in usual:
+        made = drafted(tmp_path, rows, **asked)
+        assert made.batch == batch and len(said(made, "--batch") if asked else said(made, "is a batch")) == 1, (
+            made.notes
+        )
+    assert said(drafted(tmp_path, table, time="sold"), "Batches are the months of sold")
+    for batch in ("file", "month", "day"):
+        made = drafted(tmp_path, table, time="sold", batch=batch)
+        filled = made.values("team.given", "")
+        assert (made.batch, filled["batch"]) == (batch, batch)
+        assert said(made, "A file is a batch" if batch == "file" else f"Batches are the {batch}s of sold")
+    with pytest.raises(InspectionError, match="--batch month needs a column of times: give --time too"):
+        drafted(tmp_path, table, batch="month")
+
+
+def test_a_batch_that_was_chosen_stays_for_newer_data(project):
+    days = pd.Timestamp("2026-01-01") + pd.to_timedelta(np.sort(counts(0, 200)), unit="D")
+    write(project, members(sold=days.strftime("%Y-%m-%d")), time="sold", batch="file")
+    assert again(project, lambda t: t, "left") == []
+    told = again(project, lambda t: t, "left", batch="month")
+    assert "batches are months, and were files" in told and '+batch = "month"' in told
