@@ -49,7 +49,7 @@ def airflow_env(
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",  # with Airflow's 1 s a short task waits most of the time
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",  # Airflow's own 1 s is more than a short task takes
         "MLPKG_SETTINGS": str(settings.file),
         "MLPKG_PROFILE": settings.profile,
     }
