@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,8 +70,6 @@ def prepare_database(
     log: IO | None = None,  # Where Airflow's output goes; the standard output unless given
 ) -> bool:  # Was there anything to do?
     "Make or migrate Airflow's database; takes some 15 seconds the first time"
-    from importlib.metadata import version
-
     home, current = Path(os.environ["AIRFLOW_HOME"]), version("apache-airflow")
     stamp = home / "mlpkg-migrated"
     with FileLock(home / "mlpkg-migrated.lock"):
