@@ -337,3 +337,15 @@ def test_a_page_that_silences_logging_gives_it_back():
     assert len(silent) > 5
     last = {path: max(code[path].rfind(f"\n{end}") for end in ENDS) for path in silent}
     assert [path.name for path in silent if last[path] < code[path].rfind("logging.disable(logging.WARNING)")] == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "nbs" / "pipelines").rglob("*.ipynb")), ids=lambda path: path.parts[-2] + path.stem
+)
+def test_no_step_notebook_shows_an_empty_table(path):
+    shown = [
+        "".join(output.get("data", {}).get("text/plain", []))
+        for cell in json.loads(path.read_text())["cells"]
+        for output in cell.get("outputs", [])
+    ]
+    assert not [text for text in shown if text.startswith("Empty DataFrame")], "say in a sentence that there is nothing"

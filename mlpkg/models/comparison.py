@@ -351,7 +351,7 @@ def plot_comparison(
 
     if not found.gains:
         figure, axes = plt.subplots(figsize=(8, 0.6 + len(found.problem) / 500), dpi=60)
-        write_words(axes, f"No rows decide. {found.problem}", 100)
+        write_words(axes, f"No rows decide: {found.problem}", 100)
         return figure
     count, rules = len(found.gains), rules_for(rules, found.kind)
     figure, panels = plt.subplots(1, count, figsize=(3.6 * count, 1.3), dpi=60, layout="constrained", squeeze=False)

@@ -56,6 +56,8 @@ def _figures(
     y = task.names(codes) if task.classes else codes
     metrics = {name: figure_of(name, y, raw, task)(np.ones(len(y))) for name in _shown[task.kind]}
     ends, few = _observed_interval(seen, said, blocks), len(y) < small_slice
+    if task.classes:
+        ends = {name: float(np.clip(end, 0, 1)) for name, end in ends.items()}
     return {"n": len(y), "observed": seen.mean(), **ends, "predicted": said.mean(), **metrics, "small": few}
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #2adcd5ec
