@@ -77,7 +77,7 @@ def block_ways(
     if not isinstance(blocks, pd.DataFrame):
         return [block_numbers(blocks, rows)]
     ways = list[np.ndarray]()
-    for way in (_numbered(blocks[name]) for name in blocks):
+    for way in (_numbered(labels) for _, labels in blocks.items()):
         if not any(_within(way, other) for other in ways):
             ways = [*(other for other in ways if not _within(other, way)), way]
     return ways
