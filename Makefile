@@ -86,8 +86,8 @@ bench-steps: setup ## Measure what a step costs, in all ways to run one; with Ce
 bench-peers: setup ## Measure what a step costs with other tools, each in an environment of its own
 	@$(BIN)/python bench/peers.py
 
-alarms: setup ## Measure how often the alarm of the monitor is false, and what it finds (an hour), and print the table
-	@$(BIN)/python bench/alarms.py
+alarms: setup ## Measure how often the alarm of the monitor is false, and what it finds (an hour; ONLY="no truth": a part)
+	@$(BIN)/python bench/alarms.py $(if $(ONLY),--only "$(ONLY)")
 
 targets: setup ## Measure everything that has a target, part by part (two hours), and print the table
 	@$(BIN)/python bench/targets.py

@@ -31,6 +31,7 @@ from mlpkg.models.registry import Loaded, Version
 from mlpkg.models.scoring import probability
 from mlpkg.models.training import fit
 from mlpkg.monitoring.checks import Finding, Window, check_columns
+from mlpkg.monitoring.dealing import level_shares
 from mlpkg.monitoring.drift import column_drift, draw_rows, joint_drift, number_drift
 from mlpkg.monitoring.performance import check_performance, leading
 from mlpkg.monitoring.report import (
@@ -375,6 +376,17 @@ def told_first(positives: float, negatives: float, seed: int = 0, works: bool = 
     return Window(pd.DataFrame({"amount": np.zeros(4000)}), p, np.where(known, y, np.nan))
 
 
+def test_the_estimate_uses_as_much_of_the_level_before_the_truth_comes_as_later():
+    "A window is judged before its truth is known, and after: what all of it may use of the level must add up to one"
+    held, window = (replace(parcels(3000, seed), blocks=None) for seed in (1, 2))
+    window = replace(window, p=0.5 + (window.p - 0.5) / 10)  # sorts worse, and is less sure
+    some = np.where(np.arange(3000) % 5 == 0, window.y, np.nan)
+    found = [judge_model(held, replace(window, y=y), held, INPUTS, RULES) for y in (None, some)]
+    before, later = ([one.p_value for one in looks if one.check == "expected"] for looks in found)
+    assert before == later and before[0] >= 1 / 2000 / level_shares["estimate"]
+    assert sum(level_shares.values()) == pytest.approx(1)
+
+
 def test_truth_that_comes_first_for_one_outcome_raises_no_alarm(tmp_path):
     held = told_first(1, 1)
     found = judge_model(held, told_first(0.9, 0.1, 1), held, [], RULES)
@@ -393,6 +405,15 @@ def test_truth_that_is_nearly_complete_raises_the_alarm(known):
     held = told_first(1, 1)
     found = judge_model(held, told_first(known, known, 1, works=False), held, [], RULES)
     assert Report("2024-04", 4000, found).get("performance", "roc_auc").level == "alarm"
+
+
+def test_looks_at_truth_that_comes_in_use_less_of_the_level():
+    "Each look at truth that grows is another chance of a false alarm, so the p of each is corrected"
+    held = told_first(1, 1)
+    found = {known: judge_model(held, told_first(known, known, 1, works=False), held, [], RULES) for known in (0.95, 1)}
+    p = {known: Report("2024-04", 4000, looks).get("performance", "roc_auc").p_value for known, looks in found.items()}
+    least = 1 / 2000 / level_shares["truth"]
+    assert p == pytest.approx({0.95: 2 * least, 1: least / 0.9})
 
 
 def asked(seed: int, copies: int, sticky: str = "") -> pd.DataFrame:

@@ -26,15 +26,17 @@ from mlpkg.data.lake import Lake, open_lake
 from mlpkg.data.ledger import Ledger
 from mlpkg.models import oversight, record
 from mlpkg.models.comparison import Comparison, ComparisonError, as_comparison, compare, decide
-from mlpkg.models.holdout import FairRows, block_marks
+from mlpkg.models.holdout import FairRows, Learner, block_marks, fair_rows
 from mlpkg.models.oversight import history, hold, hold_of, missing_champion, promote_by_hand, release, rollback
 from mlpkg.models.paired import Measurement, gain, measure
 from mlpkg.models.promotion import count_uses, opponent, promote
 from mlpkg.models.record import decisions, follow, registered_model
 from mlpkg.models.registry import RegistryError, champion, get_version, register, versions
+from mlpkg.models.splits import SplitRule
 from mlpkg.models.storage import log_model
 from mlpkg.models.tasks import Task, yes_no
 from mlpkg.models.training import fit
+from mlpkg.recipes.recipe import Recipe
 from mlpkg.settings import PromotionSettings
 from mlpkg.testing import parcels, temporary_store
 
@@ -104,6 +106,7 @@ from mlpkg.models.comparison import Comparison
 from mlpkg.models.paired import Measurement
 from mlpkg.models.promotion import promote
 from mlpkg.models.registry import RegistryError
+from mlpkg.recipes.recipe import Recipe
 from mlpkg.settings import PromotionSettings
 from mlpkg.steps.tracking import connect
 name, version, against = sys.argv[1:]
@@ -724,3 +727,47 @@ def test_what_a_training_cannot_beat_is_in_the_record(contest):
     ruling = promote(name, two, replace(found, champion=one), own)
     assert ruling.event == "promoted" and ruling.why.startswith("WARNING: the champion ")
     assert get_version(name, two).tags["promotion.reasons"].startswith("WARNING: the champion ")
+
+
+def returning(lake: Lake, split: SplitRule, customers: int, rows: int) -> FairRows:
+    "Rows of thirty days that judge, of customers who come back, as a recipe declares them"
+    recipe = Recipe("orders", "late", Task("binary", (0, 1)), ("x",), (), dict, split, time="at", group="customer")
+    rng, count = np.random.default_rng(0), 2 * rows
+    day = np.sort(np.arange(count) % 60)
+    table = pd.DataFrame({"on_day": [f"day {one:02}" for one in day], "customer": rng.integers(0, customers, count)})
+    table = table.assign(row_id=[f"row {one}" for one in range(count)], x=rng.normal(size=count), late=day % 2)
+    lake.write("split/orders", split.divide(table), mode="overwrite")
+    learner = Learner("challenger", ["x"], {"split/orders": lake.version("split/orders")})
+    return fair_rows(lake, recipe.holdout, [learner], PromotionSettings())
+
+
+def equal_models(fair: FairRows, seed: int, own_customers: float, own_days: float, better: float = 0.0):
+    "The rows with truth, and two models of which each has its good and bad customers and days; one may know more"
+    rng, x = np.random.default_rng([9, seed]), fair.rows["x"].to_numpy()
+    day, customer = (pd.factorize(fair.rows[name])[0] for name in ("on_day", "customer"))
+    y = rng.uniform(size=len(x)) < 1 / (1 + np.exp(1 - x))
+    off = rng.normal(0, 0.5, (2, len(x)))
+    off += own_customers * rng.normal(0, 1, (2, customer.max() + 1))[:, customer]
+    off += own_days * rng.normal(0, 1, (2, day.max() + 1))[:, day] * x
+    ours, theirs = 1 / (1 + np.exp(1 - x - off * [[1 - better], [1]]))
+    return replace(fair, rows=fair.rows.assign(late=y.astype(int))), ours, theirs
+
+
+@pytest.mark.parametrize(
+    ("by", "own_customers", "own_days"),
+    [("time", 1.0, 0.0), ("row", 1.0, 1.0), ("group", 0.0, 1.0)],
+)
+def test_equal_models_are_promoted_as_rarely_as_claimed_where_customers_return(tmp_path, by, own_customers, own_days):
+    "The first use of a holdout promises 2.5 %: of 60 worlds 6 or fewer, which chance exceeds once in 1,000 times"
+    columns = {"time": ("on_day",), "row": ("row_id",), "group": ("customer",)}[by]
+    split = SplitRule(by, columns, validation=0.25, holdout=0.5)
+    fair = returning(Lake(str(tmp_path)), split, 80 if by == "group" else 40, 2400)
+    rules = PromotionSettings(metric="brier", margin={"brier": 0.0}, tolerance={})
+
+    def promoted(seed: int, better: float = 0.0) -> bool:
+        given, ours, theirs = equal_models(fair, seed, own_customers, own_days, better)
+        return decide(compare(given, "late", ours, theirs, rules, champion=1), rules).promote
+
+    assert not fair.problem
+    assert sum(promoted(seed) for seed in range(60)) <= 6
+    assert sum(promoted(seed, better=0.8) for seed in range(10)) >= 8, "a model that is better wins"

@@ -42,11 +42,12 @@ class Comparison:
     alarms: int = 0  # Of these uses, alarms of the monitor about the champion
     rows: int = 0
     blocks: int = 0
-    effective: float = 0.0  # Blocks of equal size that they are worth, see `effective_blocks`
+    effective: float = 0.0  # Blocks of equal size that they are worth, see `worth_of`
     left_out: int = 0  # Rows left out, because a model has learned from their block
     marks: list[str] = field(default_factory=list)  # From `block_marks`
     block_marks: list[str] = field(default_factory=list)  # Of the blocks alone, as earlier versions noted them
     kind: Kind = "binary"  # Of the task of both models
+    across: dict[str, int] = field(default_factory=dict)  # What else rows depend on each other by: how many values
     over_constant: "dict[Metric, Measurement]" = field(default_factory=dict)  # Gain over the best constant, of the
     # metric that chooses; empty without a champion, and in comparisons of earlier versions
     unlearned: str = ""  # Rows that raised an alarm and from which it could not learn, in words
@@ -113,7 +114,7 @@ def compare(
 ) -> Comparison:  # With a problem if there is one; MetricError or TaskError where rules or champion are of another task
     "Measure two models on the same rows"
     from mlpkg.models.holdout import block_marks, too_rare
-    from mlpkg.models.paired import block_numbers, effective_blocks, gain, measure
+    from mlpkg.models.paired import gain, measure, worth_of
 
     other = other or task
     if why := answer_differences(other, task):
@@ -121,11 +122,12 @@ def compare(
     problem = fair.problem
     if task.kind == "binary" and not problem:
         labels = task.names(task.codes(fair.rows[label], learned=False)).tolist()
-        problem = too_rare(labels, fair.blocks, task.classes, rules)
+        problem = too_rare(labels, fair.dependence, task.classes, rules)
     if problem:
         about: dict[str, Any] = {"champion": champion, "uses": uses, "alarms": alarms, "left_out": fair.left_out}
         return Comparison(problem, kind=task.kind, **about)
-    y, blocks, rules = fair.rows[label], fair.blocks, rules_for(rules, task.kind)
+    y, blocks, rules = fair.rows[label], fair.dependence, rules_for(rules, task.kind)
+    across = {} if fair.across is None else {str(name): int(count) for name, count in fair.across.nunique().items()}
     named = {rules.metric, *rules.margin, *rules.tolerance, *rules.minimum}
     against = {
         metric: task.guess(y, metric) if theirs is None else theirs for metric in {**rules.margin, **rules.tolerance}
@@ -135,8 +137,8 @@ def compare(
         "", _metrics(y, ours, task, named), champion, {} if theirs is None else _metrics(y, theirs, other, named),
         {metric: gain(metric, y, ours, said, blocks, task, other) for metric, said in against.items()},
         {metric: measure(metric, y, ours, blocks, task) for metric in rules.minimum},
-        uses, alarms, len(y), blocks.nunique(), effective_blocks(block_numbers(blocks, len(y))), fair.left_out,
-        block_marks(blocks, f"{fair.table} {label}"), block_marks(blocks), task.kind,
+        uses, alarms, len(y), fair.blocks.nunique(), worth_of(blocks, len(y)), fair.left_out,
+        block_marks(fair.blocks, f"{fair.table} {label}"), block_marks(fair.blocks), task.kind, across,
         {metric: gain(metric, y, ours, said, blocks, task) for metric, said in chance.items()},
     )  # fmt: skip
 
@@ -173,11 +175,12 @@ class Decision:
 # %% ../../nbs/api/models/24_comparison.ipynb #73f7f1e2
 def _evidence(found: Comparison, level: float) -> str:
     "What a bound rests on, in words"
+    across = "".join(f", {count:,} values of {name}" for name, count in found.across.items())
     worth = f" worth {found.effective:.1f} of equal size" if found.effective < 0.9 * found.blocks else ""
     alarms = f", {found.alarms} of them an alarm about the champion" if found.alarms else ""
     again = f", use {found.uses} of these rows{alarms}" if found.uses > 1 else ""
     left = f", {found.left_out:,} rows left out that a model has learned from" if found.left_out else ""
-    return f"one-sided bound of {level:.2%}, {found.rows:,} rows in {found.blocks} blocks{worth}{again}{left}"
+    return f"one-sided bound of {level:.2%}, {found.rows:,} rows in {found.blocks} blocks{across}{worth}{again}{left}"
 
 # %% ../../nbs/api/models/24_comparison.ipynb #47d927ab
 def _unmet(found: Comparison, rules: PromotionSettings) -> Iterable[str]:
@@ -311,9 +314,10 @@ def summary(
     rules: PromotionSettings,
 ) -> dict[str, str]:
     "What else there is to know about a comparison, in words"
+    across = "".join(f", {count:,} values of {name}" for name, count in self.across.items())
     return {
         "confidence of the bounds": f"{self.level(rules):.2%}, one-sided",
-        "rows": f"{self.rows:,} in {self.blocks} blocks worth {self.effective:.1f} of equal size",
+        "rows": f"{self.rows:,} in {self.blocks} blocks{across} worth {self.effective:.1f} of equal size",
         "left out": f"{self.left_out:,} rows",
         "uses of these rows": f"{self.uses}, of which {self.alarms} alarms" if self.alarms else str(self.uses),
         "problem": self.problem or "none",

@@ -83,7 +83,7 @@ def slice_table(
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #ccaf9dc0
 def _interval(
-    y: Any, raw: np.ndarray, task: Task, blocks: np.ndarray | None
+    y: Any, raw: np.ndarray, task: Task, blocks: Any
 ) -> dict[str, float]:  # Lower and upper bound, NaN if unknown
     "The 95 % interval of the chief metric of a task"
     name = chief[task.kind]
@@ -117,7 +117,7 @@ def evaluate(
     p: Any,  # From `Task.predict`: probabilities of 1 or numbers, shape (n,), or of each class, shape (n, classes)
     groups: pd.DataFrame | Mapping[str, Sequence] | None = None,  # Columns to cut by, n rows in the order of y
     task: Task = yes_no,
-    blocks: np.ndarray | None = None,  # What happened together, such as the day; None: each row by itself
+    blocks: Any = None,  # What happened together, such as the day, as for `measure`; None: each row by itself
 ) -> Evaluation:  # ScoreError for NaN, lengths that differ, or values out of range; LabelError for an unknown class
     "Judge predictions by what happened"
     codes, raw = checked_predictions(task, y, p)

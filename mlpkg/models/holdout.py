@@ -28,6 +28,7 @@ class HoldoutRule:
     held: Filters  # Rows that judge
     learned: Filters  # Rows that a model made from a version of the table has learned from
     blocks: tuple[str, ...]  # Columns that together name the block of a row
+    across: tuple[str, ...] = ()  # Columns of which each names rows of several blocks that depend on each other, too
 
 # %% ../../nbs/api/models/23_holdout.ipynb #ec16081e
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class FairRows:
     problem: str = ""  # Why no comparison can be made, and what to do
     table: str = ""  # Where they are from
     note: str = ""  # What was taken on trust
+    across: pd.DataFrame | None = None  # What else rows depend on each other by, a column for each way
 
 # %% ../../nbs/api/models/23_holdout.ipynb #eb66e76f
 @patch
@@ -161,24 +163,36 @@ def fits(self: FairRows, columns: Iterable[str]) -> bool:
     "Can a model that takes these columns be scored on the rows?"
     return set(columns) <= set(self.rows.columns)
 
+# %% ../../nbs/api/models/23_holdout.ipynb #139a2e0b
+@patch(as_prop=True)
+def dependence(self: FairRows) -> pd.Series | pd.DataFrame:
+    "The block of each row, with whatever else rows depend on each other by; as `measure` and `gain` take it"
+    if self.across is None or self.across.empty:
+        return self.blocks
+    return pd.concat([self.blocks.rename("block"), self.across], axis=1)
+
 # %% ../../nbs/api/models/23_holdout.ipynb #db2dac5b
 def too_few(
     blocks: pd.Series,  # Block of each row
     left_out: int,  # Rows that one of the models has learned from
     rules: PromotionSettings,  # min_blocks, min_rows
+    across: pd.DataFrame | None = None,  # As in `FairRows`
 ) -> str:  # "" if there are enough
     "Say that there is too little to judge by"
-    from mlpkg.models.paired import block_numbers, effective_blocks
+    from mlpkg.models.paired import worth_of
 
-    rows, count = len(blocks), blocks.nunique()
-    worth = effective_blocks(block_numbers(blocks, rows)) if rows else 0.0
-    if rows >= rules.min_rows and round(worth) >= rules.min_blocks:
+    rows, ways = len(blocks), {"": blocks, **({} if across is None else dict(across.items()))}
+    worth = {name: worth_of(pd.DataFrame(labels), rows) if rows else 0.0 for name, labels in ways.items()}
+    scarce = next((name for name, some in worth.items() if round(some) < rules.min_blocks), "")
+    if rows >= rules.min_rows and round(worth[scarce]) >= rules.min_blocks:
         return ""
-    equal = f" that are worth {worth:.1f} of equal size" if worth < 0.9 * count else ""
+    count = ways[scarce].nunique()
+    what = f"with {count} values of {scarce}" if scarce else f"in {count} block{'s' * (count != 1)}"
+    equal = f" that are worth {worth[scarce]:.1f} of equal size" if worth[scarce] < 0.9 * count else ""
     why = f" ({left_out:,} were left out, because one of the models has learned from them)" if left_out else ""
     return (
-        f"too little to judge by: {rows:,} rows in {count} block{'s' * (count != 1)}{equal}{why}; at least "
-        f"{rules.min_rows:,} rows in {rules.min_blocks} blocks are needed. {by_hand}"
+        f"too little to judge by: {rows:,} rows {what}{equal}{why}; at least {rules.min_rows:,} rows in "
+        f"{rules.min_blocks} blocks are needed. {by_hand}"
     )
 
 # %% ../../nbs/api/models/23_holdout.ipynb #c93d5a18
@@ -187,14 +201,14 @@ rare_rows = 10  # Rows of the rarer of two classes that a comparison needs
 
 def too_rare(
     labels: Sequence,  # Class of each row, shape (n,)
-    blocks: pd.Series,  # Block of each row
+    blocks: pd.Series | pd.DataFrame,  # Block of each row, or a table of ways as in `FairRows.dependence`
     classes: Sequence,  # The two classes
     rules: PromotionSettings,  # min_blocks
 ) -> str:  # "" if there are enough rows of both
     "Say that there are too few rows of a class"
-    known, places = pd.Series(labels).to_numpy(), blocks.reset_index(drop=True)
+    known, places = pd.Series(labels).to_numpy(), pd.DataFrame(blocks).reset_index(drop=True)
     rare, some = min(((one, places[known == one]) for one in classes), key=lambda found: len(found[1]))
-    rows, count = len(some), some.nunique()
+    rows, count = len(some), int((some.nunique() + some.isna().sum()).min())  # a missing label is a block by itself
     if rows >= rare_rows and count >= rules.min_blocks:
         return ""
     return (
@@ -207,6 +221,14 @@ def _on_trust(rule: HoldoutRule, learners: Iterable[Learner]) -> str:
     "Say which models are taken by the number of their version alone"
     names = [one.name for one in learners if rule.table in one.tables and not one.marks.get(rule.table)]
     return f"the version of {rule.table} has no mark, so its number is trusted: {', '.join(names)}" if names else ""
+
+# %% ../../nbs/api/models/23_holdout.ipynb #e651ac44
+def _unnamed_across(rule: HoldoutRule, across: pd.DataFrame, version: int) -> str:
+    "Say which columns are absent that tell what rows depend on each other by"
+    if not (absent := [name for name in rule.across if name not in across]):
+        return ""
+    where = f"version {version} of {rule.table}, which was written before that was declared"
+    return f"rows depend on each other by {', '.join(absent)}, and {where}, has no such column. Split again. {by_hand}"
 
 # %% ../../nbs/api/models/23_holdout.ipynb #d9fc4eef
 def fair_rows(
@@ -223,10 +245,14 @@ def fair_rows(
     blocks = block_names(rows, rule.blocks)
     seen, problems = zip(*(_learned(lake, rule, one, rows) for one in learners), strict=True)
     fair = ~blocks.isin(set().union(*seen))
-    problem = problem or next(filter(None, problems), "") or too_few(blocks[fair], int((~fair).sum()), rules)
+    across = rows[[name for name in rule.across if name in rows]]
+    problem = problem or next(filter(None, problems), "") or _unnamed_across(rule, across, found)
+    problem = problem or too_few(blocks[fair], int((~fair).sum()), rules, across[fair])
     if not problem:
         rows, blocks = rows[fair].reset_index(drop=True), blocks[fair].reset_index(drop=True)
-    return FairRows(rows, blocks, found, int((~fair).sum()), problem, rule.table, _on_trust(rule, learners))
+        across = across[fair].reset_index(drop=True)
+    note = _on_trust(rule, learners)
+    return FairRows(rows, blocks, found, int((~fair).sum()), problem, rule.table, note, across if rule.across else None)
 
 # %% ../../nbs/api/models/23_holdout.ipynb #e5ce5108
 def own_rows(

@@ -174,8 +174,9 @@ def balanced(
 def holdout_rule(
     self: SplitRule,
     table: str,  # Of the lake, written from `divide`
+    across: Sequence[str] = (),  # Columns by which rows of several blocks depend on each other
 ) -> HoldoutRule:
     "Which rows judge, and which a model has learned from"
     learned = ["train", "validation"]  # A search refits on both
     blocks = self.columns[:1] if self.by == "time" else ("row",)
-    return HoldoutRule(table, [("part", "=", "holdout")], [("part", "in", learned)], blocks)
+    return HoldoutRule(table, [("part", "=", "holdout")], [("part", "in", learned)], blocks, tuple(across))

@@ -161,7 +161,6 @@ def check_expected(
     inputs: Sequence[Input],  # Of the model
     rules: MonitoringSettings,  # metric_drop, error_rise, alpha
     seed: int = 0,
-    share: float = level_shares["estimate"],  # Of the level
 ) -> Finding:  # "unknown" where a failure might well have been missed
     "Is the model likely to do as well as before?"
     if kind == "regression":
@@ -172,7 +171,7 @@ def check_expected(
         now, before, moves = _of_classes(kind, held, current, seed)
         tolerated = bound = rules.metric_drop
         worse = before - now.value >= bound
-    chance = chances(moves[:, None], [tolerated], rules.alpha, share)[0]
+    chance = chances(moves[:, None], [tolerated], rules.alpha, level_shares["estimate"])[0]
     level = alarm_level(worse, chance, rules.alpha)
     show = _shown[kind].format
     words = (

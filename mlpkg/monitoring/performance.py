@@ -88,12 +88,13 @@ def truth_chances(
     held: Window,  # With predictions and truth
     current: Window,  # The same
     rules: MonitoringSettings,  # metric_drop, calibration, alpha
+    share: float = level_shares["truth"],  # Of the level
 ) -> list[Chance]:  # Of the fall of the ROC AUC, and of being so much further off
     "How likely it is by chance that two classes are told apart so badly"
     deals = held.deal_with(current)
     before, now = deals.aucs((held.y, held.p), (current.y, current.p))
     moves = np.column_stack([before - now, calibration_moves(deals, held, current)])
-    return chances(moves, [rules.metric_drop, rules.calibration], rules.alpha, level_shares["truth"])
+    return chances(moves, [rules.metric_drop, rules.calibration], rules.alpha, share)
 
 # %% ../../nbs/api/monitoring/13_performance.ipynb #dcfe2bb5
 def check_rightness(
@@ -108,18 +109,20 @@ def check_rightness(
     return figure_finding("accuracy", now, before, words, level, chance.p, rules.metric_drop)
 
 # %% ../../nbs/api/monitoring/13_performance.ipynb #57208be7
-def _class_chances(held: Window, current: Window, rules: MonitoringSettings) -> list[Chance]:
+def _class_chances(held: Window, current: Window, rules: MonitoringSettings, share: float) -> list[Chance]:
     "Of the fall of the share of right predictions, and of probabilities that are further off"
     deals = held.deal_with(current)
     before, now = deals.means(held.y, current.y)
     moves = np.column_stack([before - now, calibration_moves(deals, held, current)])
-    return chances(moves, [rules.metric_drop, rules.calibration], rules.alpha, level_shares["truth"])
+    return chances(moves, [rules.metric_drop, rules.calibration], rules.alpha, share)
 
 
-def _of_several(held: Window, current: Window, rules: MonitoringSettings) -> list[Finding]:
+def _of_several(
+    held: Window, current: Window, rules: MonitoringSettings, share: float = level_shares["truth"]
+) -> list[Finding]:
     "What several classes are asked"
     now, before = (estimates(window.y, window.p, window.blocks) for window in (current, held))
-    fall, gap = _class_chances(held, current, rules)
+    fall, gap = _class_chances(held, current, rules, share)
     calibration = check_calibration(now["calibration"], before["calibration"], gap, rules, now["positive_rate"].value)
     said = calibration.words.replace("positive rate", "right", 1).replace("predicted", "to be expected", 1)
     return [
@@ -212,14 +215,15 @@ def check_performance(
     current: Window,  # The same
     slices: Sequence[str],  # Columns to cut by
     rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
+    share: float = level_shares["truth"],  # Of the level, less where the truth is looked at again
 ) -> list[Finding]:
     "How well the model does, compared with the held-out rows"
     if kind == "regression":
-        return [*_of_numbers(held, current, rules), *check_slices(held, current, slices, rules, _number_slice)]
+        return [*_of_numbers(held, current, rules, share), *check_slices(held, current, slices, rules, _number_slice)]
     if kind == "multiclass":
-        return [*_of_several(held, current, rules), *check_slices(held, current, slices, rules)]
+        return [*_of_several(held, current, rules, share), *check_slices(held, current, slices, rules)]
     now, before = (estimates(window.y, window.p, window.blocks) for window in (current, held))
-    fall, gap = truth_chances(held, current, rules)
+    fall, gap = truth_chances(held, current, rules, share)
     return [
         check_ranking(now["roc_auc"], before["roc_auc"], fall, rules),
         check_calibration(now["calibration"], before["calibration"], gap, rules, now["positive_rate"].value),

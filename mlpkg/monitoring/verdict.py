@@ -76,6 +76,7 @@ def unjudged(kind: Kind, current: Window, words: str) -> Finding:
 
 # %% ../../nbs/api/monitoring/13_verdict.ipynb #ea9ca414
 _whole = 0.9  # Share of the answers whose truth is known, from which truth may raise an alarm and end one
+_again, _last = 0.5, 0.9  # Of the share of the level that the truth has: while some is missing, and when all is there
 
 
 def _in_part(finding: Finding, share: float) -> Finding:
@@ -97,11 +98,11 @@ def _judge_performance(
     "What the truth says, and what is to be expected where it does not say enough"
     answers, judged = current.take(np.isfinite(current.p)), current.judged
     answered, known = len(answers.rows), len(judged.rows)
-    if known < rules.min_rows:  # nothing else uses the share of the level that the truth has
-        share = level_shares["truth"] + level_shares["estimate"]
+    if known < rules.min_rows:
         few = unjudged(kind, current, f"performance: truth is known for {known:,} of {answered:,} predictions")
-        return [check_expected(kind, held, answers, inputs, rules, seed, share), few]
-    truth = check_performance(kind, held, judged, slices, rules)
+        return [check_expected(kind, held, answers, inputs, rules, seed), few]
+    looks = _again if known < answered else _last
+    truth = check_performance(kind, held, judged, slices, rules, looks * level_shares["truth"])
     if known < _whole * answered:
         truth = [_in_part(one, known / answered) for one in truth]
     elif not any(one.column == leading[kind] and one.level == "unknown" for one in truth):

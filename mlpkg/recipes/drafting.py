@@ -317,6 +317,7 @@ def sample(
 # %% ../../nbs/api/recipes/30_drafting.ipynb #515e36fe
 _block_words = {
     "time": "Rows of a day depend on each other, so intervals count a day as one observation.",
+    "both": "Rows of a day depend on each other, and so do those of a group: intervals count days and groups.",
     "group": "Rows of a group depend on each other, so intervals count a group as one observation.",
     "row": "Copies of a row count as one observation.",
 }
@@ -340,7 +341,7 @@ def _words(self: Draft) -> dict[str, str]:
         "predict_title": f"Rows that are new: {wanted}?",
         "split_title": _split_titles[rule.by],
         "split_words": self._share_words(),
-        "block_words": _block_words[rule.by],
+        "block_words": _block_words["both" if self.time and self.group else rule.by],
         "batch_words": batches or f"Batches are the {self.batch}s of `{self.time}`.",
         "batch_example": {"month": "2026-01", "day": "2026-01-31"}.get(self.batch, file_batch(self.source)),
     }

@@ -75,7 +75,7 @@ def _evaluations(
     said = {who: raw_predictions(one.pipeline, rows[list(one.columns)], one.task) for who, one in models.items()}
     tasks = {who: one.task for who, one in models.items()} | {"baseline": recipe.task}
     scores = {**said, "baseline": recipe.task.guess(y, rules.metric)}
-    groups, blocks = rows[list(recipe.slices)], shown.blocks.to_numpy()
+    groups, blocks = rows[list(recipe.slices)], shown.dependence
     found = {who: evaluate(y, raw, groups, task=tasks[who], blocks=blocks) for who, raw in scores.items()}
     return said, found
 

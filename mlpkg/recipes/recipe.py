@@ -102,8 +102,11 @@ def features(self: Recipe) -> list[str]:
 # %% ../../nbs/api/recipes/10_recipe.ipynb #220e7f2a
 @patch(as_prop=True)
 def holdout(self: Recipe) -> HoldoutRule:
-    "Which rows judge, and which a model has learned from"
-    return self.split.holdout_rule(self.table("split"))
+    "Which rows judge, which a model has learned from, and by what else rows depend on each other"
+    day = day_column if self.time and self.split.by != "time" else ""
+    across = [self.group, day] if self.group or self.split.by == "group" else []
+    others = [name for name in across if name and name not in self.split.columns]
+    return self.split.holdout_rule(self.table("split"), others)
 
 # %% ../../nbs/api/recipes/10_recipe.ipynb #fef7bbce
 @patch(as_prop=True)
