@@ -74,12 +74,12 @@ def started(command: list[str], cwd: Path, env: dict[str, str], log: Path) -> It
 
 def templates() -> dict[int, psutil.Process]:
     "The processes of this user that kernels are forked from: whoever asks for a kernel is not its ancestor"
-    found = {}
+    found, parents = dict[int, psutil.Process](), dict[int, int]()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if "mlpkg.steps.template" in process.cmdline():  # so are the kernels, which are forks
-                found[process.pid] = process
-    return {pid: process for pid, process in found.items() if process.ppid() not in found}
+                found[process.pid], parents[process.pid] = process, process.ppid()
+    return {pid: process for pid, process in found.items() if parents[pid] not in found}
 
 
 def template_seconds(patience: float = 5) -> dict[int, float]:
