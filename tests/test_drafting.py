@@ -69,6 +69,7 @@ def test_a_number_that_may_count_or_name_things_is_a_feature_and_asked_about(tmp
     made = drafted(tmp_path, members(main_driver=counts(1, 60)))
     assert "main_driver" in features(made) and len(said(made, "--group main_driver")) == 1
     assert not said(made, "--group months_as_member")
+    assert not said(drafted(tmp_path, members(main_driver=counts(1, 60)), features=["main_driver"]), "main_driver")
 
 
 @pytest.mark.parametrize(
@@ -290,7 +291,7 @@ def test_no_new_name_of_a_column_is_left_unsaid(tmp_path, project, monkeypatch):
     shown = CliRunner().invoke(creating, [*asked, "--feature", "Spalte 11"])
     assert shown.exit_code == 0, shown.output
     assert all(f"'Spalte {one}' is spalte_{one}" in shown.output for one in range(12))
-    assert "'Kunde Nr.' is kunde_nr" in shown.output and "'Part' is part_given" in shown.output
+    assert "'Kunde Nr.' is kunde_nr" in shown.output and "'part' is part_given" in shown.output
     assert "..." not in shown.output
 
 
@@ -299,8 +300,9 @@ def test_shares_are_printed_beside_the_classes_that_have_them(tmp_path):
     share = (table["left"] == "yes").mean()
     assert said(drafted(tmp_path, table), f"left: two classes (no: {1 - share:.0%}, yes: {share:.0%}): binary")
     grades = np.repeat([3, 1, 2], [450, 270, 180])
-    draft = drafted(tmp_path, members(grade=grades), "grade")
-    assert said(draft, "grade: 3 classes (1: 30%, 2: 20%, 3: 50%): multiclass")
+    assert said(
+        drafted(tmp_path, members(grade=grades), "grade"), "grade: 3 classes (1: 30%, 2: 20%, 3: 50%): multiclass"
+    )
 
 
 def test_a_draft_says_what_a_batch_is_and_does_as_asked(tmp_path):

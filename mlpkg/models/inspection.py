@@ -154,7 +154,7 @@ _stored = "it is stored in the lake and in sample.csv, which goes into git"
 
 # %% ../../nbs/api/models/07_inspection.ipynb #8defad2c
 def _with_group(
-    once: pd.DataFrame, columns: dict[str, ColumnFacts], group: str
+    once: pd.DataFrame, columns: dict[str, ColumnFacts], group: str, features: Sequence[str]
 ) -> tuple[dict[str, ColumnFacts], list[str], list[str]]:
     "The columns with their group, notes and warnings about what returns"
     names = [name for name, facts in columns.items() if facts.why == why_returns]
@@ -169,10 +169,12 @@ def _with_group(
         words = f"{about[name]}, which belong together: it is the group, and {_stored}"
         found = columns | {name: replace(columns[name], use="group", why="")}
         return found, [f"{words} (--group none or --feature {name}: they do not)"], []
-    return columns, [], _asked_about_groups(columns, names, len(once))
+    return columns, [], _asked_about_groups(columns, names, len(once), features)
 
 # %% ../../nbs/api/models/07_inspection.ipynb #96adc5bf
-def _asked_about_groups(columns: dict[str, ColumnFacts], names: list[str], rows: int) -> list[str]:
+def _asked_about_groups(
+    columns: dict[str, ColumnFacts], names: list[str], rows: int, features: Sequence[str]
+) -> list[str]:
     "Questions about columns of which it cannot be told whether they are the group"
     people = [name for name, one in columns.items() if one.why == why_people and 20 < one.distinct < 0.9 * rows]
     asked = [
@@ -184,7 +186,8 @@ def _asked_about_groups(columns: dict[str, ColumnFacts], names: list[str], rows:
     if names:
         words = f"{', '.join(names)}: {why_returns}. Do rows of one belong together? Then give --group {names[0]}"
         asked.append(f"{words} ({_stored})")
-    if open_ones := [name for name, one in columns.items() if one.use == "feature" and counts_or_names(one, rows)]:
+    may_count = [name for name, one in columns.items() if one.use == "feature" and counts_or_names(one, rows)]
+    if open_ones := [name for name in may_count if name not in features]:
         words = (
             f"{', '.join(open_ones)}: taken as a number that counts or measures. Does it name something that returns?"
         )
@@ -223,7 +226,7 @@ def inspect_table(
         )
     words, warnings = _told(task, once[target], target)
     columns, told, doubts = _judged(once, roles)
-    columns, returning, asked = _with_group(once, columns, group)
+    columns, returning, asked = _with_group(once, columns, group, features)
     reasons = {one.why: [name for name in columns if columns[name].why == one.why] for one in columns.values()}
     gone = [f"{', '.join(names)}: {why}, left out" for why, names in reasons.items() if why]
     notes += [words, *told, *returning, *gone]

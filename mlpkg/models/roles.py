@@ -43,7 +43,7 @@ def _are_people(
 # %% ../../nbs/api/models/04_roles.ipynb #a9cb94a9
 _personal_names = re.compile(
     r"(^|_)(e?_?mail|phone|telephone|tel|mobile|fax|(first|last|sur|given|family|full|maiden)_?name|name|street|address"
-    r"|vorname|nachname|familienname|stra(ss|ß)e|anschrift|adresse|telefon\w*|handy\w*|geburts\w*"
+    r"|vorname|nachname|familienname|stra(ss|ß)e|anschrift|adresse|telefon\w*|handy(nr|nummer)?|geburts\w*"
     r"|ssn|social_security\w*|passport\w*|iban|credit_card\w*|ip|birth\w*|dob|date_?of_?birth)($|_)"
 )
 _personal_values = re.compile(r"[^@\s]+@[^@\s]+\.[a-z]{2,}|\+?[\d ()/-]{7,20}\d", re.IGNORECASE)

@@ -85,7 +85,7 @@ def read_table(
     if twice := [new for new in taken.values() if new in found.table]:
         raise DeliveryError(f"source {public_name(source)!r}: rename column {', '.join(twice)}, whose name is needed")
     names = {old: taken.get(new, new) for old, new in found.names.items()}
-    renamed = ", ".join(f"{old!r} is {new}" for old, new in names.items() if new in taken.values())
+    renamed = ", ".join(f"{old!r} is {new}" for old, new in taken.items())
     notes = [f"columns renamed, since pipelines use the name: {renamed}"] if taken else []
     return Found(found.table.rename(columns=taken), [*found.notes, *notes], names)
 

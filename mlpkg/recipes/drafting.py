@@ -75,12 +75,12 @@ def split(self: Draft) -> SplitRule:
     return SplitRule("group" if self.group else "row", (self.group or id_column,), *shares, self.seed)
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #ad3d87fe
-def _batch_of(table: pd.DataFrame, time: str, asked: str) -> str:  # InspectionError for months without a time
-    "What arrives together; days are too short to be judged each by itself, unless somebody asks for them"
-    if asked in ("month", "day") and not time:
-        raise InspectionError(f"--batch {asked} needs a column of times: give --time too, or leave out --batch")
-    if asked or not time:
-        return asked or "file"
+def _usual_batch(
+    table: pd.DataFrame, time: str
+) -> str:  # file or month; days are too short to be judged each by itself, unless somebody asks for them
+    "What arrives together, as far as a file can tell"
+    if not time:
+        return "file"
     return "month" if table[time].max() - table[time].min() > pd.Timedelta(days=62) else "file"
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #078cba98
@@ -163,6 +163,8 @@ def draft_pipeline(
     blanks: Blanks | None = None,  # What stands for missing values, beside what is found
 ) -> Draft:  # SourceError or InspectionError that says what is wrong with the file
     "Look at a file and decide what a pipeline for it declares"
+    if batch in ("month", "day") and not time:
+        raise InspectionError(f"--batch {batch} needs a column of times: give --time too, or leave out --batch")
     read, shown = read_table(source), public_name(source)
     target, time, group = (read.column(one) for one in (target, time, group))
     wanted = [*map(read.column, features), *(one for one in declared if one in read.table)]
@@ -174,7 +176,7 @@ def draft_pipeline(
     found = replace(found, task=task)
     notes, doubts = [*read.notes, *gone, *found.notes, *filter(None, [scale])], [*told, *found.warnings]
     made = Draft(name, shown, target, found, notes, doubts, time, found.group, signs)
-    made = replace(made, seed=_balanced_seed(made), batch=_batch_of(found.table, time, batch))
+    made = replace(made, seed=_balanced_seed(made), batch=batch or _usual_batch(found.table, time))
     by = f" ({time} itself is no feature)" if time else ""
     made.notes.extend([f"{_split_titles[made.split().by]}{by}", made._batch_words()])
     return replace(made, warnings=[*made.warnings, *_asked_about_codes(made), *_cautions(made)])
