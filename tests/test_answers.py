@@ -27,7 +27,7 @@ from mlpkg.data.lake import Lake
 from mlpkg.models.tasks import Task
 from mlpkg.serving.answer_log import AnswerLog, LakeWriter, answers_folder, compact_files
 from mlpkg.serving.answers import Answer, new_request_id, to_line
-from mlpkg.serving.arms import read_arms, trial_start
+from mlpkg.serving.arms import ArmsError, read_arms, trial_start
 from mlpkg.serving.comparison import compare_arms
 from mlpkg.serving.feedback import Feedback, FeedbackError, Truth, TruthError
 from mlpkg.serving.segments import SegmentQueue
@@ -691,6 +691,13 @@ def test_a_shadow_is_compared_on_the_same_requests(lake):
     assert list(table["with_truth"]) == [200, 200]
     assert table["words"].iloc[1].startswith("the shadow is better than the champion: ROC AUC +0.")
     assert "200 of 400 answers of the champion" in table["words"].iloc[1]
+
+
+def test_arms_without_anything_in_common_are_not_compared(lake):
+    live(lake, arm("champion", 1, 60, NOVEMBER, 2), arm("shadow", 2, 60, NOVEMBER, 2, seed=1))
+    for since in (None, "2030-01-01"):
+        with pytest.raises(ArmsError, match="give an earlier first day, or wait"):
+            compare_arms(lake, "flights", since)
 
 
 def test_truth_that_never_comes_is_missing_and_does_not_count_as_negative(lake):

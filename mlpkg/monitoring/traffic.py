@@ -113,9 +113,7 @@ def read_served(
     window: tuple[date, date],  # First and last day
     whole: Whole = "request_id",  # What is kept as a whole where there are more answers than `most`
     most: int = most_answers,  # Answers to read, at most
-) -> tuple[
-    pd.DataFrame, int
-]:  # date, request_id, record, unit, prediction, probability, inputs (JSON), truth (NaN: unknown); how many were given
+) -> tuple[pd.DataFrame, int]:  # The columns below, with unit (who asked) and truth (NaN: unknown); answers there were
     "What the champion answered, whom (a sticky key, or a single request), and the last truth about it"
     columns = ["date", "request_id", "record", "sticky", "prediction", "probability", "inputs"]
     if not lake.exists(f"served/{model}"):

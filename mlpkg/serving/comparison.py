@@ -20,7 +20,7 @@ from ..models.intervals import Judged, Losses, Scores, bootstrap_units, percenti
 from ..models.trials import Stratified, ratio_p_value, sequential_factor, strata, stratum_sizes
 from ..palette import blue
 from ..quality import Kind, get_quality
-from .arms import comparable_arms, read_arms, trial_start
+from .arms import ArmsError, comparable_arms, read_arms, trial_start
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #26b6c891
 def _judged(known: pd.DataFrame) -> Scores | Losses:
@@ -282,11 +282,15 @@ def compare_arms(
     since: str | date | None = None,  # First day, like "2026-11-01"; that of the trial unless given
     arm: str | None = None,  # "challenger" or "shadow"; the one that answered last unless given
     seed: int = 0,  # Of the bootstrap
-) -> pd.DataFrame:  # A row for each arm, the champion first; LakeError if nothing was answered
+) -> pd.DataFrame:  # A row for each arm, the champion first; LakeError or ArmsError if nothing was answered
     "Compare the arms by what happened"
     answers = read_arms(lake, model, since or trial_start(lake, model, arm))
     stood_in = answers[answers["failed"] > 0]  # these say nothing about either arm
     arms = [rows for rows in comparable_arms(answers.drop(stood_in.index), arm) if len(rows)]
+    if not arms:
+        raise ArmsError(
+            f"no answers of {model!r} that can be compared: give an earlier first day, or wait for more of them"
+        )
     kind, paired = _kind(arms), any(rows["arm"].iloc[0] == "shadow" for rows in arms)
     known = [rows.dropna(subset="truth") for rows in arms]
     matched = _matched(known, paired)
@@ -294,9 +298,8 @@ def compare_arms(
     rows = [_figures(*one) for one in zip(arms, judged, strict=True)]
     _add_intervals(rows, bootstrap_units(judged, paired, seed=seed), kind, paired)
     table = pd.DataFrame(rows, columns=_columns(kind)).assign(words="")
-    if rows:
-        uneven = "" if paired or len(arms) < 2 else _uneven_deal(arms[0], arms[1], stood_in)
-        table.loc[len(rows) - 1, "words"] = _words(rows, known, matched, uneven, kind)
+    uneven = "" if paired or len(arms) < 2 else _uneven_deal(arms[0], arms[1], stood_in)
+    table.loc[len(rows) - 1, "words"] = _words(rows, known, matched, uneven, kind)
     add_failures(table, count_failures(answers))
     return table
 
