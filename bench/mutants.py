@@ -40,6 +40,7 @@ TESTS = {  # Module -> what is given to pytest, besides the examples of its page
     "monitoring/estimation": ["tests/test_monitoring.py"],
     "monitoring/verdict": ["tests/test_monitoring.py"],
     "serving/comparison": ["tests/test_answers.py", "-k", "arms or shadow or truth_that or equal_models or lost"],
+    "serving/arms": ["tests/test_answers.py", "-k", "arms or arm or trial"],
     "serving/batching": ["tests/test_serving.py"],
     "serving/loader": ["tests/test_serving.py"],
     "steps/outbox": ["tests/test_outbox.py"],

@@ -17,15 +17,18 @@ import pyarrow as pa
 import pytest
 from conftest import wait_for
 from deltalake import DeltaTable, write_deltalake
+from filelock import FileLock
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.commits import same_rows
 from mlpkg.data.evolution import gain_columns
 from mlpkg.data.lake import Lake
-from mlpkg.serving.answer_log import AnswerLog, LakeWriter, answers_folder
+from mlpkg.models.tasks import Task
+from mlpkg.serving.answer_log import AnswerLog, LakeWriter, answers_folder, compact_files
 from mlpkg.serving.answers import Answer, new_request_id, to_line
-from mlpkg.serving.comparison import compare_arms, read_arms
+from mlpkg.serving.arms import ArmsError, read_arms, trial_start
+from mlpkg.serving.comparison import compare_arms
 from mlpkg.serving.feedback import Feedback, FeedbackError, Truth, TruthError
 from mlpkg.serving.segments import SegmentQueue
 
@@ -531,6 +534,44 @@ def test_truth_is_taken_without_reading_the_answers_that_wait_on_the_disk(tmp_pa
     assert found.accepted == [answered_ids[0]] and len(found.waiting) == 1
 
 
+def test_truth_is_stored_also_where_its_small_files_cannot_be_put_together(
+    tmp_path, lake, answered_ids, monkeypatch, caplog
+):
+    monkeypatch.setattr(LakeWriter, "compact_after", 1)
+    feedback = Feedback(lake, TABLE, tmp_path)
+    (feedback.folder / "compact-feedback.mutex").mkdir(parents=True)  # no file can be made there
+    assert feedback.give([Truth(answered_ids[0], 0, 1)]).accepted == [answered_ids[0]]
+    assert "small files of feedback/flights could not be put together" in caplog.text
+
+
+def test_the_lock_is_free_while_small_files_are_put_together(tmp_path, lake, answered_ids, monkeypatch):
+    monkeypatch.setattr(LakeWriter, "compact_after", 1)
+    feedback, free = Feedback(lake, TABLE, tmp_path), []
+
+    def look(*given: object, **more: object) -> None:
+        with FileLock(feedback.folder / "feedback.mutex", timeout=0):
+            free.append(given[1])
+        compact_files(*given, **more)
+
+    monkeypatch.setattr("mlpkg.serving.feedback.compact_files", look)
+    assert feedback.give([Truth(answered_ids[0], 0, 1)]).accepted == [answered_ids[0]]
+    assert free == ["feedback/flights"]
+
+
+@pytest.mark.parametrize("wrong", [10**400, float("inf"), "1"], ids=["huge", "infinite", "text"])
+def test_a_wrong_truth_does_not_spoil_those_that_came_with_it(tmp_path, lake, answered_ids, wrong):
+    one, other, numbers = *answered_ids[:2], Task("regression")
+    requests = [
+        [Truth(one, 0, 1.5)],
+        [Truth(one, 1, 2), Truth(other, 0, wrong)],
+        [Truth(one, 0, 1.5), Truth(other, 1, 2)],
+    ]
+    first, refused, last = Feedback(lake, TABLE, tmp_path).give_together(numbers, requests)
+    assert (first.accepted, last.repeated, last.accepted) == ([one], [one], [f"{other}:1"])
+    assert isinstance(refused, TruthError) and "items[1].truth" in str(refused)
+    assert (lake.count("feedback/flights"), lake.version("feedback/flights")) == (2, 0), "one commit"
+
+
 def test_truth_is_refused_while_the_lake_is_unreachable(tmp_path, lake, answered_ids):
     feedback = Feedback(lake, TABLE, tmp_path)
     (tmp_path / "lake").rename(tmp_path / "away")
@@ -615,6 +656,32 @@ def test_arms_are_compared_over_the_time_they_share_and_by_version(lake):
     assert "no other arm has answered" in later["words"].iloc[0]
 
 
+def test_a_request_that_another_arm_answers_again_counts_once(lake):
+    "The answers of a server that has no challenger yet were lost, and their clients asked again"
+    first = arm("champion", 1, 600, NOVEMBER, 2)
+    again = first.assign(arm="challenger", model_version=2, time=first["time"] + timedelta(seconds=2))
+    own = arm("challenger", 2, 600, NOVEMBER, 2, seed=1)
+    shadow = first.assign(arm="shadow", model_version=3)
+    live(lake, again, first, own, shadow)
+    champion, challenger = compare_arms(lake, "flights", arm="challenger").itertuples(index=False)
+    assert (champion.n, challenger.n) == (600, 600)
+    assert compare_arms(lake, "flights", arm="shadow")["n"].tolist() == [600, 600], "a shadow answers the same requests"
+
+
+def test_only_the_days_of_the_trial_are_read(lake, monkeypatch):
+    begin, seen = NOVEMBER + timedelta(days=5), list[pd.DataFrame]()
+    live(lake, arm("champion", 1, 7200, NOVEMBER, 2))
+    assert trial_start(lake, "flights") == "2026-11-01"
+    champion = arm("champion", 1, 2880, begin, 2)
+    live(lake, champion, arm("challenger", 2, 1440, begin, 2))
+    live(lake, champion[1440:].assign(arm="shadow", model_version=3))
+    monkeypatch.setattr("mlpkg.serving.comparison.read_arms", lambda *given: seen.append(read_arms(*given)) or seen[-1])
+    for name, day in (("shadow", 7), ("challenger", 6), (None, 7)):
+        assert trial_start(lake, "flights", name) == f"2026-11-0{day}"
+        assert len(compare_arms(lake, "flights", arm=name)) and seen.pop()["time"].min().day == day
+    assert trial_start(lake, "letters") is None
+
+
 def test_a_shadow_is_compared_on_the_same_requests(lake):
     champion = arm("champion", 1, 800, NOVEMBER, 0.5)
     shadow = arm("shadow", 2, 800, NOVEMBER + timedelta(seconds=1), 2, 1, names=champion["request_id"])
@@ -624,6 +691,13 @@ def test_a_shadow_is_compared_on_the_same_requests(lake):
     assert list(table["with_truth"]) == [200, 200]
     assert table["words"].iloc[1].startswith("the shadow is better than the champion: ROC AUC +0.")
     assert "200 of 400 answers of the champion" in table["words"].iloc[1]
+
+
+def test_arms_without_anything_in_common_are_not_compared(lake):
+    live(lake, arm("champion", 1, 60, NOVEMBER, 2), arm("shadow", 2, 60, NOVEMBER, 2, seed=1))
+    for since in (None, "2030-01-01"):
+        with pytest.raises(ArmsError, match="give an earlier first day, or wait"):
+            compare_arms(lake, "flights", since)
 
 
 def test_truth_that_never_comes_is_missing_and_does_not_count_as_negative(lake):

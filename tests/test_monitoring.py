@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,6 +30,7 @@ from mlpkg.examples.flights import categorical, clean, features_contract, flight
 from mlpkg.examples.flights_data import months, read_planes, read_source, read_weather
 from mlpkg.models.registry import Loaded, Version
 from mlpkg.models.scoring import probability
+from mlpkg.models.tasks import yes_no
 from mlpkg.models.training import fit
 from mlpkg.monitoring.checks import Finding, Window, check_columns
 from mlpkg.monitoring.dealing import level_shares
@@ -45,7 +47,7 @@ from mlpkg.monitoring.report import (
     with_history,
 )
 from mlpkg.monitoring.retraining import last_alarm
-from mlpkg.monitoring.traffic import watch_traffic
+from mlpkg.monitoring.traffic import read_served, served_window, watch_traffic
 from mlpkg.monitoring.verdict import judge_model, judge_rows
 from mlpkg.settings import MonitoringSettings
 
@@ -446,6 +448,29 @@ def test_copies_of_one_request_are_one_observation(tmp_path, blocks):
     broken = asked(1, 500)
     broken["inputs"] = [json.dumps({"x": None, "size": size}) for size in rng.normal(size=len(broken))]
     assert judge(broken).get("missing", "x").level == "alarm", "requests that differ count one by one"
+
+
+@pytest.mark.parametrize("blocks", ["day", "row", "unit"])
+def test_of_more_answers_than_memory_should_hold_some_are_judged(tmp_path, monkeypatch, blocks):
+    "Three thousand answers to three hundred clients, of which there is room for nine hundred"
+    monkeypatch.setattr("mlpkg.monitoring.traffic.most_answers", 900)
+    lake, day, inputs = Lake(tmp_path), date(2026, 11, 24), [Input("x", "number"), Input("size", "number")]
+    loaded = Loaded(None, Version("parcels", 1, None, ("champion",), {}, {}, {}, datetime.now(UTC)), {}, inputs)
+    rows = asked(1, 1000).assign(sticky=[f"client {place % 300}" for place in range(3000)])
+    lake.write("served/parcels", pd.concat([rows, rows[:500]]), partition_by=["date"])  # some were asked again
+    truth = rows[["date", "request_id", "record"]].assign(truth=1.0, time=pd.Timestamp(0, tz="UTC"))
+    lake.write("feedback/parcels", truth, partition_by=["date"])
+    window = served_window(read_served(lake, "parcels", 1, (day, day), "unit", 900)[0], yes_no, inputs, blocks=blocks)
+    assert len(window.rows) == 900 and (window.y == 1).all()
+    if blocks == "unit":
+        assert np.unique(window.blocks, return_counts=True)[1].tolist() == [10] * 90
+    learned = Window(pd.DataFrame({"x": np.random.default_rng(9).normal(size=3000)}).assign(size=lambda t: 2 * t["x"]))
+    judge = partial(watch_traffic, lake, loaded, learned, None, RULES, 1, 1, day + timedelta(1), blocks=blocks)
+    [report] = judge().values()
+    assert report.rows == 900
+    assert " (a sample of 900 of 3,500 answers): " in report.verdict
+    version = lake.version("traffic/parcels")
+    assert judge() and lake.version("traffic/parcels") == version, "the same are drawn again"
 
 
 def test_a_dag_run_sees_the_reports_that_another_one_has_added(tmp_path):

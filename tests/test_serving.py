@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ import schemathesis.engine
 import yaml
 from conftest import Project, free_port, listening, wait_for
 from fastapi.testclient import TestClient
+from filelock import FileLock
 from pydantic import ValidationError
 from schemathesis.engine import events
 
@@ -42,7 +44,8 @@ from mlpkg.models.storage import log_model
 from mlpkg.models.tasks import yes_no
 from mlpkg.models.training import fit
 from mlpkg.serving.app import check_host, create_app
-from mlpkg.serving.comparison import compare_arms, read_arms
+from mlpkg.serving.arms import read_arms
+from mlpkg.serving.comparison import compare_arms
 from mlpkg.serving.copies import last_good_copy
 from mlpkg.serving.http import new_key
 from mlpkg.serving.loader import ServedModel, ServingError, prepare_model
@@ -815,6 +818,33 @@ def test_truth(api):
     assert give(record=9).json()["waiting"] and give(request_id=f"2020-01-01-{'0' * 32}").json()["unknown"]
     for wrong in ({"truth": 2}, {"truth": True}, {"truth": None}, {"request_id": "x"}, {"record": -1}, {"more": 1}):
         assert problem(give(**wrong), 422)["errors"][0]["field"] == f"truths[0].{next(iter(wrong))}"
+
+
+def test_truths_that_wait_are_stored_together_and_leave_room_for_predictions(store):
+    "Somebody holds the lock: one truth is in its commit, two wait, and others are sent away at once"
+    with serving(store, max_connections=8) as api, ThreadPoolExecutor(8) as clients:
+        names = [ask(api, GOOD).json()["request_id"] for _ in range(5)]
+        feedback, queue = api.app.state.parts.feedback, api.app.state.parts.truths
+
+        def give(name: str, truth: int = 1):
+            return api.post("/v1/feedback", json={"truths": [{"request_id": name, "record": 0, "truth": truth}]})
+
+        feedback.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(feedback.folder / "feedback.mutex"):
+            first = clients.submit(give, names[0])
+            wait_for(lambda: queue.busy and not queue.waiting, 10, "the first truth to be in its commit")
+            more = [clients.submit(give, names[1]), clients.submit(give, names[0], 0)]
+            wait_for(lambda: len(queue.waiting) == 2, 10, "two truths to wait")
+            refused = give(names[2])
+            assert "2 requests with 2 records are already waiting for the lake" in problem(refused, 503)["detail"]
+            assert refused.headers["retry-after"] == "1"
+            assert ask(api, GOOD).status_code == 200
+        given = [one.result().json() for one in (first, *more)]
+        assert [sorted(key for key, value in one.items() if value) for one in given[2:]] == [["corrected"]]
+        assert all(one["accepted"] or one["waiting"] for one in given[:2])
+        lake = open_lake(settings(store))
+        assert lake.count("feedback/parcels") == 3
+        assert lake.version("feedback/parcels") == 1, "two commits"
 
 
 def test_a_request_that_is_sent_again_to_another_server_counts_once(store):

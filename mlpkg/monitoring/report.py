@@ -67,7 +67,8 @@ def alarm(self: Report) -> bool:
 @patch(as_prop=True)
 def status(self: Report) -> str:  # "alarm", "ok", or "unknown" if nothing could be concluded
     "The verdict in one word"
-    return "alarm" if self.alarm else "unknown" if {f.level for f in self.findings} <= {"unknown"} else "ok"
+    levels = {one.level for one in self.findings if one.check != "sample"}
+    return "alarm" if self.alarm else "unknown" if levels <= {"unknown"} else "ok"
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #86e39fa9
 @patch(as_prop=True)
@@ -107,10 +108,12 @@ def _leads(finding: Finding) -> bool:
 def _first_sentence(report: Report) -> str:
     "The verdict"
     told = [one for one in report.findings if one.check in ("performance", "expected") and one.level != "unknown"]
-    here, chief = report.window, next(iter(sorted(told, key=_leads, reverse=True)), None)
+    chief = next(iter(sorted(told, key=_leads, reverse=True)), None)
+    sample = "".join(f" ({one.words})" for one in report.findings if one.check == "sample")
+    here = f"{report.window}{sample}"
     if report.status == "unknown":
         return f"{here}: no conclusion, {'; '.join(one.words for one in report.at('unknown'))}."
-    if alarms := [f"{one.words}{_since(one, here)}" for one in report.at("alarm")]:
+    if alarms := [f"{one.words}{_since(one, report.window)}" for one in report.at("alarm")]:
         return f"Alarm in {here}: {'; '.join(alarms)}."
     fine = chief.words if chief and chief.level == "ok" else "every check that could be made is within bounds"
     return f"No alarm in {here}: {fine}."

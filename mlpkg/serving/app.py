@@ -7,7 +7,6 @@ __all__ = ['answers_of', 'told', 'predict', 'answered_task', 'feedback', 'add_pr
            'add_operation_routes', 'http_problem', 'create_app', 'connection_options', 'app_from_environment', 'serve']
 
 # %% ../../nbs/api/serving/30_app.ipynb #df50d25b
-import asyncio
 import logging
 import os
 from collections.abc import Mapping
@@ -30,7 +29,7 @@ from ..models.scoring import native_threads
 from ..models.tasks import Task, yes_no
 from ..redaction import get_log
 from .answers import Answer, answer_values
-from .batching import OverloadedError, choose_arm
+from .batching import MicroBatcher, OverloadedError, choose_arm
 from .components import Components, check_host, check_serving, running, served_components
 from .feedback import FeedbackError, FeedbackResult, Truth
 from mlpkg.serving.http import (
@@ -97,14 +96,19 @@ async def _has_left(request: Request) -> None:
         pass
 
 
+async def _turn(queue: MicroBatcher, request: Request, model: Any, records: list[Any]) -> Any:
+    "What the queue's call says, when its turn has come; ApiError 503 if too much waits"
+    try:
+        return await queue.submit(model, records, partial(_has_left, request))
+    except OverloadedError as error:
+        raise ApiError(503, "overloaded", str(error), headers={"Retry-After": "1"}) from None
+
+
 async def _said(
     parts: Components, request: Request, model: ServedModel, records: list[dict[str, Any]]
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     "What a model says, and what the client is told of it"
-    try:
-        found = await parts.batcher.predict(model, records, partial(_has_left, request))
-    except OverloadedError as error:
-        raise ApiError(503, "overloaded", str(error), headers={"Retry-After": "1"}) from None
+    found = await _turn(parts.batcher, request, model, records)
     return found, told(model, found)
 
 # %% ../../nbs/api/serving/30_app.ipynb #7b7df114
@@ -162,7 +166,7 @@ async def feedback(
     task, most = answered_task(parts), parts.settings.serving.max_records
     truths = [Truth(**one) for one in parse_body(truths_adapter(most, task), await request.body())["truths"]]
     try:
-        result = await asyncio.to_thread(parts.feedback.give, truths, task)
+        result = await _turn(parts.truths, request, task, truths)
     except FeedbackError as error:
         _log.warning("request %s: %s", request.scope["request_id"], error, exc_info=error)
         raise ApiError(503, "not-stored", str(error), headers={"Retry-After": "10"}) from None

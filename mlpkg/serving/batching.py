@@ -33,11 +33,11 @@ _log = get_log("mlpkg.serving.batching")
 # %% ../../nbs/api/serving/26_batching.ipynb #0c95daae
 @dataclass(slots=True, eq=False)
 class PendingRequest:
-    "A request that waits for the model"
+    "A request that waits for its call"
 
-    model: ServedModel
-    records: list[dict[str, Any]]  # Checked
-    answer: asyncio.Future  # Gets what the model says about these records
+    model: Any  # Who is asked: a `ServedModel`, or what else the call of the queue takes
+    records: list[Any]  # Checked
+    answer: asyncio.Future  # Gets what is said about these records
 
 # %% ../../nbs/api/serving/26_batching.ipynb #ca60ff50
 def _ask(
@@ -69,25 +69,29 @@ def predict_together(
 
 # %% ../../nbs/api/serving/26_batching.ipynb #811e8a83
 class OverloadedError(MlpkgError, RuntimeError):
-    "Too much is already waiting for the model, or for too long"
+    "Too much is already waiting, or for too long"
 
 # %% ../../nbs/api/serving/26_batching.ipynb #95edc2eb
 class MicroBatcher:
-    "Predicts requests that arrive while the model is busy together, in its next call"
+    "Answers requests that arrive while the model is busy together, in its next call"
 
     def __init__(
         self,
         limit: int,  # Requests that may wait
         rows: int,  # Records up to which requests share a call
-        metrics: ModelMetrics,  # Counts requests and records of each call
+        metrics: ModelMetrics | None = None,  # Counts requests and records of each call, if given
         most: int = 20_000,  # Records that may wait; one request may, however large
         seconds: float = 30.0,  # Longest that a request waits, for its turn and for the model
+        call: Callable[[Any, Sequence[list]], Sequence[Any]] = predict_together,  # Gets model and requests
+        after: Callable[[], None] | None = None,  # What the thread does once the answers are given
+        what: str = "the model",  # Who is asked, in messages
     ):
         self.limit, self.rows, self.metrics, self.most, self.seconds = limit, rows, metrics, most, seconds
+        self.call, self.after, self.what = call, after, what
         self.waiting: deque[PendingRequest] = deque()
         self.busy, self.records = False, 0  # Records that wait
         self.begun: float | None = None  # When the call began that the model is in
-        self.thread = ThreadPoolExecutor(1, "predict")
+        self.thread = ThreadPoolExecutor(1, what.replace(" ", "-"))
 
 # %% ../../nbs/api/serving/26_batching.ipynb #29cda279
 @patch
@@ -114,22 +118,36 @@ def _take(self: MicroBatcher) -> list[PendingRequest]:
 # %% ../../nbs/api/serving/26_batching.ipynb #31ec8858
 @patch
 def _start(self: MicroBatcher, loop: asyncio.AbstractEventLoop) -> None:
-    "Call the model, if a request waits"
+    "Make the next call, if a request waits"
     batch = self._take()
     self.busy, self.begun = bool(batch), time.monotonic() if batch else None
     if batch:
-        self.metrics.batch.observe(len(batch))
-        self.metrics.rows.observe(sum(len(request.records) for request in batch))
-        done = loop.run_in_executor(self.thread, predict_together, batch[0].model, [one.records for one in batch])
-        done.add_done_callback(partial(self._finish, batch, loop))
+        if self.metrics:
+            self.metrics.batch.observe(len(batch))
+            self.metrics.rows.observe(sum(len(request.records) for request in batch))
+        self.thread.submit(self._run, batch, loop)
+
+
+@patch
+def _run(self: MicroBatcher, batch: Sequence[PendingRequest], loop: asyncio.AbstractEventLoop) -> None:
+    "In the thread: make the call, hand on what it says, then do what can wait"
+    try:
+        found = self.call(batch[0].model, [request.records for request in batch])
+    except BaseException as error:  # a panic in native code is not an Exception
+        fault = ServingError(f"{self.what} failed with {error!r}")
+        fault.__cause__ = error
+        found = [fault] * len(batch)
+    loop.call_soon_threadsafe(self._finish, batch, found, loop)
+    if self.after:
+        self.after()
 
 # %% ../../nbs/api/serving/26_batching.ipynb #d1cc6389
 @patch
 def _finish(
-    self: MicroBatcher, batch: Sequence[PendingRequest], loop: asyncio.AbstractEventLoop, done: asyncio.Future
+    self: MicroBatcher, batch: Sequence[PendingRequest], several: Sequence[Any], loop: asyncio.AbstractEventLoop
 ) -> None:
     "Hand out the answers and start the next batch"
-    for request, found in zip(batch, done.result(), strict=True):
+    for request, found in zip(batch, several, strict=True):
         if request.answer.done():  # nobody waits for it
             continue
         if isinstance(found, Exception):
@@ -152,7 +170,7 @@ def _check_room(
     if full():
         self._forget()
     if full():
-        words = f"{len(self.waiting)} requests with {self.records:,} records are already waiting for the model"
+        words = f"{len(self.waiting)} requests with {self.records:,} records are already waiting for {self.what}"
         raise OverloadedError(f"{words}. Try again in a second")
 
 
@@ -160,7 +178,7 @@ def _check_room(
 def _expire(self: MicroBatcher, request: PendingRequest) -> None:
     "Let a request wait no longer"
     if not request.answer.done():
-        words = f"the model has not answered within {self.seconds:g} s. Try again later"
+        words = f"{self.what} has not answered within {self.seconds:g} s. Try again later"
         request.answer.set_exception(OverloadedError(words))
 
 
@@ -171,13 +189,13 @@ def _leave(request: PendingRequest, left: asyncio.Task) -> None:
 
 # %% ../../nbs/api/serving/26_batching.ipynb #a80155af
 @patch
-async def predict(
+async def submit(
     self: MicroBatcher,
-    model: ServedModel,  # Chosen for this request
-    records: list[dict[str, Any]],  # Checked
+    model: Any,  # Chosen for this request
+    records: list[Any],  # Checked
     left: Callable[[], Awaitable[None]] | None = None,  # Returns when the client has left, if anybody can tell
-) -> np.ndarray:  # As `Task.predict` gives it; OverloadedError if too many wait, or it takes too long; ClientDisconnect
-    "Wait for the prediction of this model and no other"
+) -> Any:  # From the call, its errors raised; OverloadedError if too many wait, or too long; ClientDisconnect
+    "Wait for what this model and no other says"
     self._check_room(len(records))
     loop = asyncio.get_running_loop()
     request = PendingRequest(model, records, loop.create_future())

@@ -79,10 +79,18 @@ class Components:
     feedback: Feedback
     metrics: Metrics  # Of the application
     counts: ModelMetrics  # Those of the model among them
-    batcher: MicroBatcher
+    batcher: MicroBatcher  # Of predictions
+    truths: MicroBatcher  # Of truth that clients send
     shadow: Shadow
 
 # %% ../../nbs/api/serving/28_components.ipynb #35eb937a
+def _truth_queue(feedback: Feedback, serving: ServingSettings) -> MicroBatcher:
+    "Truth that waits for the lake: it may hold a quarter of the connections, whatever it waits for"
+    most, room = serving.max_waiting_records, serving.max_connections // (4 * (1 + len(serving.models)))
+    give, tidy, what = feedback.give_together, feedback.tidy, "the lake"
+    return MicroBatcher(max(1, room), most, None, most, serving.answer_timeout, give, tidy, what)
+
+
 def make_components(
     settings: Settings,  # Lake, tracking and the group `serving`
     model: str = "",  # Registered name; `serving.model` unless given
@@ -95,8 +103,9 @@ def make_components(
     answers = AnswerLog(lake, table, serving.folder, serving.log_rows, serving.log_seconds)
     most, seconds = serving.max_waiting_records, serving.answer_timeout
     batcher = MicroBatcher(serving.max_waiting, serving.max_records, counts, most, seconds)
-    shadow, truths = Shadow(answers, counts, serving.log_rows), Feedback(lake, table, serving.folder)
-    return Components(settings, ModelLoader(settings), answers, truths, metrics, counts, batcher, shadow)
+    shadow, feedback = Shadow(answers, counts, serving.log_rows), Feedback(lake, table, serving.folder)
+    truths = _truth_queue(feedback, serving)
+    return Components(settings, ModelLoader(settings), answers, feedback, metrics, counts, batcher, truths, shadow)
 
 # %% ../../nbs/api/serving/28_components.ipynb #805af224
 _shared = (
@@ -150,5 +159,6 @@ async def running(
     for parts in several:
         parts.loader.stop()
         parts.batcher.thread.shutdown(wait=False)
+        parts.truths.thread.shutdown(wait=False)
         await asyncio.to_thread(parts.shadow.score, parts.shadow.take())
     await asyncio.gather(*(asyncio.to_thread(parts.answers.close) for parts in several))

@@ -6,8 +6,8 @@
 __all__ = ['Row', 'Truth', 'TruthError', 'check_truths', 'FeedbackResult', 'FeedbackError', 'NoLakeError', 'Feedback']
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #fa3eb417
-import math
-from collections.abc import Collection, Iterable
+import sys
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -25,8 +25,11 @@ from pydantic import Field
 from ..data.lake import Lake
 from ..errors import MlpkgError
 from ..models.tasks import Task, yes_no
+from ..redaction import get_log
 from .answer_log import LakeWriter, answers_folder, compact_files
 from .answers import request_date
+
+_log = get_log("mlpkg.serving.feedback")
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #7cabf8ff
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def _stored(truth: Any, task: Task) -> float | None:
     "A truth as the table has it; None for one that cannot be"
     if task.kind == "regression":
         real = isinstance(truth, Real) and not isinstance(truth, bool | np.bool_)
-        return float(truth) if real and math.isfinite(truth) else None
+        return float(truth) if real and abs(truth) <= sys.float_info.max else None
     if isinstance(truth, bool | np.bool_) and task.classes != (0, 1):
         return None
     whole = int(truth) if isinstance(truth, bool | np.bool_ | Integral) else truth
@@ -169,8 +172,8 @@ def _kind(self: Feedback, item: Truth, answered: set[Row], known: float | None) 
 @patch
 def _settle(
     self: Feedback, items: list[Truth], answered: set[Row], given: dict[Row, tuple[float, datetime]]
-) -> FeedbackResult:
-    "Sort the truths, and store those that are new"
+) -> tuple[FeedbackResult, list[dict[str, Any]]]:  # And rows to store; `given` gets those that are new
+    "Sort the truths"
     result, new = FeedbackResult([], [], [], [], []), []
     for item in items:
         row = item.request_id, item.record
@@ -181,20 +184,68 @@ def _settle(
             now = max(datetime.now(UTC), since + timedelta(microseconds=1)) if since else datetime.now(UTC)
             given[row] = item.truth, now
             new.append({"date": request_date(item.request_id), **asdict(item), "time": now})
-    if new:
-        self._store(new)
-    return result
+    return result, new
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #deb04616
 @patch
-def _store(self: Feedback, rows: list[dict]) -> None:
-    "Write truths, and put small files together now and then"
-    self.lake.write(self.table, pa.Table.from_pylist(rows), partition_by=["date"])
-    self._commits += 1
-    if self._commits % LakeWriter.compact_after == 0:
-        compact_files(self.lake, self.table, self.folder / "compact-feedback.mutex")
+def _store(self: Feedback, checked: list[list[Truth]]) -> list[FeedbackResult]:  # Whatever the lake raises
+    "Look up the truths of several requests, store those that are new in one commit, and sort all of them"
+    names = {item.request_id for items in checked for item in items}
+    answered = self.answered(names)
+    self.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(self.folder / "feedback.mutex", timeout=30, thread_local=False):
+        given = self._given(names)
+        settled = [self._settle(items, answered, given) for items in checked]
+        if rows := [row for _, new in settled for row in new]:
+            self.lake.write(self.table, pa.Table.from_pylist(rows), partition_by=["date"])
+            self._commits += 1
+    return [result for result, _ in settled]
+
+# %% ../../nbs/api/serving/20_feedback.ipynb #b2feb816
+def _not_stored(cause: Exception) -> FeedbackError:
+    "What is said where the lake is unreachable"
+    error = FeedbackError("the truth could not be stored, please send it again later")
+    error.__cause__ = cause
+    return error
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #62be322e
+def _checked(items: Iterable[Truth], task: Task) -> list[Truth] | TruthError:
+    "Truths that may be stored, or why not"
+    try:
+        return check_truths(items, task)
+    except TruthError as error:
+        return error
+
+
+@patch
+def give_together(
+    self: Feedback,
+    task: Task,  # Of the model that answered
+    requests: Sequence[Iterable[Truth]],  # Truths of each
+) -> Sequence[FeedbackResult | TruthError | FeedbackError]:  # For each request, as `give` returns or raises it
+    "Store what is new of several requests in one commit; a wrong truth is the matter of its request alone"
+    checked = [_checked(items, task) for items in requests]
+    good = [items for items in checked if not isinstance(items, TruthError)]
+    try:
+        results = iter(self._store(good))
+    except Exception as error:
+        return [one if isinstance(one, TruthError) else _not_stored(error) for one in checked]
+    return [one if isinstance(one, TruthError) else next(results) for one in checked]
+
+# %% ../../nbs/api/serving/20_feedback.ipynb #f63bd9bf
+@patch
+def tidy(self: Feedback) -> None:
+    "Put small files together, once there have been enough commits"
+    if self._commits < LakeWriter.compact_after:
+        return
+    self._commits = 0
+    try:
+        compact_files(self.lake, self.table, self.folder / "compact-feedback.mutex")
+    except Exception as error:
+        words = "small files of %s could not be put together; the next try is after %s more commits"
+        _log.warning(words, self.table, LakeWriter.compact_after, exc_info=error)
+
+
 @patch
 def give(
     self: Feedback,
@@ -202,12 +253,8 @@ def give(
     task: Task = yes_no,  # Of the model that answered
 ) -> FeedbackResult:  # TruthError for a truth that it cannot be about, FeedbackError if the lake is unreachable
     "Store what is new, and say what became of each truth"
-    items = check_truths(items, task)
-    names = {item.request_id for item in items}
-    try:
-        answered = self.answered(names)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / "feedback.mutex", timeout=30, thread_local=False):
-            return self._settle(items, answered, self._given(names))
-    except Exception as error:
-        raise FeedbackError("the truth could not be stored, please send it again later") from error
+    [found] = self.give_together(task, [items])
+    if isinstance(found, Exception):
+        raise found
+    self.tidy()
+    return found
