@@ -10,7 +10,7 @@ import pytest
 
 from mlpkg.data.lake import Lake
 from mlpkg.data.pins import pins
-from mlpkg.data.retention import compact
+from mlpkg.data.upkeep import compact
 from mlpkg.steps.execution import StepError
 from mlpkg.steps.record import Caching, read_record
 from mlpkg.steps.run import run_step

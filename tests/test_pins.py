@@ -17,7 +17,8 @@ from mlpkg.data.commits import OutdatedError
 from mlpkg.data.lake import Lake
 from mlpkg.data.ledger import Ledger
 from mlpkg.data.pins import move_pin
-from mlpkg.data.retention import compact, protect_log, remove_versions, table_folder
+from mlpkg.data.retention import protect_log, remove_versions, table_folder
+from mlpkg.data.upkeep import compact
 from mlpkg.steps.execution import StepError
 from mlpkg.steps.run import run_step
 from mlpkg.steps.tracking import open_pipeline_run
