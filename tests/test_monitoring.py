@@ -25,7 +25,7 @@ from scipy import stats
 from mlpkg.data.arrivals import Arrival, note_taken
 from mlpkg.data.inputs import Input, inputs_from
 from mlpkg.data.lake import Lake
-from mlpkg.data.retention import tidy_lake
+from mlpkg.data.upkeep import tidy_lake
 from mlpkg.examples.flights import categorical, clean, features_contract, flight_features, numeric, seed_lake, split
 from mlpkg.examples.flights_data import months, read_planes, read_source, read_weather
 from mlpkg.models.registry import Loaded, Version

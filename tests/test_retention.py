@@ -13,18 +13,21 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from urllib.parse import unquote
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from mlpkg.data import together, upkeep
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.lake import Lake
 from mlpkg.data.retention import (
-    compact,
     forget_history,
     needed_versions,
     readable_versions,
@@ -32,10 +35,10 @@ from mlpkg.data.retention import (
     remove_versions,
     stored_files,
     table_folder,
-    tidy_lake,
     trim_log,
 )
 from mlpkg.data.together import Waiting, put_down, replace_together
+from mlpkg.data.upkeep import compact, tidy_lake
 from mlpkg.serving import forgetting
 from mlpkg.serving.answer_log import AnswerLog, answers_folder
 from mlpkg.serving.answers import Answer, new_request_id, to_line
@@ -128,7 +131,7 @@ def test_a_file_that_a_writer_has_not_committed_yet_stays(tmp_path):
     fresh = tmp_path / NAME / "part-of-a-writer.parquet"
     fresh.write_bytes(b"not committed yet")
     remove_versions(lake, NAME, datetime.now(UTC))
-    forget_history(lake, NAME)
+    assert forget_history(lake, NAME).failed
     assert fresh.exists() and readable_versions(lake, NAME) == [lake.version(NAME)]
 
 
@@ -234,6 +237,265 @@ def test_compaction_neither_doubles_rows_nor_brings_replaced_ones_back(root, oth
     assert [job.exitcode for job in jobs] == [0] * len(jobs)
     expected = [102, 102] if other is overwrite_at_once else sorted([*range(8)] * 2)
     assert sorted(lake.read(NAME)["value"]) == expected
+
+
+def disk(lake: Lake, name: str = NAME) -> dict[str, int]:
+    "The files of a table without its log"
+    return {path: size for path, size in stored_files(lake, name).items() if not path.startswith("_delta_log")}
+
+
+def live(lake: Lake, name: str = NAME) -> dict[str, int]:
+    "The files that its newest version consists of"
+    files = pa.table(lake._open(name).get_add_actions()).to_pylist()
+    return {unquote(file["path"]): file["size_bytes"] for file in files}
+
+
+def test_storage_grows_with_the_traffic_and_not_with_its_square(tmp_path):
+    lake, rng, cycles = Lake(tmp_path), np.random.default_rng(0), 24
+    for _ in range(cycles):
+        for _ in range(11):
+            lake.write(NAME, pd.DataFrame({"month": "01 ä", "value": rng.random(2000)}), partition_by=["month"])
+        compact(lake, NAME)
+    rows = lake.read(NAME)["value"]
+    assert len(rows) == rows.nunique() == cycles * 11 * 2000 and len(live(lake)) < 20
+    assert sum(disk(lake).values()) < 6 * sum(live(lake).values())
+    assert [lake.count(NAME, version) for version in (0, 10, 11, 12)] == [2000, 22_000, 22_000, 24_000]
+
+
+def test_files_of_a_good_size_are_left_alone(tmp_path, monkeypatch):
+    lake, rng = Lake(tmp_path), np.random.default_rng(0)
+    monkeypatch.setattr(upkeep, "file_size", 2**17)
+    lake.write(NAME, pd.DataFrame({"value": rng.random(10_000)}))
+    large = set(live(lake))
+    for _ in range(11):
+        lake.write(NAME, pd.DataFrame({"value": rng.random(2000)}))
+    assert compact(lake, NAME).count == 11 and large < set(live(lake)) and len(live(lake)) == 3
+    assert lake.read(NAME)["value"].nunique() == 32_000 and not compact(lake, NAME)
+
+
+def test_rows_without_a_value_of_their_partition_are_put_together_too(tmp_path):
+    lake, nowhere = Lake(tmp_path), pd.Series([None], dtype="str")
+    for value in range(12):
+        lake.write(NAME, pd.DataFrame({"month": nowhere, "value": value}), partition_by=["month"])
+    assert compact(lake, NAME).count == 12 and len(live(lake)) == 1
+    rows = lake.read(NAME)
+    assert sorted(rows["value"]) == [*range(12)] and rows["month"].isna().all()
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    "Let somebody do something whenever the rows of small files are about to be read"
+    stream, seen = upkeep._stream, []
+
+    def during(job) -> list:
+        monkeypatch.setattr(upkeep, "_stream", lambda rows: (seen.append(job()), stream(rows))[1])
+        return seen
+
+    return during
+
+
+@pytest.mark.parametrize("month", ["01", "02"])
+def test_who_appends_meanwhile_does_not_keep_small_files_from_being_put_together(root, meanwhile, month):
+    lake = Lake(root)
+    for value in range(12):
+        lake.write(NAME, frame(value, ["01"]), partition_by=["month"])
+    seen = meanwhile(lambda: Lake(root).write(NAME, frame(100, [month])))
+    done = compact(lake, NAME)
+    assert (done.count, done.note, done.failed, len(seen)) == (12, "put together", False, 1)
+    assert len(live(lake)) == 2 and len(disk(lake)) == 14 and not compact(lake, NAME)
+    assert sorted(lake.read(NAME)["value"]) == [*range(12), 100]
+
+
+def test_who_replaces_the_rows_meanwhile_goes_first_and_nothing_is_left_of_the_attempt(root, meanwhile):
+    lake = Lake(root)
+    rows = [pd.DataFrame({"month": ["01"], "value": value}) for value in range(12)]
+    for one in rows:
+        lake.write(NAME, one, partition_by=["month"])
+    known = disk(lake)
+
+    def again():
+        for mode, one in zip(["replace"] + ["append"] * 11, rows, strict=True):
+            lake.write(NAME, one, mode, {"month": "01"} if mode == "replace" else None)
+        known.update(live(lake))
+
+    seen = meanwhile(again)
+    done = compact(lake, NAME)
+    assert done.failed and done.count == 0 and len(seen) == 3 and disk(lake) == known
+    assert "month=01" in done.note and "Run `mlpkg tidy` again" in done.note
+    assert sorted(lake.read(NAME)["value"]) == [*range(12)]
+
+
+def test_who_has_put_the_files_together_meanwhile_has_done_it(tmp_path, meanwhile):
+    lake, first = Lake(tmp_path), [True]
+    for value in range(12):
+        lake.write(NAME, frame(value), partition_by=["month"])
+
+    def other():
+        if first:
+            first.clear()
+            compact(Lake(tmp_path), NAME)
+
+    meanwhile(other)
+    done = compact(lake, NAME)
+    assert (done.count, done.failed) == (0, False) and len(disk(lake)) == 26
+    assert sorted(lake.read(NAME)["value"]) == sorted([*range(12)] * 2)
+
+
+def test_files_of_an_attempt_that_failed_go_at_once(tmp_path, monkeypatch):
+    lake = Lake(tmp_path)
+    for value in range(12):
+        lake.write(NAME, frame(value), partition_by=["month"])
+    known, commit = disk(lake), upkeep._commit
+
+    def lost(*given, before: bool):
+        if not before:
+            commit(*given)
+        raise OSError("the connection was lost")
+
+    monkeypatch.setattr(upkeep, "_commit", partial(lost, before=True))
+    with pytest.raises(OSError, match="the connection was lost"):
+        compact(lake, NAME)
+    assert disk(lake) == known
+    monkeypatch.setattr(upkeep, "_commit", partial(lost, before=False))
+    assert compact(lake, NAME).count == 24, "the commit was there although nobody heard of it"
+    assert len(live(lake)) == 2 and sorted(lake.read(NAME)["value"]) == sorted([*range(12)] * 2)
+
+
+def test_what_a_killed_compaction_has_left_goes_with_the_next_tidy(root):
+    lake = Lake(root)
+    for value in range(12):
+        lake.write(NAME, frame(value), partition_by=["month"])
+    known = disk(lake)
+    program = (
+        "import os, signal, sys; from mlpkg.data.lake import Lake; from mlpkg.data import upkeep\n"
+        "upkeep._commit = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"upkeep.compact(Lake(sys.argv[1]), {NAME!r})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, root]).returncode == -9  # noqa: S603
+    left = disk(lake).keys() - known
+    assert left and lake.tables() == [NAME] and sorted(lake.read(NAME)["value"]) == sorted([*range(12)] * 2)
+    if "://" not in root:
+        for path in left:
+            os.utime(f"{root}/{NAME}/{path}", (0, 0))
+        remove_versions(lake, NAME, now - timedelta(days=1))
+        assert not left & disk(lake).keys()
+
+
+def put_file(lake: Lake, path: str, data: bytes) -> None:
+    "Write a file as a process does that is killed before its commit"
+    file = table_folder(lake, "").handler._handler.open_output_stream(path)  # what pyarrow wraps around it cannot write
+    file.write(data)
+    file.close()
+
+
+def test_whoever_is_forgotten_while_files_wait_for_their_commit_is_told_when_to_try_again(root):
+    lake = Lake(root)
+    for name in ("customer7", "customer8"):
+        lake.write("served/orders", pd.DataFrame({"date": ["2026-01-01"], "sticky": name, "request_id": name}))
+    put_file(lake, "served/orders/part-of-a-writer.parquet", b"customer7")
+    done = list(forget(lake, Path("nowhere"), "sticky", "customer7"))
+    [told] = [one for one in done if one.failed]
+    again = datetime.now() + timedelta(hours=1)  # on the clock of this machine
+    assert told.where == "served/orders" and "1 file " in told.note
+    assert re.search(r"run it again after (\d\d:\d\d)", told.note)[1] in [
+        f"{again + timedelta(minutes=minutes):%H:%M}" for minutes in (-1, 0, 1, 2)
+    ]
+    if "://" not in root:
+        os.utime(f"{root}/served/orders/part-of-a-writer.parquet", (0, 0))
+        assert not [one for one in forget(lake, Path("nowhere"), "sticky", "customer7") if one.failed]
+        assert holders(lake, Path("nowhere"), "customer7") == []
+
+
+def test_the_lineage_of_both_tables_that_changed_together_is_their_writer(tmp_path, monkeypatch):
+    lake, part = Lake(tmp_path), {"month": "01"}
+    rows = frame(1, ["01"])
+    monkeypatch.setenv("MLFLOW_RUN_ID", "the-writer")
+    replace_together(lake, {NAME: rows, "aside/orders": rows}, part)
+    assert lake.lineage(NAME) == lake.lineage("aside/orders") == "the-writer"
+    with monkeypatch.context() as patch:
+        patch.setattr(together, "settled", lambda lake, name: lake._find(name))  # before it brought its rows in
+        with pytest.raises(LakeError, match="not in the table's log"):
+            replace_together(lake, {NAME: rows, "aside/orders": rows}, part)
+    monkeypatch.setenv("MLFLOW_RUN_ID", "a-reader")
+    assert lake.version("aside/orders") == 2 and lake.lineage("aside/orders") == "the-writer"
+
+
+def test_rows_that_a_changed_table_does_not_take_are_set_aside_and_named(root, monkeypatch):
+    lake, part = Lake(root), {"month": "01"}
+    rows, other = frame(1, ["01"]), pd.DataFrame({"month": ["01"], "amount": 0.5})
+    replace_together(lake, {NAME: rows, "aside/orders": rows}, part)
+    put = together.put_down
+
+    def change(*given):
+        put(*given)
+        lake.write("aside/orders", other, "overwrite", change_schema=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(together, "put_down", change)
+        with pytest.raises(LakeError, match=r"'aside/orders' does not take rows .*/_waiting/aside/orders/\w+: "):
+            replace_together(lake, {NAME: frame(2, ["01"]), "aside/orders": frame(2, ["01"])}, part)
+    assert (lake.read(NAME)["value"].tolist(), lake.read("aside/orders")["amount"].tolist()) == ([2], [0.5])
+    for dry_run in (True, False):
+        [found, *others] = tidy_lake(lake, now - timedelta(days=1), dry_run=dry_run)
+        assert found.failed and found.count == 0 and "'aside/orders' does not take rows" in found.note
+        assert not any(one.failed for one in others)
+    replace_together(lake, {NAME: rows, "aside/orders": other}, part)
+    list(tidy_lake(lake, now + timedelta(days=1)))
+    assert not stored_files(lake, "_waiting")
+    assert not list(tidy_lake(lake, now + timedelta(days=1)))[0]
+
+
+killed_writer = """
+import os, signal, sys, numpy as np, pyarrow as pa
+from pathlib import Path
+from deltalake import write_deltalake
+from mlpkg.data.lake import Lake
+from mlpkg.data.together import Waiting, put_down
+
+root, table = map(Path, sys.argv[1:])
+schema = pa.schema([("value", pa.float64())])
+
+def rows():
+    while not any("#" in path.name for path in table.rglob("*")):
+        yield pa.record_batch([np.random.rand(100_000)], schema=schema)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+stream = pa.RecordBatchReader.from_batches(schema, rows())
+if "_waiting" in table.parts:
+    put_down(Lake(root), Waiting("aside/orders", "a1", {}), stream)
+write_deltalake(table, stream, mode="append")
+"""
+
+
+def test_what_a_killed_writer_has_not_finished_goes_when_it_is_old(tmp_path):
+    "On a folder, deltalake does not list it"
+    lake, places = Lake(tmp_path), (tmp_path / "_waiting" / "aside" / "orders", tmp_path / NAME)
+    lake.write(NAME, pd.DataFrame({"value": [0.5]}))
+    for place in places:
+        assert subprocess.run([sys.executable, "-c", killed_writer, tmp_path, place]).returncode == -9  # noqa: S603
+    drafts = [path for place in places for path in place.rglob("*#*")]
+    assert len(drafts) == 2
+    assert list(tidy_lake(lake, now - timedelta(days=1))) and all(path.exists() for path in drafts)
+    assert forget_history(lake, NAME).failed
+    for path in drafts:
+        os.utime(path, (0, 0))
+    assert sum(one.files for one in tidy_lake(lake, now - timedelta(days=1))) == 2
+    assert not any(path.exists() for path in drafts) and lake.count(NAME) == 1
+
+
+def test_rows_of_a_writer_who_was_killed_while_they_were_put_down_go_when_they_are_old(root):
+    lake = Lake(root)
+    lake.write(NAME, frame(1))
+    whole = Waiting("aside/orders", "a1", {"month": "01"})
+    put_down(lake, whole, pa.Table.from_pandas(frame(2), preserve_index=False).to_reader())
+    for mark in ("b2", "c3"):
+        put_file(lake, f"_waiting/aside/orders/{mark}/part-0.parquet", b"some rows")
+    [found, *_] = tidy_lake(lake, now - timedelta(days=1))
+    assert not found and len(stored_files(lake, "_waiting")) == 4, "they may still be coming"
+    for dry_run in (True, False):
+        [found, *_] = tidy_lake(lake, now + timedelta(days=1), dry_run=dry_run)
+        assert (found.what, found.count, found.files) == ("rows that waited", 3, 4) and not found.failed
+    assert not stored_files(lake, "_waiting") and lake.count(NAME) == 2
 
 
 def files_below(root: Path) -> dict[str, bytes]:

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from ..data.arrow import LakeError
 from ..data.evolution import gain_columns
 from ..data.lake import Lake
-from ..data.retention import compact, few
+from ..data.upkeep import compact, few
 from ..redaction import get_log
 from .answers import Answer, from_lines, to_line
 from .health import Issues
@@ -165,7 +165,9 @@ def compact_files(
     "Put the small files of a table together; its versions stay readable"
     with suppress(Timeout):  # another process is doing it
         with FileLock(mutex, timeout=0, thread_local=False):
-            compact(lake, table, more_than=more_than)
+            done = compact(lake, table, more_than=more_than)
+            if done.failed:
+                _log.warning("%s: small files: %s", table, done.note)
 
 # %% ../../nbs/api/serving/18_answer_log.ipynb #52c129f0
 @patch

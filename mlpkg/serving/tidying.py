@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ..data.lake import Lake, open_lake
 from ..data.pins import pins
-from ..data.retention import Removal, guarded, last_written, remove_tables, tidy_lake
+from ..data.retention import Removal, guarded, last_written, remove_tables
+from ..data.upkeep import tidy_lake
 from ..errors import MlpkgError
 from .copies import last_good_copy
 from .forgetting import remove_old_answers
