@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DeliveryError', 'file_batch', 'select_batches', 'read_table', 'Delivery', 'add_columns', 'sources_of',
-           'read_delivery', 'write_batches', 'stored_batches', 'check_replaced', 'receive_delivery', 'store_delivery']
+           'read_delivery', 'write_batches', 'stored_batches', 'run_line', 'check_replaced', 'receive_delivery',
+           'store_delivery']
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #f5f21f36
 import json
@@ -303,25 +304,30 @@ def stored_batches(
         return []
     return in_order(lake, table.rpartition("/")[2], lake.read(table, [batch_column])[batch_column].unique())
 
-# %% ../../nbs/api/recipes/12_delivery.ipynb #bbb6ad90
-def _run_etl(recipe: Recipe, source: str | Sequence[str], **more: str) -> str:
-    "What to type to bring in files"
-    text = source if isinstance(source, str) else json.dumps(list(source), ensure_ascii=False)
+# %% ../../nbs/api/recipes/12_delivery.ipynb #aacb6e85
+def run_line(
+    recipe: Recipe,
+    dag: str,  # Like "etl"
+    sources: Sequence[str],  # One or more, by their names in the lake
+    **more: str,  # Further params
+) -> str:
+    "What to type to run a DAG of the pipeline on files"
+    text = sources[0] if len(sources) == 1 else json.dumps(list(sources), ensure_ascii=False)
     params = [f"--param {shlex.quote(f'{name}={value}')}" for name, value in {"source": text, **more}.items()]
-    return " ".join([f"mlpkg run {recipe.name}_etl", *params])
+    return " ".join([f"mlpkg run {recipe.name}_{dag}", *params])
 
-
+# %% ../../nbs/api/recipes/12_delivery.ipynb #bbb6ad90
 def _would_replace(recipe: Recipe, file: str, lost: pd.DataFrame, batches: Sequence[str]) -> DeliveryError:
     "The error for a file with batches that came from other files"
     there, before = (list(dict.fromkeys(lost[name].astype(str))) for name in (batch_column, source_column))
     names, others = ", ".join(map(repr, there)), ", ".join(map(repr, before))
     more = "If this is another batch, give the file another name"
     if recipe.batch != "file":
-        given = _run_etl(recipe, [*before, file], batches=",".join(batches))
+        given = run_line(recipe, "etl", [*before, file], batches=",".join(batches))
         more = f"If its rows belong beside those that are there, give all files: {given}"
     return DeliveryError(
         f"batch {names} came from {others}, and would be replaced by rows of {file!r}. {more}. If it takes their "
-        f"place: {_run_etl(recipe, file, replace='true')}"
+        f"place: {run_line(recipe, 'etl', [file], replace='true')}"
     )
 
 
