@@ -699,6 +699,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlpkg.data.lake.Lake.batches': ('api/data/lake.html#lake.batches', 'mlpkg/data/lake.py'),
                                  'mlpkg.data.lake.Lake.copy': ('api/data/lake.html#lake.copy', 'mlpkg/data/lake.py'),
                                  'mlpkg.data.lake.Lake.count': ('api/data/lake.html#lake.count', 'mlpkg/data/lake.py'),
+                                 'mlpkg.data.lake.Lake.distinct': ('api/data/lake.html#lake.distinct', 'mlpkg/data/lake.py'),
                                  'mlpkg.data.lake.Lake.exists': ('api/data/lake.html#lake.exists', 'mlpkg/data/lake.py'),
                                  'mlpkg.data.lake.Lake.lineage': ('api/data/lake.html#lake.lineage', 'mlpkg/data/lake.py'),
                                  'mlpkg.data.lake.Lake.read': ('api/data/lake.html#lake.read', 'mlpkg/data/lake.py'),

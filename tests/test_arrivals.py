@@ -26,7 +26,14 @@ from mlpkg.data.sources import project_path, reading
 from mlpkg.data.tabular import read_any
 from mlpkg.examples.diamonds import recipe
 from mlpkg.recipes import delivery
-from mlpkg.recipes.delivery import DeliveryError, read_delivery, receive_delivery, store_delivery
+from mlpkg.recipes.delivery import (
+    DeliveryError,
+    read_delivery,
+    receive_delivery,
+    store_delivery,
+    stored_batches,
+    write_batches,
+)
 
 ENTRY = "from mlpkg.cli.main import main; main()"
 ODD = '-x, "q" [1]\n(é).csv'
@@ -241,3 +248,16 @@ def test_only_what_a_file_says_is_written_down_as_its_fault(tmp_path, monkeypatc
     assert sorted(Path(one).name for one in received.aside) == ["cut.csv.gz", "flaky.csv", "torn.parquet"]
     store_delivery(lake, recipe, received)
     assert look("tuesday") == {"flaky.csv"}
+
+
+def test_which_batches_there_are_is_known_without_their_rows(tmp_path):
+    lake, names = Lake(tmp_path, run=""), ["2013-01", "2013-02"]
+    write_batches(lake, "clean/parcels", pd.DataFrame({"from_batch": names * 3, "distance": 1.0}), names)
+    write_batches(
+        lake, "clean/parcels", pd.DataFrame({"from_batch": ["2013-03"], "distance": 1.0}), names[1:] + ["2013-03"]
+    )
+    files = list(tmp_path.rglob("*.parquet"))
+    assert files
+    for file in files:
+        file.unlink()
+    assert stored_batches(lake, "clean/parcels") == ["2013-01", "2013-03"]

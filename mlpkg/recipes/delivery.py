@@ -318,7 +318,7 @@ def stored_batches(
     "The batches that a table has"
     if not lake.exists(table):
         return []
-    return in_order(lake, table.rpartition("/")[2], lake.read(table, [batch_column])[batch_column].unique())
+    return in_order(lake, table.rpartition("/")[2], lake.distinct(table, batch_column))
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #aacb6e85
 def run_line(
