@@ -3,19 +3,37 @@
 Whole runs in processes of their own, some of which are killed, which no page can show.
 """
 
+import gzip
 import os
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pandas as pd
 import pytest
 from conftest import Project, wait_for
 from test_new import team_project, wines
 
+from mlpkg.data.arrivals import announce_arrivals, arrived_files
 from mlpkg.data.lake import Lake
+from mlpkg.data.sources import project_path, reading
+from mlpkg.data.tabular import read_any
+from mlpkg.examples.diamonds import recipe
+from mlpkg.recipes import delivery
+from mlpkg.recipes.delivery import (
+    DeliveryError,
+    read_delivery,
+    receive_delivery,
+    store_delivery,
+    stored_batches,
+    write_batches,
+)
 
 ENTRY = "from mlpkg.cli.main import main; main()"
 ODD = '-x, "q" [1]\n(é).csv'
@@ -142,3 +160,104 @@ def test_what_a_look_that_was_killed_has_announced_is_announced_again(wine):
     version = lake.version("raw/wine")
     look(wine)
     assert lake.version("raw/wine") == version
+
+
+SAMPLE = pd.read_csv(project_path(recipe.sample))
+
+
+@contextmanager
+def serving(answer: Callable[[str], tuple[bytes, int]]) -> Iterator[str]:
+    "A web server whose answer to a path is a body and the length that it promises"
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body, length = answer(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_an_address_with_another_query_does_not_take_the_place_of_the_first(tmp_path):
+    lake, halves = Lake(tmp_path, run=""), {"1": SAMPLE.head(100), "2": SAMPLE.tail(50)}
+
+    def answer(path: str) -> tuple[bytes, int]:
+        body = halves[path[-1]].to_csv(index=False).encode()
+        return body, len(body)
+
+    with serving(answer) as web:
+        first, second = (f"{web}/export.csv?key=hush&part={part}" for part in "12")
+        for _ in range(2):  # the same address again is the same batch again
+            store_delivery(lake, recipe, receive_delivery(lake, recipe, first))
+        with pytest.raises(DeliveryError, match="would be replaced by rows of .*fetch it first") as refused:
+            receive_delivery(lake, recipe, second)
+        assert "hush" not in str(refused.value) and "export.csv?...' --param replace=true" in str(refused.value)
+        assert len(receive_delivery(lake, recipe, second, replace=True).rows) == len(halves["2"].drop_duplicates())
+        assert list(read_delivery(recipe, [first, second]).aside.values())[0].endswith(
+            "fetch it first under another name"
+        )
+    rows = lake.read(recipe.table("raw"))
+    assert len(rows) == len(halves["1"].drop_duplicates()) and not rows["from_source"].str.contains("hush").any()
+
+
+def test_a_file_whose_connection_broke_is_read_once_more():
+    body, asked = SAMPLE.to_csv(index=False).encode(), list[str]()
+
+    def answer(path: str) -> tuple[bytes, int]:
+        asked.append(path)
+        return body[: len(body) // 2] if len(asked) == 1 else body, len(body)
+
+    with serving(answer) as web:
+        found = read_delivery(recipe, f"{web}/export.csv")
+    assert len(asked) == 2 and len(found.rows) == len(SAMPLE.drop_duplicates())
+    assert "read at the second attempt" in " ".join(found.notes) and "broke off" in " ".join(found.notes)
+
+
+def test_only_what_a_file_says_is_written_down_as_its_fault(tmp_path, monkeypatch):
+    def flaky(source: str, *more):
+        if source.endswith("flaky.csv"):
+            with reading(source):
+                raise ConnectionResetError(104, "Connection reset by peer")
+        return read_any(source, *more)
+
+    monkeypatch.setattr(delivery, "read_any", flaky)
+    lake, incoming = Lake(tmp_path / "lake", run=""), tmp_path / "incoming"
+    incoming.mkdir()
+    SAMPLE.head(50).to_csv(incoming / "flaky.csv", index=False)
+    SAMPLE.head(50).to_csv(incoming / "good.csv", index=False)
+    SAMPLE.to_parquet(incoming / "torn.parquet")
+    torn = bytearray((incoming / "torn.parquet").read_bytes())
+    torn[100:1100] = b"\xff" * 1000
+    (incoming / "torn.parquet").write_bytes(torn)
+    (incoming / "cut.csv.gz").write_bytes(gzip.compress(SAMPLE.to_csv(index=False).encode())[:500])
+
+    def look(run: str) -> set[str]:
+        there = arrived_files(f"{incoming}/*", settled=0)
+        return {Path(one).name for one in announce_arrivals(lake, recipe.name, there, run, over=lambda *_: True)}
+
+    assert look("monday") == {"good.csv", "flaky.csv", "torn.parquet", "cut.csv.gz"}
+    received = receive_delivery(lake, recipe, [str(one) for one in sorted(incoming.iterdir())])
+    assert sorted(Path(one).name for one in received.aside) == ["cut.csv.gz", "flaky.csv", "torn.parquet"]
+    store_delivery(lake, recipe, received)
+    assert look("tuesday") == {"flaky.csv"}
+
+
+def test_which_batches_there_are_is_known_without_their_rows(tmp_path):
+    lake, names = Lake(tmp_path, run=""), ["2013-01", "2013-02"]
+    write_batches(lake, "clean/parcels", pd.DataFrame({"from_batch": names * 3, "distance": 1.0}), names)
+    write_batches(
+        lake, "clean/parcels", pd.DataFrame({"from_batch": ["2013-03"], "distance": 1.0}), names[1:] + ["2013-03"]
+    )
+    files = list(tmp_path.rglob("*.parquet"))
+    assert files
+    for file in files:
+        file.unlink()
+    assert stored_batches(lake, "clean/parcels") == ["2013-01", "2013-03"]

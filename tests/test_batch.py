@@ -3,6 +3,7 @@
 Other tests show, for every kind of model and file, that probabilities are the same wherever rows come from.
 """
 
+import datetime as dt
 import gc
 import gzip
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from decimal import Decimal
 from pathlib import Path
 
 import deltalake
@@ -634,6 +636,22 @@ def test_inputs_as_json():
     assert [row["f"] for row in found] == [1.5, None, "inf", None, 1e-30]
     assert [row["i"] for row in found] == [1, None, -3, 4, 2**60]
     assert [row["d"] for row in found] == ["x", None, 'say "ü"\n', "", "x"]
+
+
+def test_times_as_json():
+    at = dt.datetime(2013, 1, 2, 5, 30)
+    rows = {
+        "local": pa.array([at, None], pa.timestamp("us")),
+        "utc": pa.array([at, None], pa.timestamp("us", "UTC")),
+        "day": pa.array([at.date(), None], pa.date32()),
+        "hour": pa.array([at.time(), None], pa.time64("us")),
+        "took": pa.array([dt.timedelta(hours=1), None], pa.duration("us")),
+        "price": pa.array([Decimal("1.50"), None], pa.decimal128(9, 2)),
+    }
+    found, nothing = (json.loads(row) for row in rows_as_json(pa.record_batch(rows)).to_pylist())
+    assert nothing == dict.fromkeys(rows) and found["price"] == 1.5
+    assert [pd.Timestamp(found[name]).tz_localize(None) for name in ("local", "utc")] == [at, at]
+    assert found["day"] == "2013-01-02" and found["hour"].startswith("05:30:00") and isinstance(found["took"], str)
 
 
 large = """

@@ -230,6 +230,7 @@ def predict_params(
         "batches": batches_param("", "batches to predict; all that the source has unless given"),
         "which": Param("champion", type="string", description="Alias or number of the model's version"),
         **({"threshold": limit} if binary else {}),
+        "replace": Param(False, type="boolean", description="May they take the place of another source's predictions?"),
     }
 
 # %% ../../nbs/api/airflow/15_pipelines.ipynb #090f53c6

@@ -198,10 +198,10 @@ def screen(
 
 # %% ../../nbs/api/batch/10_screening.ipynb #f1196681
 def _json(
-    column: pa.Array,  # Numbers, booleans or text
+    column: pa.Array,  # Of any type that can be written as text
 ) -> pa.Array:  # Text
-    "Each value as JSON; NaN as null, infinite numbers as text"
-    if _is_text(column.type):
+    "Each value as JSON; NaN as null, infinite numbers, times and whatever else is not a number or boolean as text"
+    if _is_text(column.type) or not _is_number(column.type):
         coded = column.cast(pa.string()).dictionary_encode()
         words = pa.array([json.dumps(word) for word in coded.dictionary.to_pylist()], pa.string())
         return words.take(coded.indices).fill_null("null")
@@ -213,7 +213,7 @@ def _json(
 
 # %% ../../nbs/api/batch/10_screening.ipynb #db00e4ac
 def rows_as_json(
-    rows: pa.RecordBatch,  # At least one column, of numbers, booleans or text
+    rows: pa.RecordBatch,  # At least one column, of types that can be written as text
 ) -> pa.Array:  # Text
     "Each row as a JSON object"
     pairs = [(json.dumps(name), _json(rows[name])) for name in rows.schema.names]

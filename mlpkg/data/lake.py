@@ -344,6 +344,21 @@ def write(
         )
     return arrived(self, name, mark)
 
+# %% ../../nbs/api/data/14_lake.ipynb #73208487
+@patch
+def distinct(
+    self: Lake,
+    name: str,
+    column: str,
+    version: Version = None,  # See `read`
+) -> list[Any]:  # Each once, in no order; LakeError if table, version or column does not exist
+    "The values of a column; of one that splits the table into files without reading them"
+    table = self._look(name, version)
+    if column in table.metadata().partition_columns:
+        return pa.table(table.get_add_actions(flatten=True))[f"partition.{column}"].unique().to_pylist()
+    parts = (part[column].unique().to_pylist() for part in self.batches(name, [column], version=version))
+    return list(dict.fromkeys(chain.from_iterable(parts)))
+
 # %% ../../nbs/api/data/14_lake.ipynb #df6d5f5e
 @patch
 def versions(self: Lake, name: str) -> pd.DataFrame:  # version, time (UTC), operation, rows, run_id; the newest first

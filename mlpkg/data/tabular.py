@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 from fastcore.basics import patch
 
 from .sources import SourceError, file_kind, open_csv, opener, public_name, reading
@@ -166,14 +167,16 @@ def read_any(
     source: str,  # Path, or http(s) or s3 URL, of a .csv, .zip, .gz or .parquet
     texts: Sequence[str] = (),  # Columns, by their names afterwards, that are texts even if they look like numbers
     values: Values | None = None,  # Column -> texts that are values there even if they look like missing ones
-) -> Found:  # SourceError that says what is wrong with the file
+) -> Found:  # SourceError that says what is wrong with the file; UnreachableError if it is not its content
     "Read a file that nobody has described"
     name = public_name(source)
     if not (kind := file_kind(source)):
         raise SourceError(
             f"source {name!r} cannot be read: give a file or URL that ends in .csv, .zip, .gz or .parquet"
         )
-    with reading(name), opener(source)() as file:
+    with reading(name), opener(source)() as given:
+        content = given.read_buffer()
+    with reading(name, whole=True), pa.BufferReader(content) as file:
         if kind == ".parquet":
             table, notes = pd.read_parquet(file), list[str]()
         else:

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['DeliveryError', 'file_batch', 'select_batches', 'read_table', 'Delivery', 'add_columns', 'sources_of',
-           'read_delivery', 'write_batches', 'stored_batches', 'check_replaced', 'receive_delivery', 'store_delivery']
+           'read_delivery', 'write_batches', 'stored_batches', 'run_line', 'check_replaced', 'receive_delivery',
+           'store_delivery']
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #f5f21f36
+import hashlib
 import json
 import re
 import shlex
@@ -21,7 +23,7 @@ from ..data.arrivals import Arrival, arrival_of, in_order, note_aside, note_take
 from ..data.columns import cast_columns, contract_texts, contract_types, without_unreadable
 from ..data.inputs import without_blanks
 from ..data.lake import Lake
-from ..data.sources import opener, project_path, public_name
+from ..data.sources import UnreachableError, project_path, public_name
 from ..data.tabular import Found, Values, read_any
 from ..errors import MlpkgError
 from ..models.splits import row_names, with_edition
@@ -130,7 +132,9 @@ def _batch_names(rows: pd.DataFrame, recipe: Recipe, source: str) -> pd.Series:
 def _source_name(source: str) -> str:
     "What a source is called in the lake: the same for a path from the project's folder and for a whole one"
     if "://" in source:
-        return public_name(source)
+        name, query = public_name(source), source.partition("#")[0].partition("?")[2]
+        hidden = query and source.strip().lower().startswith("http") and "://..." not in name
+        return f"{name}#query-{hashlib.sha256(query.encode()).hexdigest()[:12]}" if hidden else name
     path, root = project_path(source).resolve(), project_path(".").resolve()
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
@@ -207,8 +211,8 @@ def sources_of(
         raise DeliveryError("no source was given: name a .csv, .zip, .gz or .parquet file")
     if twice := [name for one in given if "://" in one and found[name := _source_name(one)] != one]:
         raise DeliveryError(
-            f"{twice[0]!r} is given twice, by addresses that differ only in what is not stored (login and query): "
-            "fetch such files first, and give their paths"
+            f"{twice[0]!r} is given twice, by addresses that differ only in the login, which is not stored: fetch such "
+            "files first, and give their paths"
         )
     return found
 
@@ -224,6 +228,20 @@ def _not_seen(found: Delivery, others: pd.DataFrame, seen: set[str]) -> Delivery
     note = f"{int(again.sum()):,} of {len(names):,} rows are copies of rows of other files: kept once"
     return replace(found, rows=found.rows[~again].reset_index(drop=True), notes=[*found.notes, note])
 
+# %% ../../nbs/api/recipes/12_delivery.ipynb #5e23a6ce
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, MlpkgError) else f"{type(error).__name__}: {error}"
+
+
+def _read_again(recipe: Recipe, source: str) -> tuple[Delivery, pd.DataFrame]:
+    "Read a file as `_read_file` does, a second time where the first fails"
+    try:
+        return _read_file(recipe, source)
+    except Exception as error:  # whatever it is, the second attempt tells whether it stays
+        first = _words(error)
+    found, others = _read_file(recipe, source)
+    return replace(found, notes=[f"read at the second attempt, since at the first: {first}", *found.notes]), others
+
 # %% ../../nbs/api/recipes/12_delivery.ipynb #c2a0b0c3
 def _read_files(
     recipe: Recipe, files: Mapping[str, str]
@@ -235,19 +253,18 @@ def _read_files(
     for name, source in files.items():
         try:
             before[name] = arrival_of(source)
-            found, others = _read_file(recipe, source)
+            found, others = _read_again(recipe, source)
             if recipe.batch == "file" and (other := batches.setdefault(file_batch(source), name)) != name:
-                raise DeliveryError(f"{name!r} and {other!r} have one name, which is that of the batch: rename one")
+                raise DeliveryError(
+                    f"{name!r} and {other!r} have one name, which is that of the batch: rename one, or fetch it first "
+                    "under another name"
+                )
             good[name] = _not_seen(found, others, seen) if once else found
         except Exception as error:  # whatever is wrong with one file, the others are to come in
             bad[name] = error
     return good, bad, before
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #15add452
-def _words(error: Exception) -> str:
-    return str(error) if isinstance(error, MlpkgError) else f"{type(error).__name__}: {error}"
-
-
 def _none_left(bad: Mapping[str, Exception]) -> Exception:
     "The error where all files are set aside"
     if len(bad) == 1:
@@ -301,27 +318,34 @@ def stored_batches(
     "The batches that a table has"
     if not lake.exists(table):
         return []
-    return in_order(lake, table.rpartition("/")[2], lake.read(table, [batch_column])[batch_column].unique())
+    return in_order(lake, table.rpartition("/")[2], lake.distinct(table, batch_column))
+
+# %% ../../nbs/api/recipes/12_delivery.ipynb #aacb6e85
+def run_line(
+    recipe: Recipe,
+    dag: str,  # Like "etl"
+    sources: Sequence[str],  # One or more, by their names in the lake
+    **more: str,  # Further params
+) -> str:
+    "What to type to run a DAG of the pipeline on files"
+    files = [re.sub("#query-[0-9a-f]+$", "?...", one) for one in sources]  # a query is not known, and may be secret
+    text = files[0] if len(files) == 1 else json.dumps(files, ensure_ascii=False)
+    params = [f"--param {shlex.quote(f'{name}={value}')}" for name, value in {"source": text, **more}.items()]
+    return " ".join([f"mlpkg run {recipe.name}_{dag}", *params])
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #bbb6ad90
-def _run_etl(recipe: Recipe, source: str | Sequence[str], **more: str) -> str:
-    "What to type to bring in files"
-    text = source if isinstance(source, str) else json.dumps(list(source), ensure_ascii=False)
-    params = [f"--param {shlex.quote(f'{name}={value}')}" for name, value in {"source": text, **more}.items()]
-    return " ".join([f"mlpkg run {recipe.name}_etl", *params])
-
-
 def _would_replace(recipe: Recipe, file: str, lost: pd.DataFrame, batches: Sequence[str]) -> DeliveryError:
     "The error for a file with batches that came from other files"
     there, before = (list(dict.fromkeys(lost[name].astype(str))) for name in (batch_column, source_column))
     names, others = ", ".join(map(repr, there)), ", ".join(map(repr, before))
-    more = "If this is another batch, give the file another name"
+    named = "fetch it first, under another name" if "://" in file else "give the file another name"
+    more = f"If this is another batch, {named}"
     if recipe.batch != "file":
-        given = _run_etl(recipe, [*before, file], batches=",".join(batches))
+        given = run_line(recipe, "etl", [*before, file], batches=",".join(batches))
         more = f"If its rows belong beside those that are there, give all files: {given}"
     return DeliveryError(
         f"batch {names} came from {others}, and would be replaced by rows of {file!r}. {more}. If it takes their "
-        f"place: {_run_etl(recipe, file, replace='true')}"
+        f"place: {run_line(recipe, 'etl', [file], replace='true')}"
     )
 
 
@@ -350,15 +374,7 @@ def check_replaced(
     return delivery
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #becf4398
-def _can_be_opened(source: str) -> bool:
-    "Can the bytes of a file be read, whatever they mean?"
-    try:
-        with opener(source)() as file:
-            while file.read(2**22):
-                pass
-    except (OSError, MlpkgError):
-        return False
-    return True
+_passing = (OSError, MemoryError, UnreachableError)  # What says nothing about the content of a file
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #661e3e31
 def receive_delivery(
@@ -377,7 +393,7 @@ def receive_delivery(
         if found is None or replace or not (refused := _replaced(lake, recipe, found)):
             break
         bad |= refused  # and read the others again: rows that they share with these are theirs now
-    told = {before[one]: _words(why) for one, why in bad.items() if one in before and _can_be_opened(files[one])}
+    told = {before[one]: _words(why) for one, why in bad.items() if one in before and not isinstance(why, _passing)}
     note_aside(lake, recipe.name, told)
     return found or _joined(recipe, files, good, bad, before, batches)
 

@@ -6,17 +6,19 @@
 __all__ = ['predict_batches_of']
 
 # %% ../../nbs/api/recipes/20_predicting.ipynb #53531417
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import dataclasses
+import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
+import pyarrow
 
 from ..batch.predict import score
 from ..batch.summary import BatchResult
 from ..data.lake import Lake
-from ..data.sources import file_kind, public_name
+from ..data.sources import file_kind
 from ..data.spill import spill_folder
 from ..models.registry import Loaded
 from mlpkg.recipes.delivery import (
@@ -24,6 +26,7 @@ from mlpkg.recipes.delivery import (
     DeliveryError,
     file_batch,
     read_delivery,
+    run_line,
     select_batches,
     sources_of,
     stored_batches,
@@ -45,15 +48,54 @@ def _names_of(files: Mapping[str, str]) -> dict[str, str]:
     return names
 
 # %% ../../nbs/api/recipes/20_predicting.ipynb #cca63df3
-def _rows_to_score(recipe: Recipe, delivery: Delivery, files: Mapping[str, str]) -> pd.DataFrame:
+def _rows_to_score(
+    recipe: Recipe,
+    delivery: Delivery,
+    files: Mapping[str, str],
+    part: bool,  # Are they months or days of the files, each a batch of its own?
+) -> pd.DataFrame:
     "The rows of files as the model takes them"
     if bad := delivery.aside:
         count = f"{len(bad)} of {len(files)} files cannot be read"
         raise DeliveryError(f"nothing is predicted, since {count}: {'; '.join(bad.values())}")
-    rows, sources = delivery.rows, {name: public_name(one) for name, one in files.items()}
-    own = {batch_column: rows[source_column].map(_names_of(files)), source_column: rows[source_column].map(sources)}
+    rows, batches = delivery.rows, delivery.rows[source_column].map(_names_of(files))
+    if part:
+        batches = batches + "_" + rows[batch_column]
+    own = {batch_column: batches, source_column: rows[source_column], place_column: rows[place_column]}
     own[unread_column] = rows[unread_column].map(lambda names: _without_label(names, recipe))
-    return clean_rows(recipe, rows).assign(**own, **{place_column: rows[place_column]})
+    return clean_rows(recipe, rows).assign(**own)
+
+# %% ../../nbs/api/recipes/20_predicting.ipynb #e2148f3f
+def _pairs(lake: Lake, table: str, column: str, batches: Sequence[str]) -> set[tuple[str, str]]:
+    "The batches of a table with what each was made from; none where there is no such table or column"
+    if not lake.exists(table) or not {batch_column, column} <= set(lake.schema(table).names):
+        return set()
+    found, names = set[tuple[str, str]](), [batch_column, column]
+    for rows in lake.batches(table, names, [(batch_column, "in", list(batches))]):
+        told = pyarrow.Table.from_batches([rows]).group_by(names).aggregate([]).to_pydict()
+        found |= set(zip(told[batch_column], told[column], strict=True))
+    return found
+
+# %% ../../nbs/api/recipes/20_predicting.ipynb #94524fb0
+def _check_kept(
+    recipe: Recipe,
+    lake: Lake,
+    to: str,
+    made: Collection[tuple[str, str]],  # Batches that are to be written, with their sources
+    typed: str,  # What would replace those that are there
+) -> None:
+    "Refuse to replace predictions of another source"
+    now = Lake(lake.root, lake.options, os.devnull, run="")  # not what a run works on, and no source of what it writes
+    batches, sources = sorted({batch for batch, _ in made}), sorted({source for _, source in made})
+    own = _pairs(now, recipe.table("raw"), source_column, batches) if recipe.table("clean") in sources else set()
+    there = _pairs(now, to, "source", batches) | _pairs(now, f"quarantine/{to}", "source", batches)
+    if lost := sorted(there - own - set(made)):
+        names, others = (", ".join(map(repr, dict.fromkeys(some))) for some in zip(*lost, strict=True))
+        more = "Give the file another name to keep both. " if any(map(file_kind, sources)) else ""
+        raise DeliveryError(
+            f"{to}: batch {names} was predicted from {others}, and would be replaced by predictions of "
+            f"{', '.join(map(repr, sources))}. {more}If these take their place: {typed}"
+        )
 
 # %% ../../nbs/api/recipes/20_predicting.ipynb #dca8a3f0
 def predict_batches_of(
@@ -64,19 +106,27 @@ def predict_batches_of(
     batches: str = "",  # As for `mlpkg.recipes.delivery.select_batches`
     to: str = "",  # Table to write; that of the recipe unless given
     threshold: float | str | None = None,  # Of two classes; None or "": that of the model
-) -> tuple[BatchResult, list[str]]:  # And the batches; errors as those of `score`, and nothing is written then
+    replace: bool = False,  # May they take the place of predictions that another source has under the same name?
+) -> tuple[BatchResult, list[str]]:  # And the batches; DeliveryError and errors of `score`: nothing is written then
     "Predict batches of a table, or files"
     files, to = sources_of(recipe.table("clean") if source == "" else source), to or recipe.table("predictions")
     limit = None if threshold is None or threshold == "" else float(threshold)
     by, (table, *more) = (recipe.identity, recipe.slices, limit), files.values()
+    typed = run_line(
+        recipe, "predict", list(files), **({"batches": batches} if batches.strip() else {}), replace="true"
+    )
     if not more and not file_kind(table):
         wanted = select_batches(batches, stored_batches(lake, table), f"table {table}")
+        if not replace:
+            _check_kept(recipe, lake, to, [(one, table) for one in wanted], typed)
         return score(lake, loaded, table, to, {batch_column: wanted}, *by), wanted
-    names = _names_of(files)
-    whole = replace(recipe, copies="keep", batch=recipe.batch if batches.strip() else "file")
-    rows = _rows_to_score(recipe, read_delivery(whole, list(files.values()), batches), files)
-    wanted = [name for name in names.values() if not batches or name in set(rows[batch_column])]
-    origin, places = ", ".join(map(public_name, files.values())), (source_column, place_column)
+    _names_of(files)
+    whole = dataclasses.replace(recipe, copies="keep", batch=recipe.batch if batches.strip() else "file")
+    rows = _rows_to_score(recipe, read_delivery(whole, list(files.values()), batches), files, whole.batch != "file")
+    made = rows[[batch_column, source_column]].drop_duplicates()
+    if not replace:
+        _check_kept(recipe, lake, to, [*made.itertuples(index=False, name=None)], typed)
+    wanted, origin, places = made[batch_column].tolist(), ", ".join(files), (source_column, place_column)
     with TemporaryDirectory(dir=spill_folder(lake.spill), prefix="spill-") as folder:
         rows.to_parquet(path := Path(folder) / "rows.parquet")
         where = {batch_column: wanted}
