@@ -222,7 +222,7 @@ def _redact_record(record: logging.LogRecord) -> bool:
     prepared = isinstance(record.msg, dict) and hasattr(record, "_logger")
     return prepared or _redacting.filter(record)
 
-
+# %% ../nbs/api/04_redaction.ipynb #c0ca63d2
 def redact_structlog() -> None:
     "Take secrets out of what this process logs through structlog and the root logger, tracebacks too"
     import structlog

@@ -85,7 +85,7 @@ def _plain(quoted: str) -> str:
     "What stood in quotes, without its backslashes"
     return re.sub(r"\\(.)", r"\1", quoted)
 
-
+# %% ../nbs/api/03_secrets.ipynb #a4969731
 def _assignments(text: str) -> Iterator[tuple[str, str]]:
     "Names and values in a connection string like `AccountKey=...;`, or in the query of a URL"
     for name, value in _pair.findall(text):
@@ -130,7 +130,7 @@ def _fields(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 def _is_json(text: str) -> bool:
     return text.lstrip().startswith(("{", "["))
 
-
+# %% ../nbs/api/03_secrets.ipynb #be0f3f2f
 _label = re.compile(r"""(?:(["'])([\w-]+)\1[ \t]*:[ \t]*|(?<![\w-])([\w-]+)[ \t]*:[ \t]+)""")
 _quoted = r"""'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"|"""
 _scalar, _flow = re.compile(_quoted + r"[^\n]+"), re.compile(_quoted + r"[^\n,}\]]+")

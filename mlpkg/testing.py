@@ -275,7 +275,7 @@ def age_table(
             file.write(log.encode())
             file.close()
 
-
+# %% ../nbs/api/90_testing.ipynb #7bad9a92
 def _aged(found: re.Match, days: float) -> str:
     "A time in a log, and its name, so many days earlier"
     return f'"{found[1]}":{int(found[2]) - round(days * 86_400_000)}'
@@ -352,7 +352,7 @@ def known_seeds(
     known = [*settings.testing.seeds, *recipes]
     return [path for path in known if re.search(rf"\b{re.escape(path.partition(':')[0])}\b", about)] or known
 
-
+# %% ../nbs/api/90_testing.ipynb #e8ced14a
 def run_seeds(
     settings: Settings | None = None,  # Read from settings.ini unless given
     paths: Sequence[str] | None = None,  # From `known_seeds`; all unless given

@@ -40,7 +40,7 @@ class Message:
 class NotifyError(MlpkgError, OSError):
     "A message that the webhook did not take; the error does not show the address"
 
-
+# %% ../../nbs/api/airflow/10_notify.ipynb #4c3779d7
 def _address(rules: NotifySettings) -> str:
     "The address of the webhook; SettingsError where it cannot be one"
     address = rules.webhook.get_secret_value()

@@ -185,7 +185,7 @@ def started(
     self.execution = execution
     self.link(settings, execution.env["MLFLOW_RUN_ID"])
 
-
+# %% ../../nbs/api/airflow/12_operators.ipynb #2d7fd466
 @patch
 def link(
     self: NotebookOperator,

@@ -51,8 +51,8 @@ def import_command(
 
     Example: [bold]mlpkg import old.ipynb[/bold]
     """
+    from mlpkg.recipes.batches import file_batch
     from mlpkg.recipes.cutting import proposal_diff, samples_of, write_proposal
-    from mlpkg.recipes.delivery import file_batch
     from mlpkg.recipes.proposal import propose
     from mlpkg.recipes.scaffold import check_name_of, find_project, untidy_lines
 

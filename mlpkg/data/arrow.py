@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Filters', 'LakeError', 'plain_type', 'plain_schema', 'plain_batch', 'from_frame', 'as_reader', 'filter_columns',
-           'read_files', 'check_name', 'allowed_values', 'in_partition', 'covering', 'as_literal', 'as_predicate',
-           'fit_schema', 'schema_differences', 'with_outside', 'storage_options']
+           'read_files', 'distinct_values', 'check_name', 'allowed_values', 'in_partition', 'covering', 'as_literal',
+           'as_predicate', 'fit_schema', 'schema_differences', 'with_outside', 'storage_options']
 
 # %% ../../nbs/api/data/12_arrow.ipynb #0ce6ee0f
 import os
@@ -148,6 +148,13 @@ def read_files(
     schema = pa.schema([data.schema.field(name) for name in names])
     batches = chain.from_iterable(table.to_batches() for table in tables)
     return pa.RecordBatchReader.from_batches(schema, batches)
+
+# %% ../../nbs/api/data/12_arrow.ipynb #5d1c0a01
+def distinct_values(
+    reader: pa.RecordBatchReader,  # Of one column
+) -> list[Any]:  # In order of appearance; null is a value
+    "The values of a stream, each once, with no more than these and one batch in memory"
+    return list(dict.fromkeys(chain.from_iterable(batch.column(0).unique().to_pylist() for batch in reader)))
 
 # %% ../../nbs/api/data/12_arrow.ipynb #441298b8
 def check_name(

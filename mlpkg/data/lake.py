@@ -27,6 +27,7 @@ from mlpkg.data.arrow import (
     Filters,
     LakeError,
     check_name,
+    distinct_values,
     filter_columns,
     fit_schema,
     plain_schema,
@@ -347,17 +348,13 @@ def write(
 # %% ../../nbs/api/data/14_lake.ipynb #73208487
 @patch
 def distinct(
-    self: Lake,
-    name: str,
-    column: str,
-    version: Version = None,  # See `read`
-) -> list[Any]:  # Each once, in no order; LakeError if table, version or column does not exist
+    self: Lake, name: str, column: str, version: Version = None
+) -> list[Any]:  # Each once, in no order; LakeError if table, version or column does not exist; see `read`
     "The values of a column; of one that splits the table into files without reading them"
     table = self._look(name, version)
     if column in table.metadata().partition_columns:
         return pa.table(table.get_add_actions(flatten=True))[f"partition.{column}"].unique().to_pylist()
-    parts = (part[column].unique().to_pylist() for part in self.batches(name, [column], version=version))
-    return list(dict.fromkeys(chain.from_iterable(parts)))
+    return distinct_values(self.batches(name, [column], version=version))
 
 # %% ../../nbs/api/data/14_lake.ipynb #df6d5f5e
 @patch
@@ -370,9 +367,7 @@ def versions(self: Lake, name: str) -> pd.DataFrame:  # version, time (UTC), ope
 # %% ../../nbs/api/data/14_lake.ipynb #df46497d
 @patch
 def written(
-    self: Lake,
-    name: str,
-    partition: Mapping[str, Any],  # Column -> value
+    self: Lake, name: str, partition: Mapping[str, Any]
 ) -> datetime:  # UTC, at least the oldest time that the log still knows; LakeError if there is no such table
     "When rows of a partition were last written"
     table = self._open(name)
@@ -383,33 +378,22 @@ def written(
 
 # %% ../../nbs/api/data/14_lake.ipynb #37de876a
 @patch
-def lineage(
-    self: Lake,
-    name: str,
-    version: Version = None,  # See `read`
-) -> str | None:  # MLflow run id, None if it was written outside a run
+def lineage(self: Lake, name: str, version: Version = None) -> str | None:  # MLflow run id, None outside of a run
     "The run that wrote a version"
     wanted, entries = self._look(name, version).version(), self._open(name).history()
     return next((entry.get("mlflow_run_id") for entry in entries if entry["version"] == wanted), None)
 
 # %% ../../nbs/api/data/14_lake.ipynb #90857db1
 @patch
-def copy(
-    self: Lake,
-    name: str,
-    to: str,  # Name of the copy; overwritten if it exists
-    version: Version = None,  # See `read`
-) -> int:  # Version of the copy that was written
-    "Copy a table batch by batch, however large"
+def copy(self: Lake, name: str, to: str, version: Version = None) -> int:  # Version of the copy that was written
+    "Copy a table batch by batch, however large; a table that has the name of the copy is overwritten"
     table = self._look(name, version)
     pinned, layout = table.version(), table.metadata().partition_columns
     there, rows = self._find(to) is not None, lambda: self.batches(name, version=pinned)
     return self.write(to, rows, "overwrite", None, layout, there)
 
 # %% ../../nbs/api/data/14_lake.ipynb #72f7f5d4
-def open_lake(
-    settings: Settings | None = None,  # Those of `load_settings` unless given
-) -> Lake:
-    "The lake that the settings name"
+def open_lake(settings: Settings | None = None) -> Lake:
+    "The lake that the settings name; those of `load_settings` unless others are given"
     lake = (settings or load_settings()).lake
     return Lake(lake.root, spill=lake.spill)

@@ -255,7 +255,7 @@ def _clear_history(lake: Lake, name: str) -> dict[str, datetime]:
     _delete_files(lake, name, _drafts(lake, name, datetime.now(UTC) - _grace))
     return unreferenced(lake, name)
 
-
+# %% ../../nbs/api/data/22_retention.ipynb #4f878e28
 def forget_history(
     lake: Lake,
     name: str,  # Of a table
@@ -325,7 +325,7 @@ def _folders_of_files(lake: Lake, name: str) -> set[str]:
     "Folders that hold files, without those of logs"
     return {path.rpartition("/")[0] for path in stored_files(lake, name) if "_delta_log/" not in path}
 
-
+# %% ../../nbs/api/data/22_retention.ipynb #8a7f0cc3
 def remove_waiting(
     lake: Lake,
     before: datetime,  # Rows that have waited since then go

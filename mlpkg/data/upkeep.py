@@ -90,7 +90,7 @@ def _there(table: DeltaTable, paths: Collection[str]) -> bool:
     "Do all these files still belong to a table?"
     return set(paths) <= {unquote(path) for path in pa.table(table.get_add_actions())["path"].to_pylist()}
 
-
+# %% ../../nbs/api/data/23_upkeep.ipynb #dcefd305
 def _commit(lake: Lake, name: str, new: list[AddAction], paths: Collection[str], mark: str) -> None:
     "One attempt to put new files in the place of others; LakeError if these are not there any more"
     table, now = lake._open(name), int(time.time() * 1000)
@@ -109,7 +109,7 @@ def _committed(lake: Lake, name: str, mark: str, since: int) -> bool:
     new = table.version() - since
     return new > 0 and any(entry.get("compacted") == mark for entry in table.history(new))
 
-
+# %% ../../nbs/api/data/23_upkeep.ipynb #9eb98078
 def _join(lake: Lake, name: str, paths: Collection[str]) -> bool:
     "Put some files together; False if somebody has replaced them meanwhile, or commits all the time"
     table, mark = lake._open(name), uuid.uuid4().hex

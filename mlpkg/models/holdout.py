@@ -118,7 +118,7 @@ def unnamed_blocks(
             return f"rows were told apart by other columns then than they are now. {by_hand}"
     return ""
 
-
+# %% ../../nbs/api/models/23_holdout.ipynb #b2504fd2
 def _editions(names: pd.Series) -> set[str]:
     "What names of rows were made of, as far as they say so; see `mlpkg.models.splits`"
     return set(names.astype("str").str.extract(r"^[0-9a-f]{16}(-[0-9a-f]{4})$", expand=False).dropna())

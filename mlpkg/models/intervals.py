@@ -321,7 +321,7 @@ class Judged(Protocol):
 
     def draw(self, rng: np.random.Generator) -> np.ndarray: ...
 
-
+# %% ../../nbs/api/models/16_intervals.ipynb #19196ec5
 def bootstrap_units(
     models: Sequence[Judged],  # One for each model; blocks are what is drawn
     paired: bool,  # Do all models have the same rows in the same order?

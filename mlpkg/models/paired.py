@@ -158,7 +158,7 @@ def _squared_error(figure: Weighted, groups: np.ndarray, scale: str) -> float:
     squared = float((count - 1) / count * ((values - values.mean()) ** 2).sum())
     return squared if squared > (1e-9 * np.abs(values).max()) ** 2 else 0.0  # Less is lost by rounding
 
-
+# %% ../../nbs/api/models/19_paired.ipynb #529c55ca
 def _measured(value: float, squared: float, freedom: float, scale: Literal["linear", "logit"]) -> Measurement:
     "A measurement, with what is not known left out"
     if not np.isfinite(value):

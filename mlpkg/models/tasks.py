@@ -311,7 +311,7 @@ def averages(
     shares = {name: (said == place).astype("float64") for place, name in enumerate(names)}
     return {"mean_probability": raw.max(axis=1, initial=0), **shares}
 
-
+# %% ../../nbs/api/models/06_tasks.ipynb #7ec111f6
 @patch
 def nothing(self: Task) -> np.ndarray:  # As `predict` gives it for no rows
     "The predictions for a table without rows"
@@ -339,7 +339,7 @@ def to_json(self: Task) -> dict[str, Any]:  # Only what differs from the default
 class TaskError(MlpkgError, ValueError):
     "A model whose task is not known, or that was asked for another task's answer; the message names both"
 
-
+# %% ../../nbs/api/models/06_tasks.ipynb #25c487bb
 def task_from_json(
     stored: Mapping[str, Any],  # From `Task.to_json`
 ) -> Task:  # TaskError where it was written by another version of mlpkg

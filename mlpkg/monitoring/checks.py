@@ -228,7 +228,7 @@ def _unknown_codes(one: Input, *windows: Window) -> list[np.ndarray]:
     codes = pd.factorize(values.where(~values.isin(list(one.categories))), sort=True)[0]
     return np.split(codes, np.cumsum([len(window.rows) for window in windows])[:-1])
 
-
+# %% ../../nbs/api/monitoring/12_checks.ipynb #d6ab1772
 def _column_chances(
     learned: Window, current: Window, inputs: Sequence[Input], rules: MonitoringSettings
 ) -> dict[tuple[str, str], Chance]:  # By check and column
@@ -341,7 +341,7 @@ def calibration_moves(deals: Deals, held: Window, current: Window) -> np.ndarray
     before, now = deals.means(held.p - held.y, current.p - current.y)
     return excess_miscalibration(now, before)
 
-
+# %% ../../nbs/api/monitoring/12_checks.ipynb #930ed2d4
 def check_calibration(
     now: Estimate,  # Predicted less observed rate
     before: Estimate,  # The same for the held-out rows

@@ -174,7 +174,7 @@ class Chance:
     p: float  # Share of deals in which some figure moves as far; NaN where the figure is not defined
     power: float  # Share of deals in which a further move by twice what is tolerated would be found
 
-
+# %% ../../nbs/api/monitoring/11_dealing.ipynb #b3c6c651
 def chances(
     moves: np.ndarray,  # By how much figures get worse, shape (deals, figures), as they were first; NaN: not defined
     tolerated: Sequence[float],  # For each figure, above 0

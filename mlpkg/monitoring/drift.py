@@ -259,7 +259,7 @@ def _mixed(numbers: np.ndarray) -> np.ndarray:
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
 
-
+# %% ../../nbs/api/monitoring/10_drift.ipynb #a93df6d5
 def draw_rows(
     table: pd.DataFrame,
     rows: int,  # At most this many

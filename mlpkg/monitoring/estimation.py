@@ -42,7 +42,7 @@ def _fitted(x: np.ndarray, negatives: np.ndarray, positives: np.ndarray) -> tupl
     share = np.clip(positives.sum(1) / rows.sum(1), _edge, 1 - _edge)
     return np.where(b > 0, a, logit(share)), np.maximum(b, 0.0)
 
-
+# %% ../../nbs/api/monitoring/13_estimation.ipynb #f765a3bf
 def calibration_curve_of(
     y: np.ndarray,  # Codes 0 and 1 of held-out rows, shape (n,), both there
     p: np.ndarray,  # What the model said of them
@@ -80,7 +80,7 @@ def _counts_of_draws(codes: np.ndarray, blocks: np.ndarray | None, size: int, rn
         return np.full((200, size), np.nan)
     return rng.multinomial(len(counts) - 1, np.full(len(counts), 1 / len(counts)), 200) @ counts
 
-
+# %% ../../nbs/api/monitoring/13_estimation.ipynb #41a26bd7
 def expectation_draws(
     kind: Kind,  # "binary" or "multiclass"
     held: Window,  # With predictions and truth

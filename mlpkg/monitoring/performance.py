@@ -116,7 +116,7 @@ def _class_chances(held: Window, current: Window, rules: MonitoringSettings, sha
     moves = np.column_stack([before - now, calibration_moves(deals, held, current)])
     return chances(moves, [rules.metric_drop, rules.calibration], rules.alpha, share)
 
-
+# %% ../../nbs/api/monitoring/13_performance.ipynb #9d56b816
 def _of_several(
     held: Window, current: Window, rules: MonitoringSettings, share: float = level_shares["truth"]
 ) -> list[Finding]:

@@ -26,7 +26,8 @@ from ..models.roles import is_personal
 from ..models.splits import SplitRule, row_names, with_edition
 from ..models.tasks import Task
 from ..quality import Kind, chief
-from .delivery import file_batch, read_table
+from .batches import file_batch
+from .delivery import read_table
 from .recipe import id_column
 from .spelling import column_rule, sequence_code, split_code, task_code, titled_name
 
@@ -285,12 +286,8 @@ def _batch_rows(self: Draft) -> int:
     "Rows that a batch is likely to have; a tenth of a file, since later ones may be smaller"
     if self.batch == "file":
         return self.rows // 10
-    return int(
-        self.found.table[self.time]
-        .dt.strftime("%Y-%m" if self.batch == "month" else "%Y-%m-%d")
-        .value_counts()
-        .median()
-    )
+    form = "%Y-%m" if self.batch == "month" else "%Y-%m-%d"
+    return int(self.found.table[self.time].dt.strftime(form).value_counts().median())
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #fdb25f29
 @patch
@@ -301,9 +298,8 @@ def kept_columns(self: Draft) -> list[str]:
 # %% ../../nbs/api/recipes/30_drafting.ipynb #0ef34237
 @patch
 def sample(
-    self: Draft,
-    rows: int = 300,  # At most; fewer of a wide table
-) -> pd.DataFrame:  # Small enough for git
+    self: Draft, rows: int = 300
+) -> pd.DataFrame:  # At most so many, fewer of a wide table: small enough for git
     "A few rows, with every class"
     table = self.found.table[self.kept_columns()]
     most = max(60, min(rows, 200_000 // (8 * len(table.columns))))

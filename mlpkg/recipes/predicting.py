@@ -21,13 +21,11 @@ from ..data.lake import Lake
 from ..data.sources import file_kind
 from ..data.spill import spill_folder
 from ..models.registry import Loaded
+from .batches import DeliveryError, file_batch, select_batches
 from mlpkg.recipes.delivery import (
     Delivery,
-    DeliveryError,
-    file_batch,
     read_delivery,
     run_line,
-    select_batches,
     sources_of,
     stored_batches,
 )
@@ -103,7 +101,7 @@ def predict_batches_of(
     lake: Lake,
     loaded: Loaded,  # From `mlpkg.models.registry.load_model`
     source: str | Sequence[str] = "",  # Table of the lake, file or URL, or a list of files; the clean rows unless given
-    batches: str = "",  # As for `mlpkg.recipes.delivery.select_batches`
+    batches: str = "",  # As for `mlpkg.recipes.batches.select_batches`
     to: str = "",  # Table to write; that of the recipe unless given
     threshold: float | str | None = None,  # Of two classes; None or "": that of the model
     replace: bool = False,  # May they take the place of predictions that another source has under the same name?

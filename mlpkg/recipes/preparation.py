@@ -16,7 +16,8 @@ import pandas as pd
 from ..data.columns import as_texts
 from ..data.lake import Lake
 from ..errors import MlpkgError
-from .delivery import DeliveryError, write_batches
+from .batches import DeliveryError
+from .delivery import write_batches
 from .recipe import Recipe, batch_column, id_column, unread_column
 
 if TYPE_CHECKING:

@@ -82,7 +82,7 @@ def learned_rows(
     alike = learned.duplicated([batch_column, id_column]).mean()
     return learned[id_column] if alike <= 0.05 else learned[id_column].head(0)
 
-
+# %% ../../nbs/api/recipes/22_watching.ipynb #b1a5bdde
 def batch_window(
     recipe: Recipe,
     lake: Lake,

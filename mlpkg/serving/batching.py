@@ -280,7 +280,7 @@ def take(self: Shadow) -> list[tuple[ServedModel, list[Answer], list[dict[str, A
     taken, self.waiting, self.rows = self.waiting, [], 0
     return taken
 
-
+# %% ../../nbs/api/serving/26_batching.ipynb #d97acd28
 @patch
 def score(
     self: Shadow,

@@ -104,7 +104,7 @@ def _relevant(metric: str, champion: float) -> float:
     "The smallest difference that matters, in the unit of the metric; of an error, a share of the champion's"
     return relevant_difference * (champion or 1.0) if metric in figures_of["regression"] else relevant_difference
 
-
+# %% ../../nbs/api/serving/22_comparison.ipynb #03df90e7
 def _sequence(
     difference: float,
     apart: np.ndarray,  # The difference in each draw, NaN where it is not defined

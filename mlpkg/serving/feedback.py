@@ -216,7 +216,7 @@ def _checked(items: Iterable[Truth], task: Task) -> list[Truth] | TruthError:
     except TruthError as error:
         return error
 
-
+# %% ../../nbs/api/serving/20_feedback.ipynb #b27847f4
 @patch
 def give_together(
     self: Feedback,

@@ -123,7 +123,7 @@ def _clear_folder(folder: Path, column: str, value: str) -> None:
         queue.ready = [segment for segment in queue.ready if segment.path.exists()]
         queue.close()
 
-
+# %% ../../nbs/api/serving/32_forgetting.ipynb #562b46a9
 def _clear(queue: SegmentQueue, column: str, value: str) -> set[str]:
     "Remove somebody's lines from the files of processes that are gone; the requests that others still hold"
     queue.adopt()

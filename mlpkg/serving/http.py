@@ -280,7 +280,7 @@ def _topic(path: str) -> str:
     "What a path is about, as `serving.open` names it; empty for the models"
     return "" if path.startswith("/v1/") else "metrics" if path == "/metrics" else "docs"
 
-
+# %% ../../nbs/api/serving/28_http.ipynb #46a865b3
 @patch
 def admit(
     self: RequestMiddleware,

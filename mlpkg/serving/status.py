@@ -109,7 +109,7 @@ def _hanging(parts: Components) -> list[Issue]:
     words = f"model {parts.loader.name!r} has not come back from a call for {seconds:.0f} s: restart the server"
     return [Issue("model", words, datetime.now(UTC) - timedelta(seconds=seconds))] if seconds else []
 
-
+# %% ../../nbs/api/serving/29_status.ipynb #acccd9cf
 def describe_readiness(
     default: Components,  # Of the default model
     models: Sequence[Components] = (),  # Of all models; the first alone unless given

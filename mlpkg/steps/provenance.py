@@ -118,7 +118,7 @@ def builds(
                     found.setdefault(name, hashlib.sha256((about / "RECORD").read_bytes()).hexdigest()[:16])
     return found
 
-
+# %% ../../nbs/api/steps/11_provenance.ipynb #4303b6b0
 def _canonical(name: str) -> str:
     return re.sub("[-_.]+", "-", name.partition("[")[0].lower())
 

@@ -57,7 +57,7 @@ def _login() -> str:
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
     return "the token in MLFLOW_TRACKING_TOKEN" if token else ""
 
-
+# %% ../../nbs/api/steps/11_reachable.ipynb #beec97ae
 def _refusal(
     answer: "Response",  # To `_ask`
 ) -> str:  # Continues "MLflow at http://host "; empty where it is what MLflow would answer

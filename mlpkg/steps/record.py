@@ -204,7 +204,7 @@ def refusal(
         return f"it wrote {_some(writes)}, outside of lake and MLflow (cache_elsewhere=True allows that)"
     return ""
 
-
+# %% ../../nbs/api/steps/17_record.ipynb #c5a212ec
 def _some(names: Sequence[str]) -> str:
     "The first of some names, and how many more there are"
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

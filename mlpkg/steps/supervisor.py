@@ -24,7 +24,7 @@ def _ppid(stat: str) -> int:
     "The parent in `/proc/<pid>/stat`; the name before it, in brackets, may hold anything"
     return int(stat.rpartition(")")[2].split()[1])
 
-
+# %% ../../nbs/api/steps/15_supervisor.ipynb #bca8fbbc
 def parents() -> dict[int, int]:  # Process -> its parent, zombies included; empty where the system does not say
     "Who has started whom"
     if not os.path.isdir("/proc/self"):  # macOS

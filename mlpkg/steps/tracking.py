@@ -76,7 +76,7 @@ def _marked(client: "MlflowClient", experiment: Any) -> str:  # MLflow's id
         client.set_experiment_tag(experiment.experiment_id, _holds_runs, "yes")
     return experiment.experiment_id
 
-
+# %% ../../nbs/api/steps/12_tracking.ipynb #820514c0
 def experiment_id(
     client: "MlflowClient",  # Of the store
     name: str,  # The DAG's id
