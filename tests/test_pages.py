@@ -349,3 +349,17 @@ def test_no_step_notebook_shows_an_empty_table(path):
         for output in cell.get("outputs", [])
     ]
     assert not [text for text in shown if text.startswith("Empty DataFrame")], "say in a sentence that there is nothing"
+
+
+SILENT = [page for page in sorted((ROOT / "nbs").rglob("*.ipynb")) if '"logging.disable(' in page.read_text()]
+
+
+@pytest.mark.parametrize("page", SILENT, ids=lambda page: page.stem)
+def test_what_a_page_silences_is_heard_again_at_its_end(page):
+    "Pages are executed one after the other in one process"
+    code = [cell.source for cell in nbformat.read(page, as_version=4).cells if cell.cell_type == "code"]
+    silenced = max(
+        place for place, text in enumerate(code) if re.search(r"logging\.disable\((?!logging\.NOTSET)", text)
+    )
+    after = "\n".join(code[silenced:])
+    assert "logging.disable(logging.NOTSET)" in after or "store.close()" in after
