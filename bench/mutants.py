@@ -156,18 +156,14 @@ def main(
     seconds: Annotated[float, typer.Option(help="After which a test that runs has noticed the change")] = 900,
 ) -> None:
     "Change code that decides, and count what the tests notice"
-    console, reasons = new_console(), json.loads(REASONS.read_text())
-    with scratch() as folder, Progress(console=console) as progress:
+    console, reasons, outcomes = new_console(), json.loads(REASONS.read_text()), list[Outcome]()
+    with scratch() as folder, Progress(console=console) as progress, ThreadPoolExecutor(jobs) as threads:
         tool, clones = make_environment(folder / "tool", (TOOL,), folder / "tool.log"), SimpleQueue[Path]()
         for number in range(jobs):
             clones.put(clone := folder / f"clone-{number}")
             subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        chosen = modules or list(TESTS)
-        needed = dict.fromkeys(tuple(command) for module in chosen for command in commands(clone, module))
-        if broken := [" ".join(command[1:]) for command in needed if fails(clone, command, seconds)]:
-            raise SystemExit(f"this fails without any change: {'; '.join(broken)}; see `make test`")
-        mutants = [one for module in chosen for one in sample(tool, folder, clone, module, size, seed)]
-        bar = progress.add_task("Changes", total=len(mutants))
+        chosen, passed = modules or list(TESTS), set[tuple[str, ...]]()
+        bar = progress.add_task("Changes", total=len(chosen) * size)
 
         def job(mutant: Mutant) -> Outcome:
             here = clones.get()
@@ -181,8 +177,14 @@ def main(
                 clones.put(here)
                 progress.advance(bar)
 
-        with ThreadPoolExecutor(jobs) as threads:
-            outcomes = list(threads.map(job, mutants))
+        for module in chosen:
+            needed = [tuple(command) for command in commands(clone, module)]
+            if broken := [" ".join(one[1:]) for one in needed if one not in passed and fails(clone, one, seconds)]:
+                raise SystemExit(f"this fails without any change: {'; '.join(broken)}; see `make test`")
+            passed.update(needed)
+            found = list(threads.map(job, sample(tool, folder, clone, module, size, seed)))
+            outcomes += found
+            console.print(f"{module}: {sum(one.killed for one in found)} of {len(found)} changes were noticed")
     console.print(summary(outcomes))
     raise SystemExit(int(sum(one.killed for one in outcomes) < 0.9 * len(outcomes)))
 
