@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
+from mlpkg.data.columns import cast_columns, contract_types
 from mlpkg.data.contracts import check, gate
 from mlpkg.data.lake import Lake
 from mlpkg.examples import flights
@@ -197,6 +198,6 @@ def test_the_seeded_store_spills_where_the_settings_say(project, monkeypatch):
 def test_the_request_that_readme_shows_is_there_and_fits_the_contract():
     text = (ROOT / "nbs/pipelines/flights/request.json").read_text()
     assert text in (ROOT / "README.md").read_text()
-    records = pd.DataFrame(json.loads(text)["records"])
+    records = cast_columns(pd.DataFrame(json.loads(text)["records"]), contract_types(flights.features_contract()), "it")
     assert sorted(records) == sorted(flights.flight_features)
     assert check(records, flights.features_contract()).bad_rows == 0

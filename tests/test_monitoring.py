@@ -415,7 +415,7 @@ def test_looks_at_truth_that_comes_in_use_less_of_the_level():
     found = {known: judge_model(held, told_first(known, known, 1, works=False), held, [], RULES) for known in (0.95, 1)}
     p = {known: Report("2024-04", 4000, looks).get("performance", "roc_auc").p_value for known, looks in found.items()}
     least = 1 / 2000 / level_shares["truth"]
-    assert p == pytest.approx({0.95: 2 * least, 1: least / 0.9})
+    assert p == pytest.approx({0.95: 4 * least, 1: least})
 
 
 def asked(seed: int, copies: int, sticky: str = "") -> pd.DataFrame:

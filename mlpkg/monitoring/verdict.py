@@ -76,7 +76,7 @@ def unjudged(kind: Kind, current: Window, words: str) -> Finding:
 
 # %% ../../nbs/api/monitoring/13_verdict.ipynb #ea9ca414
 _whole = 0.9  # Share of the answers whose truth is known, from which truth may raise an alarm and end one
-_again, _last = 0.5, 0.9  # Of the share of the level that the truth has: while some is missing, and when all is there
+_early = 0.25  # Of the share of the level that the truth has, for a look at it while some is missing
 
 
 def _in_part(finding: Finding, share: float) -> Finding:
@@ -101,8 +101,8 @@ def _judge_performance(
     if known < rules.min_rows:
         few = unjudged(kind, current, f"performance: truth is known for {known:,} of {answered:,} predictions")
         return [check_expected(kind, held, answers, inputs, rules, seed), few]
-    looks = _again if known < answered else _last
-    truth = check_performance(kind, held, judged, slices, rules, looks * level_shares["truth"])
+    used = level_shares["truth"] * (_early if known < answered else 1)
+    truth = check_performance(kind, held, judged, slices, rules, used)
     if known < _whole * answered:
         truth = [_in_part(one, known / answered) for one in truth]
     elif not any(one.column == leading[kind] and one.level == "unknown" for one in truth):
