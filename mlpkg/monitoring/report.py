@@ -177,6 +177,7 @@ def monitor(
     model_version: int = 0,  # Whose predictions they are
     seed: int = 0,  # Decides which rows are drawn; same seed, same report
     kind: Kind = "binary",  # Of the model's task; windows of other tasks come from `make_window`
+    again: bool = False,  # Will the window be judged again, with more truth?
 ) -> Report:
     "Judge a window"
     wanted = {*(one.name for one in inputs), *slices}
@@ -190,7 +191,7 @@ def monitor(
     found = found or [
         *judge_rows(learned, current, inputs, rules, max_violation_rate),
         *judge_jointly(learned, current, inputs, rules, seed),
-        *judge_model(learned, current, held, inputs, rules, slices, kind, seed),
+        *judge_model(learned, current, held, inputs, rules, slices, kind, seed, again),
     ]
     return Report(window, len(current.rows), found, model, model_version)
 

@@ -204,7 +204,8 @@ def watch_traffic(
         names = [one.name for one in loaded.inputs]
         learned, held = _each_by_itself(learned, names), held and _each_by_itself(held, names)
     model, number, found = loaded.version.name, loaded.version.version, dict[str, Report]()
-    for first, last in last_windows(today or datetime.now(UTC).date(), days, count):
+    windows = last_windows(today or datetime.now(UTC).date(), days, count)
+    for first, last in windows:
         whole: Whole = "unit" if blocks == "unit" else "request_id"
         served, answered = read_served(lake, model, number, (first, last), whole, most_answers)
         if served.empty:
@@ -212,7 +213,7 @@ def watch_traffic(
         window = served_window(served, loaded.task, loaded.inputs, clean, blocks)
         report = monitor(
             learned, window, loaded.inputs, rules, held, (), max_violation_rate, first.isoformat(), model, number,
-            kind=loaded.task.kind,
+            kind=loaded.task.kind, again=(first, last) != windows[0],
         )  # fmt: skip
         report = replace(report, findings=[*_drawn_of(len(served), answered), *report.findings])
         found[report.window] = with_history(report, read_history(lake, traffic_table(model)))

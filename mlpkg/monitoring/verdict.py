@@ -76,7 +76,7 @@ def unjudged(kind: Kind, current: Window, words: str) -> Finding:
 
 # %% ../../nbs/api/monitoring/13_verdict.ipynb #ea9ca414
 _whole = 0.9  # Share of the answers whose truth is known, from which truth may raise an alarm and end one
-_early = 0.25  # Of the share of the level that the truth has, for a look at it while some is missing
+_early = 0.25  # Of the share of the level that the truth has: for a look at truth with gaps, with more looks to come
 
 
 def _in_part(finding: Finding, share: float) -> Finding:
@@ -94,6 +94,7 @@ def _judge_performance(
     slices: Sequence[str],
     kind: Kind,
     seed: int,
+    again: bool,
 ) -> list[Finding]:
     "What the truth says, and what is to be expected where it does not say enough"
     answers, judged = current.take(np.isfinite(current.p)), current.judged
@@ -101,7 +102,7 @@ def _judge_performance(
     if known < rules.min_rows:
         few = unjudged(kind, current, f"performance: truth is known for {known:,} of {answered:,} predictions")
         return [check_expected(kind, held, answers, inputs, rules, seed), few]
-    used = level_shares["truth"] * (_early if known < answered else 1)
+    used = level_shares["truth"] * (_early if again and known < answered else 1)
     truth = check_performance(kind, held, judged, slices, rules, used)
     if known < _whole * answered:
         truth = [_in_part(one, known / answered) for one in truth]
@@ -120,6 +121,7 @@ def judge_model(
     slices: Sequence[str] = (),  # Columns to cut the performance by
     kind: Kind = "binary",  # Of the model's task
     seed: int = 0,
+    again: bool = False,  # Will the window be judged again, with more truth?
 ) -> list[Finding]:
     "What predictions and truth say"
     answered, known = int(np.isfinite(current.p).sum()), int(np.isfinite(current.y).sum())
@@ -131,4 +133,4 @@ def judge_model(
     if held is None or len(held.judged.rows) < rules.min_rows:
         return [*found, unjudged(kind, current, "performance: too few held-out rows to compare with")]
     found += check_predictions(held.judged, current, rules, kind)
-    return [*found, *_judge_performance(current, held.judged, inputs, rules, slices, kind, seed)]
+    return [*found, *_judge_performance(current, held.judged, inputs, rules, slices, kind, seed, again)]
