@@ -49,7 +49,7 @@ def run(store, notebook=None, parent=None, env=(), elsewhere=False, **parameters
     "Run a step in a new DAG run; the scraps, and the MLflow run"
     parent = parent or dag_run(store)
     how = {"caching": Caching(True, tuple(env), elsewhere), "settings": store.settings}
-    result = run_step(notebook or store.step, parameters, parent_run_id=parent, **how)
+    result = run_step(notebook or store.step, parameters, parent=parent, **how)
     return result.scraps, store.mlflow.get_run(result.run_id)
 
 
@@ -292,7 +292,7 @@ def test_a_file_that_was_read_counts(store):
 
 def test_a_step_that_is_not_declared_is_neither_reused_nor_reuses(store):
     parent = dag_run(store)
-    plain = lambda: run_step(store.step, {}, parent_run_id=parent, settings=store.settings)  # noqa: E731
+    plain = lambda: run_step(store.step, {}, parent=parent, settings=store.settings)  # noqa: E731
     plain()
     assert not hit(run(store)), "nobody watched what the first one wrote"
     again = store.mlflow.get_run(plain().run_id)

@@ -105,6 +105,20 @@ def test_two_runs_at_once_on_sqlite(project):
         assert [s.data.metrics.get("rows") for s in project.steps(run).values()][0] == float(run.data.params["rows"])
 
 
+def test_two_processes_make_airflows_database_once(project):
+    (project.root / "var" / "airflow" / "mlpkg-migrated").unlink()
+    make = (
+        "from mlpkg.settings import load_settings; from mlpkg.airflow.local import prepare_database, use_airflow;"
+        "s = load_settings(); use_airflow(s); made = prepare_database(s); print(made, flush=True)"
+    )
+    command = [sys.executable, "-c", make]
+    both = [
+        subprocess.Popen(command, cwd=project.root, env=project.env, stdout=subprocess.PIPE, text=True) for _ in "ab"
+    ]
+    said = sorted(process.communicate(timeout=300)[0].splitlines()[-1] for process in both)
+    assert said == ["False", "True"]
+
+
 def test_parameters_are_checked_before_anything_starts(project):
     assert "none of these DAGs has a parameter colour (they have: rows)" in project.mlpkg(
         "run", "small", "-p", "colour=1", code=2

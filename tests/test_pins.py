@@ -50,15 +50,15 @@ def test_steps_and_retries_of_a_run_read_what_its_first_step_read(store):
     parent = open_pipeline_run(store.mlflow, store.settings, "parcels", "first")
 
     def seen(parent: str | None) -> tuple[int, int]:
-        scraps = run_step(store.read, parent_run_id=parent, settings=store.settings).scraps
+        scraps = run_step(store.read, parent=parent, settings=store.settings).scraps
         return scraps["version"], scraps["rows"]
 
     with pytest.raises(StepError, match="once"):
-        run_step(store.read, {"fail": True}, parent_run_id=parent, settings=store.settings)
+        run_step(store.read, {"fail": True}, parent=parent, settings=store.settings)
     store.lake.write("raw/parcels", pd.DataFrame({"parcel": range(5)}))  # another DAG, between two attempts
     assert seen(parent) == (0, 5)
     assert seen(None) == (1, 10), "a step that runs by itself reads what is newest"
-    run_step(store.write, parent_run_id=parent, settings=store.settings)
+    run_step(store.write, parent=parent, settings=store.settings)
     store.lake.write("raw/parcels", pd.DataFrame({"parcel": range(5)}))
     assert seen(parent) == (2, 15), "what the run has written itself"
     (used,) = {
@@ -86,7 +86,7 @@ def test_a_cleared_step_does_not_bring_back_what_a_later_run_has_replaced(store,
     early, late = (open_pipeline_run(store.mlflow, store.settings, "parcels", name) for name in ("early", "late"))
 
     def run(notebook, parent, **parameters):
-        return run_step(notebook, parameters, parent_run_id=parent, settings=store.settings)
+        return run_step(notebook, parameters, parent=parent, settings=store.settings)
 
     run(store.write, early)
     with pytest.raises(StepError, match="once"):
@@ -106,8 +106,8 @@ def test_a_run_that_is_over_earlier_does_not_keep_a_later_one_from_writing(store
     for name, rows in (("early", 10), ("late", 15), ("again", 15)):
         parent = open_pipeline_run(store.mlflow, store.settings, "parcels", name)
         if name != "again":
-            run_step(store.write, parent_run_id=parent, settings=store.settings)
-        run_step(count, parent_run_id=parent, settings=store.settings)
+            run_step(store.write, parent=parent, settings=store.settings)
+        run_step(count, parent=parent, settings=store.settings)
         assert store.lake.read("sum/parcels")["rows"].tolist() == [rows]
 
 

@@ -48,7 +48,7 @@ def run(project, *notebooks, cache: bool = False, **parameters) -> str:
         project.mlflow, project.settings, "parcels", f"manual__{len(project.pipeline_runs('parcels'))}"
     )
     for notebook in notebooks:
-        run_step(notebook, parameters, parent_run_id=parent, settings=project.settings, caching=Caching(cache))
+        run_step(notebook, parameters, parent=parent, settings=project.settings, caching=Caching(cache))
     end_run(project.mlflow, parent, "FINISHED")
     return parent
 
@@ -136,7 +136,7 @@ def test_a_step_that_failed(parcels):
         parcels.notebook("30_price", "factor: float = 1.0", text)
         (notebook.parent / "hurdle").touch()
         with pytest.raises(Exception, match="division by zero"):
-            run_step(notebook, parent_run_id=parent, settings=parcels.settings)
+            run_step(notebook, parent=parent, settings=parcels.settings)
         (notebook.parent / "hurdle").unlink()
         if text == program:
             assert "note: it fails as it did then: cell 2" in replayed(parcels, parent[:8], "price")
@@ -176,7 +176,7 @@ def test_artifacts_that_are_there_stay_as_they_are(parcels, monkeypatch):
 
     again = open_pipeline_run(parcels.mlflow, parcels.settings, "parcels", "manual__9")
     parcels.mlflow.log_text(again, "kept", "kept.txt")
-    run_step(remove, parent_run_id=again, settings=parcels.settings)
+    run_step(remove, parent=again, settings=parcels.settings)
     parcels.mlflow.log_text(again, "kept", "kept.txt")
     end_run(parcels.mlflow, again, "FINISHED")
     assert "1 of 1 steps agree to the digit; artifacts are not compared" in replayed(parcels, again[:8])
@@ -211,7 +211,7 @@ def test_artifacts_of_other_dag_runs_are_not_copied(parcels):
         parcels.mlflow.log_text(one, "text", "own.txt")
     step = parcels.notebook("70_look", "whole: str = ''\nother: str = ''", LOOK)
     commit(parcels, "look")
-    run_step(step, {"whole": whole, "other": other}, parent_run_id=whole, settings=parcels.settings)
+    run_step(step, {"whole": whole, "other": other}, parent=whole, settings=parcels.settings)
     end_run(parcels.mlflow, whole, "FINISHED")
     output = replayed(parcels, whole[:8], code=1)
     assert f"not-copied/{other}" in output and f"not-copied/{whole}" not in output
@@ -293,7 +293,7 @@ def test_steps_of_two_commits_have_each_their_own_code(parcels):
     (parcels.root / "notebooks" / "helper.py").write_text("unit = 7.00\n")
     again = parcels.notebook("30_again", "factor: float = 1.0", COUNT)
     mended = commit(parcels, "mended")
-    run_step(again, {}, parent_run_id=parent, settings=parcels.settings)
+    run_step(again, {}, parent=parent, settings=parcels.settings)
     output = replayed(parcels, parent[:8])
     assert "2 of 2 steps agree to the digit" in output
     assert f"Code: that of count is of commit {parcels.commit[:12]}" in output

@@ -421,9 +421,7 @@ def test_mlflow_that_is_lost_in_the_middle(project, server, monkeypatch):
 def test_steps_with_the_same_parent_stay_apart(project):
     parent = open_pipeline_run(project.mlflow, project.settings, "demo", "manual__1")
     for rows in (1, 2):
-        run_step(
-            project.notebook("count", "rows: int = 0"), {"rows": rows}, parent_run_id=parent, settings=project.settings
-        )
+        run_step(project.notebook("count", "rows: int = 0"), {"rows": rows}, parent=parent, settings=project.settings)
     assert [run.data.params["rows"] for run in step_runs(project.mlflow, parent)] == ["1", "2"]
 
 

@@ -207,7 +207,7 @@ def test_a_step_asks_its_store_for_little_and_a_cached_one_for_less(project, ask
     for kind, limit in (("executed", 14), ("cached", 6)):
         parent = open_pipeline_run(project.mlflow, project.settings, "small", kind)
         asked.clear()
-        result = run_step(step, parent_run_id=parent, settings=project.settings, caching=Caching(True))
+        result = run_step(step, parent=parent, settings=project.settings, caching=Caching(True))
         names = [name for name, _ in asked]
         assert ("mlpkg.cached_from" in project.mlflow.get_run(result.run_id).data.tags) == (kind == "cached")
         assert len(names) <= limit, f"{kind}: {names}"

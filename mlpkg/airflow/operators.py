@@ -222,7 +222,7 @@ def run(
         notebook,
         self.step_parameters(notebook, run_params(context)),
         step=self.task_id,
-        parent_run_id=parent.info.run_id if parent else None,
+        parent=parent,
         settings=settings,
         tags={"mlpkg.attempt": str(ti.try_number), "mlpkg.map_index": str(ti.map_index)},
         name=_run_name(ti),

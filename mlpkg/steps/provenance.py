@@ -49,18 +49,18 @@ def strip_comments(
 
 # %% ../../nbs/api/steps/11_provenance.ipynb #6134ba6f
 @functools.lru_cache(maxsize=1000)
-def _file_digest(path: Path, changed: int, size: int) -> str:
+def _file_digest(path: str, changed: int, size: int) -> str:
     "Digest of a module's code, kept as long as the time of its last change and its size stay the same"
-    return hashlib.sha256(strip_comments(path.read_text(encoding="utf-8")).encode()).hexdigest()
+    return hashlib.sha256(strip_comments(Path(path).read_text(encoding="utf-8")).encode()).hexdigest()
 
 # %% ../../nbs/api/steps/11_provenance.ipynb #346509b5
 def _modules(
-    root: Path,  # Folder of a package
-) -> Iterator[Path]:
+    root: str,  # Folder of a package
+) -> Iterator[str]:
     "Python files of a package and its sub-packages, without what editors keep beside them"
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
-        yield from (Path(folder, name) for name in files if name.endswith(".py") and not name.startswith("."))
+        yield from (os.path.join(folder, name) for name in files if name.endswith(".py") and not name.startswith("."))
 
 # %% ../../nbs/api/steps/11_provenance.ipynb #850059df
 def package_digest(
@@ -69,12 +69,12 @@ def package_digest(
     "Digest of the code of a package and its sub-packages: the path and the content of each file"
     import mlpkg
 
-    root = folder or Path(str(mlpkg.__file__)).parent
+    root = str(folder or Path(str(mlpkg.__file__)).parent)
     parts = []
     for path in _modules(root):
         with contextlib.suppress(FileNotFoundError):  # it has vanished in the meantime
-            state = path.stat()
-            parts.append(f"{path.relative_to(root).as_posix()} {_file_digest(path, state.st_mtime_ns, state.st_size)}")
+            state, name = os.stat(path), path[len(root) + 1 :].replace(os.sep, "/")
+            parts.append(f"{name} {_file_digest(path, state.st_mtime_ns, state.st_size)}")
     return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()[:12]
 
 # %% ../../nbs/api/steps/11_provenance.ipynb #dfd8b667
@@ -119,6 +119,7 @@ def builds(
     return found
 
 # %% ../../nbs/api/steps/11_provenance.ipynb #4303b6b0
+@functools.lru_cache(maxsize=1000)
 def _canonical(name: str) -> str:
     return re.sub("[-_.]+", "-", name.partition("[")[0].lower())
 

@@ -32,7 +32,7 @@ from .parameters import check_parameters, read_parameters
 from .provenance import distributions, package_digest
 from .record import Caching, code_cells, describe_step, project_root, step_key, watch_env, write_record
 from .recovery import end_lost, recover
-from .tracking import client, end_run, experiment_id, log_params, start_step, storable
+from .tracking import client, end_run, experiment_id, log_params, start_step, storable, the_run
 from .warm import step_env
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def run_step(
     notebook: str | Path,  # Step notebook
     parameters: Mapping[str, Any] | None = None,  # Checked against its parameters cell
     step: str | None = None,  # Name of the step; the notebook's name without its number unless given
-    parent_run_id: str | None = None,  # Pipeline run to nest in, from `open_pipeline_run`
+    parent: "Run | str | None" = None,  # Pipeline run to nest in, or its id, from `open_pipeline_run`
     settings: Settings | None = None,  # Read from settings.ini unless given
     tags: Mapping[str, str] | None = None,  # Tags of the step's run
     name: str | None = None,  # Name of the step's run in the UI
@@ -292,7 +292,7 @@ def run_step(
     step = step or step_name(notebook)
     name = name or step
     mlflow = mlflow or client(settings)
-    parent = mlflow.get_run(parent_run_id) if parent_run_id else None
+    parent = the_run(mlflow, parent) if parent else None
     began, tags = time.monotonic(), {"mlpkg.notebook": _relative(notebook, settings), **(tags or {})}
     about, hit, why = _describe(settings, step, notebook, parameters or {}, kernel_name, caching), None, ""
     if about and caching.on:
@@ -309,7 +309,10 @@ def run_step(
     def prepare():
         execution = prepare_execution(settings, entry, notebook, parameters or {})
         execution.kernel_name, execution.language = kernel_name, language
-        execution.env = {**execution.env, "MLPKG_PIPELINE_RUN": parent_run_id or ""}  # whose tables it reads
+        execution.env = {
+            **execution.env,
+            "MLPKG_PIPELINE_RUN": parent.info.run_id if parent else "",
+        }  # whose tables it reads
         execution.env |= watch_env(settings, entry.folder, caching, notebook)
         if on_start:
             on_start(execution)
@@ -332,7 +335,9 @@ def run_step(
 def get_ready() -> None:
     "Do what each step would do for itself, in a process that is about to fork them"
     import nbformat
+    from jupyter_client.provisioning import KernelProvisionerFactory
 
+    KernelProvisionerFactory.instance()  # looks through everything that is installed
     package_digest()
     for folder in sys.path:
         distributions(folder or ".")
