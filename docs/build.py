@@ -154,7 +154,11 @@ class Site:
         def one(match: re.Match) -> str:
             name = match["name"] or ""
             target = self.symbols.get(f"{module}.{name}") or self.symbols.get(name)
-            return f"[{match[0]}](#{target})" if target else match[0]
+            # A mere word, such as a column `age`, means a function only among the pages of that function's layer.
+            word = name.isalpha() and name.islower() and not match[0].endswith("()`")
+            if not target or (word and not target.startswith(f"mlpkg.{module.partition('.')[0]}.")):
+                return match[0]
+            return f"[{match[0]}](#{target})"
 
         skip = r"```.*?```|^#.*?$|^\(.*?\)=$|\[[^\]]*\]\([^)]*\)|``.*?``"
         return re.sub(rf"{skip}|`(?P<name>[A-Za-z_][\w.]*)(\(\))?`", one, text, flags=re.S | re.M)

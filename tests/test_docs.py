@@ -141,6 +141,13 @@ def test_page_of_a_library_notebook(project):
     assert "secret_setup" not in text
 
 
+def test_a_word_that_is_also_a_function_is_a_link_only_in_its_layer(project):
+    write(project / "nbs" / "index.ipynb", "# Home\n\nA column `count`, and the function `count()`.")
+    built_page(project, "10_table")
+    soup = BeautifulSoup((project / "site" / "index.html").read_text(), "html.parser")
+    assert [link.get_text() for link in soup.article.find_all("a") if "count" in link.get_text()] == ["count()"]
+
+
 def test_a_broken_link_fails_the_build_and_keeps_the_site(project):
     assert build(project).returncode == 0
     write(project / "nbs" / "index.ipynb", "# Home\n\nSee [a](api/11_table.ipynb) and [b](api/10_table.ipynb#colums).")
