@@ -22,7 +22,7 @@ def script(name: str, *args: object) -> subprocess.CompletedProcess:
     "Run one of the scripts in docs/"
     command = [sys.executable, str(ROOT / "docs" / name), *map(str, args)]
     env = {**os.environ, "MLPKG_TEST_SECRET": "must-not-be-published"}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)  # noqa: S603
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)  # noqa: S603
 
 
 @pytest.fixture(scope="module")
