@@ -178,6 +178,20 @@ class Project:
         return [Path(file.path).name for file in self.mlflow.list_artifacts(run.info.run_id, "notebook")]
 
 
+# Files whose tests take longest in all, the longest first: none of them is left for one process at the end.
+LONG = (
+    "test_init", "test_retention", "test_promotion", "test_resume", "test_packaging", "test_new", "test_outbox",
+    "test_kernels", "test_dag_runs", "test_pipelines", "test_steps", "test_jobs", "test_pins", "test_flights",
+    "test_bench", "test_lake", "test_monitoring", "test_arrivals", "test_docs",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    "Start with the files that take longest"
+    place = {name: at for at, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
     "No test sees the tracking store or the settings of another: `mlflow.set_tracking_uri` leaves a variable behind"
