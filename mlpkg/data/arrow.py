@@ -158,11 +158,12 @@ def _row_groups(
 def read_files(
     data: ds.FileSystemDataset,  # Of Parquet files
     columns: list[str] | None,  # All unless given
-    filters: Filters | None,  # All rows unless given
+    filters: Filters | ds.Expression | None,  # All rows unless given
 ) -> pa.RecordBatchReader:  # LakeError if a filter cannot be applied
     "Stream a dataset in a fixed order, one row group at a time and none ahead, so memory stays flat"
     try:
-        condition = filters_to_expression(filters) if filters else None
+        given = isinstance(filters, ds.Expression)
+        condition = filters if given else filters_to_expression(filters) if filters else None
         files = sorted(data.get_fragments(filter=condition), key=lambda file: file.path)
     except (ValueError, TypeError, pa.ArrowException) as error:
         raise LakeError(f"filters {filters!r} do not work: {error}. Give (column, operator, value) tuples") from error

@@ -17,7 +17,7 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
-from pyarrow.dataset import Expression, FileSystemDataset
+from pyarrow.dataset import FileSystemDataset
 from pyarrow.parquet import filters_to_expression
 
 from .arrow import Filters, LakeError, filter_columns, plain_batch, plain_schema, read_files
@@ -36,21 +36,18 @@ def partition_files(
     return dict(sorted(found.items(), key=str))
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #1bc940e0
-def _stream(rows: pa.RecordBatchReader, without: Expression | None = None) -> pa.RecordBatchReader:
-    "Rows in the types that tables are written in, without those that fit a condition"
+def _stream(rows: pa.RecordBatchReader) -> pa.RecordBatchReader:
+    "Rows in the types that tables are written in"
     schema = plain_schema(rows.schema)
-    batches = (plain_batch(batch, schema) for batch in rows)
-    if without is not None:
-        batches = (batch.filter(~without | without.is_null()) for batch in batches)
-    return pa.RecordBatchReader.from_batches(schema, watched(batches, []))
+    return pa.RecordBatchReader.from_batches(schema, watched((plain_batch(batch, schema) for batch in rows), []))
 
 
-def _rows_of(table: DeltaTable, paths: Collection[str], without: Expression | None = None) -> pa.RecordBatchReader:
-    "Stream the rows of some files of a table, without those that fit a condition"
-    data = table.to_pyarrow_dataset()
+def _rows_of(table: DeltaTable, paths: Collection[str], without: Filters | None = None) -> pa.RecordBatchReader:
+    "Stream the rows of some files of a table, without those that fit filters"
+    data, gone = table.to_pyarrow_dataset(), filters_to_expression(without) if without else None
     files = [file for file in data.get_fragments() if file.path in paths]
-    whole = read_files(FileSystemDataset(files, data.schema, data.format, data.filesystem), None, None)
-    return _stream(whole, without)
+    only = FileSystemDataset(files, data.schema, data.format, data.filesystem)
+    return _stream(read_files(only, None, None if gone is None else ~gone | gone.is_null()))
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #6dd81b24
 def _put_beside(lake: Lake, name: str, place: str, table: DeltaTable, rows: pa.RecordBatchReader) -> list[AddAction]:
@@ -101,9 +98,8 @@ def rewrite_files(
     "Write rows again into new files, which take the place of the old ones"
     table, mark, mode = lake._open(name), uuid.uuid4().hex, "delete" if without else "compact"
     place, since, told = f"rewritten/{mark}", table.version(), {"write_mode": mode, "rewritten": mark}
-    gone = filters_to_expression(without) if without else None
     try:
-        new = _put_beside(lake, name, place, table, _rows_of(table, paths, gone))
+        new = _put_beside(lake, name, place, table, _rows_of(table, paths, without))
         until_committed(lambda: _commit(lake, name, new, paths, told), lambda: _committed(lake, name, told, since))
     except (DeltaError, LakeError, OSError) as error:
         if isinstance(error, CommitFailedError) or _there(lake._open(name), paths):
