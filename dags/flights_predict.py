@@ -30,6 +30,7 @@ with DAG(
         "threshold": Param(
             0.5, type="number", minimum=0, maximum=1, description="Probability from which a flight counts as late"
         ),
+        "replace": Param(False, type="boolean", description="May they take the place of another source's predictions?"),
     },
     tags=["flights", "predict"],
     **dag_defaults(),

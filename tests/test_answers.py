@@ -379,6 +379,18 @@ def test_small_files_are_compacted(tmp_path, lake, monkeypatch):
     assert [lake.count(TABLE, version) for version in range(9, 13)] == [10, 11, 12, 12]
 
 
+def test_answers_are_delivered_also_where_their_small_files_cannot_be_put_together(tmp_path, lake, monkeypatch, caplog):
+    monkeypatch.setattr(LakeWriter, "compact_after", 1)
+    queue = SegmentQueue(answers_folder(tmp_path, TABLE))
+    (queue.folder / "compact.mutex").mkdir()  # no file can be made there
+    queue.append(to_line(answer(1)), 1)
+    queue.rotate()
+    LakeWriter(lake, TABLE, queue).deliver()
+    queue.close()
+    assert records(lake) == [1]
+    assert f"small files of {TABLE} could not be put together" in caplog.text
+
+
 @pytest.fixture
 def deliver(tmp_path, lake):
     "Bring answers to the lake at once, by a server called by name"

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from mlpkg.data import together, upkeep
+from mlpkg.data import rewriting, together, upkeep
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.lake import Lake
 from mlpkg.data.retention import (
@@ -37,6 +37,7 @@ from mlpkg.data.retention import (
     table_folder,
     trim_log,
 )
+from mlpkg.data.rewriting import delete_rows
 from mlpkg.data.together import Waiting, put_down, replace_together
 from mlpkg.data.upkeep import compact, tidy_lake
 from mlpkg.serving import forgetting
@@ -190,6 +191,30 @@ def overwrite_at_once(place, barrier):
         lake.write(NAME, frame(100 + value), "overwrite")
 
 
+def delete_at_once(place, barrier):
+    lake = Lake(place)
+    barrier.wait()
+    for value in range(3):
+        delete_rows(lake, NAME, [("value", "==", value)])
+
+
+def trim_often(place):
+    lake = Lake(place)
+    for value in range(40):
+        lake.write(NAME, frame(value))
+        trim_log(lake, NAME, lake.version(NAME), limit=0)
+
+
+def test_who_looks_at_a_table_while_its_log_is_trimmed_sees_it(root):
+    lake = Lake(root)
+    lake.write(NAME, frame(0))
+    job = spawn.Process(target=trim_often, args=(root,))
+    job.start()
+    while job.is_alive():
+        assert lake.exists(NAME) and lake.version(NAME) >= 0
+    assert job.exitcode == 0 and lake.version(NAME) == 40
+
+
 def tidy_often(place, barrier, protected):
     lake = Lake(place)
     barrier.wait()
@@ -222,21 +247,29 @@ def test_two_at_once_and_a_writer_do_each_other_no_harm(root):
     assert sorted(rows[rows >= 100]) == sorted(list(range(100, 108)) * 2)
 
 
-@pytest.mark.parametrize("other", [compact_at_once, overwrite_at_once, None])
-def test_compaction_neither_doubles_rows_nor_brings_replaced_ones_back(root, other):
-    "deltalake's own does both, in 1.6.6"
-    lake, barrier = Lake(root), spawn.Barrier(3 if other else 2)
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([compact_at_once], [*range(8)]),
+        ([compact_at_once, compact_at_once], [*range(8)]),
+        ([compact_at_once, overwrite_at_once], [102]),
+        ([compact_at_once, delete_at_once], [*range(3, 8)]),
+        ([delete_at_once, overwrite_at_once], [102]),
+    ],
+)
+def test_whoever_writes_rows_again_neither_doubles_them_nor_brings_replaced_ones_back(root, others, expected):
+    "deltalake's own compaction does both, in 1.6.6"
+    lake, work = Lake(root), [compact_at_once, *others]
+    barrier = spawn.Barrier(len(work))
     for value in range(8):
         lake.write(NAME, frame(value), partition_by=["month"])
-    work = [one for one in (compact_at_once, compact_at_once, other) if one]
     jobs = [spawn.Process(target=one, args=(root, barrier)) for one in work]
     for job in jobs:
         job.start()
     for job in jobs:
         job.join(180)
     assert [job.exitcode for job in jobs] == [0] * len(jobs)
-    expected = [102, 102] if other is overwrite_at_once else sorted([*range(8)] * 2)
-    assert sorted(lake.read(NAME)["value"]) == expected
+    assert sorted(lake.read(NAME)["value"]) == sorted(expected * 2)
 
 
 def disk(lake: Lake, name: str = NAME) -> dict[str, int]:
@@ -264,7 +297,8 @@ def test_storage_grows_with_the_traffic_and_not_with_its_square(tmp_path):
 
 def test_files_of_a_good_size_are_left_alone(tmp_path, monkeypatch):
     lake, rng = Lake(tmp_path), np.random.default_rng(0)
-    monkeypatch.setattr(upkeep, "file_size", 2**17)
+    for module in (upkeep, rewriting):
+        monkeypatch.setattr(module, "file_size", 2**17)
     lake.write(NAME, pd.DataFrame({"value": rng.random(10_000)}))
     large = set(live(lake))
     for _ in range(11):
@@ -284,11 +318,11 @@ def test_rows_without_a_value_of_their_partition_are_put_together_too(tmp_path):
 
 @pytest.fixture
 def meanwhile(monkeypatch):
-    "Let somebody do something whenever the rows of small files are about to be read"
-    stream, seen = upkeep._stream, []
+    "Let somebody do something whenever rows are about to be written again"
+    stream, seen = rewriting._stream, []
 
     def during(job) -> list:
-        monkeypatch.setattr(upkeep, "_stream", lambda rows: (seen.append(job()), stream(rows))[1])
+        monkeypatch.setattr(rewriting, "_stream", lambda *given: (seen.append(job()), stream(*given))[1])
         return seen
 
     return during
@@ -345,18 +379,18 @@ def test_files_of_an_attempt_that_failed_go_at_once(tmp_path, monkeypatch):
     lake = Lake(tmp_path)
     for value in range(12):
         lake.write(NAME, frame(value), partition_by=["month"])
-    known, commit = disk(lake), upkeep._commit
+    known, commit = disk(lake), rewriting._commit
 
     def lost(*given, before: bool):
         if not before:
             commit(*given)
         raise OSError("the connection was lost")
 
-    monkeypatch.setattr(upkeep, "_commit", partial(lost, before=True))
+    monkeypatch.setattr(rewriting, "_commit", partial(lost, before=True))
     with pytest.raises(OSError, match="the connection was lost"):
         compact(lake, NAME)
     assert disk(lake) == known
-    monkeypatch.setattr(upkeep, "_commit", partial(lost, before=False))
+    monkeypatch.setattr(rewriting, "_commit", partial(lost, before=False))
     assert compact(lake, NAME).count == 24, "the commit was there although nobody heard of it"
     assert len(live(lake)) == 2 and sorted(lake.read(NAME)["value"]) == sorted([*range(12)] * 2)
 
@@ -367,8 +401,8 @@ def test_what_a_killed_compaction_has_left_goes_with_the_next_tidy(root):
         lake.write(NAME, frame(value), partition_by=["month"])
     known = disk(lake)
     program = (
-        "import os, signal, sys; from mlpkg.data.lake import Lake; from mlpkg.data import upkeep\n"
-        "upkeep._commit = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys; from mlpkg.data.lake import Lake; from mlpkg.data import rewriting, upkeep\n"
+        "rewriting._commit = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"upkeep.compact(Lake(sys.argv[1]), {NAME!r})\n"
     )
     assert subprocess.run([sys.executable, "-c", program, root]).returncode == -9  # noqa: S603
@@ -379,6 +413,63 @@ def test_what_a_killed_compaction_has_left_goes_with_the_next_tidy(root):
             os.utime(f"{root}/{NAME}/{path}", (0, 0))
         remove_versions(lake, NAME, now - timedelta(days=1))
         assert not left & disk(lake).keys()
+
+
+def test_rows_are_found_by_their_texts_after_others_were_deleted(root):
+    "In files that deltalake 1.6.6 writes to delete rows, pyarrow cannot look for a text"
+    lake = Lake(root)
+    lake.write(NAME, pd.DataFrame({"customer": ["ann", "bob", None], "value": [1, 2, 3]}))
+    assert delete_rows(lake, NAME, [("customer", "in", ["ann"])]) == 1
+    assert lake.read(NAME, ["value"], [("customer", "==", "bob")])["value"].tolist() == [2]
+    DeltaTable(f"{root}/{NAME}", storage_options=lake.options).delete("value = 3")
+    assert lake.read(NAME, ["value"], [("customer", ">=", "b")])["value"].tolist() == [2]
+
+
+def test_rows_are_deleted_whoever_writes_meanwhile_and_nothing_is_left_of_an_attempt(root, meanwhile):
+    lake, first = Lake(root), [True]
+    for value in range(12):
+        lake.write(NAME, frame(value), partition_by=["month"])
+    lake.write(NAME, pd.DataFrame({"month": ["01"], "value": pd.Series([None], dtype="Int64")}))
+
+    def other():
+        if first:
+            first.clear()
+            Lake(root).write(NAME, frame(3))
+            compact(Lake(root), NAME)
+
+    seen = meanwhile(other)
+    assert delete_rows(lake, NAME, [("value", "in", [3, 4])]) == 6 and len(seen) > 4
+    assert sorted(lake.read(NAME)["value"].dropna()) == sorted([0, 1, 2, *range(5, 12)] * 2)
+    assert lake.count(NAME) == 21, "a row without a value stays"
+    versions = (lake._open(NAME, version) for version in range(lake.version(NAME) + 1))
+    assert disk(lake).keys() == {path for one in versions for path in one.to_pyarrow_dataset().files}
+
+
+def write_all_the_time(place, stop):
+    lake = Lake(place)
+    while not stop.is_set():
+        lake.write("served/orders", pd.DataFrame({"date": ["2026-01-02"], "sticky": "customer8", "request_id": "r"}))
+
+
+def test_somebody_is_forgotten_in_a_table_that_others_write_all_the_time(root):
+    lake, stop = Lake(root), spawn.Event()
+    for name in ("customer7", "customer8"):
+        rows = pd.DataFrame({"date": ["2026-01-01"] * 20_000, "sticky": name, "request_id": range(20_000)})
+        lake.write("served/orders", rows.astype({"request_id": "str"}), partition_by=["date"])
+    jobs = [spawn.Process(target=write_all_the_time, args=(root, stop)) for _ in range(2)]
+    for job in jobs:
+        job.start()
+    try:
+        while lake.version("served/orders") < 10:
+            time.sleep(0.1)
+        done = list(forget(lake, Path("nowhere"), "sticky", "customer7"))
+    finally:
+        stop.set()
+        for job in jobs:
+            job.join(60)
+    assert [one.note for one in done if one.failed] == [] and [job.exitcode for job in jobs] == [0, 0]
+    assert sum(one.count for one in done if one.what == "answers") == 20_000
+    assert holders(lake, Path("nowhere"), "customer7") == []
 
 
 def put_file(lake: Lake, path: str, data: bytes) -> None:

@@ -821,8 +821,8 @@ def test_truth(api):
 
 
 def test_truths_that_wait_are_stored_together_and_leave_room_for_predictions(store):
-    "Somebody holds the lock: one truth is in its commit, two wait, and others are sent away at once"
-    with serving(store, max_connections=8) as api, ThreadPoolExecutor(8) as clients:
+    "Somebody holds the lock: one truth is in its commit, two wait, and others are sent away: a quarter of sixteen"
+    with serving(store, max_connections=16) as api, ThreadPoolExecutor(8) as clients:
         names = [ask(api, GOOD).json()["request_id"] for _ in range(5)]
         feedback, queue = api.app.state.parts.feedback, api.app.state.parts.truths
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Filters', 'LakeError', 'plain_type', 'plain_schema', 'plain_batch', 'from_frame', 'as_reader', 'filter_columns',
-           'read_files', 'distinct_values', 'check_name', 'allowed_values', 'in_partition', 'covering', 'as_literal',
-           'as_predicate', 'fit_schema', 'schema_differences', 'with_outside', 'storage_options']
+           'without_views', 'read_files', 'distinct_values', 'check_name', 'allowed_values', 'in_partition', 'covering',
+           'as_literal', 'as_predicate', 'fit_schema', 'schema_differences', 'with_outside', 'storage_options']
 
 # %% ../../nbs/api/data/12_arrow.ipynb #0ce6ee0f
 import os
@@ -30,9 +30,10 @@ class LakeError(MlpkgError, ValueError):
 
 # %% ../../nbs/api/data/12_arrow.ipynb #e972ad5f
 _larger = {pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64(), pa.uint64(): pa.int64()}
-_same = {pa.large_string(): pa.string(), pa.string_view(): pa.string(), pa.large_binary(): pa.binary()}
+_text = {pa.large_string(): pa.string(), pa.string_view(): pa.string()}
+_bytes = {pa.large_binary(): pa.binary(), pa.binary_view(): pa.binary()}
 _other = {pa.float16(): pa.float32(), pa.date64(): pa.date32()}
-_plain = {**_larger, **_same, **_other}
+_plain = {**_larger, **_text, **_bytes, **_other}
 
 # %% ../../nbs/api/data/12_arrow.ipynb #1baf9370
 def plain_type(
@@ -130,21 +131,44 @@ def filter_columns(
     "The columns that filters look at"
     return [part[0] for item in filters or [] for part in (item if isinstance(item, list) else [item])]
 
+# %% ../../nbs/api/data/12_arrow.ipynb #008b314a
+def without_views(
+    schema: pa.Schema,
+) -> pa.Schema:
+    "The same columns, with texts and bytes in a layout that pyarrow can compare and filter"
+    views = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    return pa.schema([field.with_type(views.get(field.type, field.type)) for field in schema])
+
+
+def _row_groups(
+    file: Any,  # pyarrow.dataset.ParquetFileFragment
+    schema: pa.Schema,  # Of the dataset
+    columns: list[str],
+    condition: ds.Expression | None,
+) -> Iterator[pa.Table]:
+    "The rows of a file that fit, row group by row group"
+    if condition is None or file.physical_schema == without_views(file.physical_schema):
+        for piece in file.split_by_row_group(condition, schema):
+            yield piece.to_table(schema=schema, columns=columns, filter=condition)
+    else:
+        for piece in file.split_by_row_group(schema=schema):
+            yield piece.to_table(schema=schema).filter(condition).select(columns)
+
 # %% ../../nbs/api/data/12_arrow.ipynb #43d5e3a2
 def read_files(
     data: ds.FileSystemDataset,  # Of Parquet files
     columns: list[str] | None,  # All unless given
-    filters: Filters | None,  # All rows unless given
+    filters: Filters | ds.Expression | None,  # All rows unless given
 ) -> pa.RecordBatchReader:  # LakeError if a filter cannot be applied
     "Stream a dataset in a fixed order, one row group at a time and none ahead, so memory stays flat"
     try:
-        condition = filters_to_expression(filters) if filters else None
+        given = isinstance(filters, ds.Expression)
+        condition = filters if given else filters_to_expression(filters) if filters else None
         files = sorted(data.get_fragments(filter=condition), key=lambda file: file.path)
     except (ValueError, TypeError, pa.ArrowException) as error:
         raise LakeError(f"filters {filters!r} do not work: {error}. Give (column, operator, value) tuples") from error
     names = data.schema.names if columns is None else columns
-    pieces = chain.from_iterable(file.split_by_row_group(condition, data.schema) for file in files)
-    tables = (piece.to_table(schema=data.schema, columns=names, filter=condition) for piece in pieces)
+    tables = chain.from_iterable(_row_groups(file, data.schema, names, condition) for file in files)
     schema = pa.schema([data.schema.field(name) for name in names])
     batches = chain.from_iterable(table.to_batches() for table in tables)
     return pa.RecordBatchReader.from_batches(schema, batches)

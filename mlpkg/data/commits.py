@@ -145,7 +145,7 @@ def touches(
     schema: pa.Schema,  # Of the table
 ) -> bool:  # True where the entry does not say which rows it is about
     "May a commit have changed rows of a partition?"
-    if entry["operation"] != "WRITE" or entry.get("compacted"):
+    if entry["operation"] != "WRITE" or entry.get("write_mode") in ("compact", "delete"):
         return False
     return bool(_common(parts(partition, schema), _about(entry, schema)))
 
@@ -182,7 +182,7 @@ def same_rows(
     "The version that has made the rows of this one"
     lines = log_lines(files, version)
     how: dict[str, Any] = next((line["commitInfo"] for line in lines if "commitInfo" in line), {})
-    kept = version > 0 and (how.get("operation") in _upkeep or "compacted" in how)
+    kept = version > 0 and (how.get("operation") in _upkeep or how.get("write_mode") == "compact")
     return same_rows(files, version - 1) if kept else version
 
 # %% ../../nbs/api/data/11_commits.ipynb #569f4756

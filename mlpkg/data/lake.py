@@ -85,11 +85,16 @@ class Lake:
 # %% ../../nbs/api/data/14_lake.ipynb #252c7cb7
 @patch
 def _find(self: Lake, name: str, version: int | None = None) -> DeltaTable | None:
-    "The table, or None if it does not exist"
-    try:
-        return DeltaTable(f"{self.root}/{check_name(name)}", version=version, storage_options=self.options)
-    except TableNotFoundError:
-        return None
+    "The table, or None if it does not exist; looked for again where its log was trimmed meanwhile"
+    for again in (True, True, False):
+        try:
+            return DeltaTable(f"{self.root}/{check_name(name)}", version=version, storage_options=self.options)
+        except TableNotFoundError:
+            break
+        except DeltaError as error:
+            if not again or "not found" not in str(error):
+                raise
+    return None
 
 # %% ../../nbs/api/data/14_lake.ipynb #61ec7d42
 @patch

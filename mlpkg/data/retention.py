@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['log_limit', 'patience', 'Removal', 'needed_versions', 'table_folder', 'stored_files', 'readable_versions',
-           'protect_log', 'remove_versions', 'trim_log', 'drop_folder', 'delete_rows', 'unreferenced', 'forget_history',
+           'protect_log', 'remove_versions', 'trim_log', 'drop_folder', 'unreferenced', 'forget_history',
            'last_written', 'remove_tables', 'remove_waiting', 'guarded']
 
 # %% ../../nbs/api/data/22_retention.ipynb #62117116
 import re
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,11 +19,11 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from deltalake import CommitProperties, DeltaTable
+from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from .arrow import LakeError
-from .commits import keep_log, log_property, until_committed, writer
+from .commits import keep_log, log_property
 from .lake import Lake
 from .snapshots import version_at
 from .together import refused_rows, rows_due, settled
@@ -214,25 +213,6 @@ def drop_folder(
     if "://" not in lake.root:
         shutil.rmtree(f"{lake.root}/{name}/{folder}", ignore_errors=True)
 
-# %% ../../nbs/api/data/22_retention.ipynb #96a8cd4b
-def delete_rows(
-    lake: Lake,
-    name: str,  # Of a table
-    condition: str,  # In SQL, see `mlpkg.data.arrow.as_predicate`
-) -> int:  # Rows that were deleted
-    "Delete rows from the newest version of a table, in one commit"
-    protect_log(lake, name)
-    mark, deleted = uuid.uuid4().hex, 0
-
-    def attempt() -> None:
-        nonlocal deleted
-        properties = CommitProperties({"write_id": mark})
-        how: Mapping[str, Any] = {"commit_properties": properties, "post_commithook_properties": keep_log}
-        deleted = int(lake._open(name).delete(condition, writer_properties=writer, **how)["num_deleted_rows"] or 0)
-
-    until_committed(attempt, lambda: lake._written(name, mark) is not None)
-    return deleted
-
 # %% ../../nbs/api/data/22_retention.ipynb #b53d60ba
 patience = 5  # Seconds to wait for writers to commit their files
 _grace = timedelta(hours=1)  # Younger files may be those of a writer
@@ -263,8 +243,11 @@ def forget_history(
     "Remove all older versions, with their log"
     protect_log(lake, name)
     there, until = stored_files(lake, name), time.monotonic() + patience
-    while (left := _clear_history(lake, name)) and time.monotonic() < until:
+    left = _clear_history(lake, name)
+    while left and time.monotonic() < until:
         time.sleep(0.5)
+        now = _clear_history(lake, name)
+        left = {path: written for path, written in left.items() if path in now}  # others are of later writers
     trim_log(lake, name, lake._open(name).version(), limit=0)
     gone = there.keys() - stored_files(lake, name).keys()
     done = Removal("older versions", name, len(gone), len(gone), sum(there[path] for path in gone))

@@ -34,7 +34,7 @@ from pyarrow import csv, parquet
 from pyarrow.fs import FileSystem, LocalFileSystem, PyFileSystem
 from pyarrow.parquet import filters_to_expression
 
-from .arrow import Filters, filter_columns, storage_options
+from .arrow import Filters, filter_columns, storage_options, without_views
 from .lake import Lake
 from .packages import package_file, package_scheme
 from .spill import FileView, spill_folder
@@ -333,12 +333,12 @@ def parquet_source(
     def read(columns: list[str], filters: Filters) -> Iterator[pa.RecordBatch]:
         with opened() as data:
             for batch in data.iter_batches(rows, columns=_needed(columns, filters)):
-                yield from _where(batch, columns, filters)
+                yield from _where(batch.cast(without_views(batch.schema)), columns, filters)
 
     with reading(name):
         reopen = opener(path, folder)
     with opened() as data:
-        return Source(name, -1, data.schema_arrow, read)
+        return Source(name, -1, without_views(data.schema_arrow), read)
 
 # %% ../../nbs/api/data/16_sources.ipynb #bb199d8f
 def open_source(

@@ -6,25 +6,16 @@
 __all__ = ['few', 'worth_joining', 'small_files', 'compact', 'tidy_lake']
 
 # %% ../../nbs/api/data/23_upkeep.ipynb #fab1a056
-import time
-import uuid
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from copy import copy
 from datetime import datetime
-from typing import Any
-from urllib.parse import unquote
 
-import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError
-from deltalake.transaction import AddAction, RemoveAction
-from pyarrow.dataset import FileSystemDataset
+from deltalake.exceptions import CommitFailedError
 
-from .arrow import LakeError, plain_batch, plain_schema, read_files
-from .commits import file_size, keep_log, log_lines, until_committed, watched, writer
+from .commits import file_size
 from .lake import Lake
-from .retention import Removal, drop_folder, guarded, remove_versions, remove_waiting, table_folder
+from .retention import Removal, guarded, remove_versions, remove_waiting
+from .rewriting import partition_files, rewrite_files
 
 # %% ../../nbs/api/data/23_upkeep.ipynb #f7d9e233
 def worth_joining(
@@ -36,14 +27,6 @@ def worth_joining(
         small.pop()
     return small
 
-# %% ../../nbs/api/data/23_upkeep.ipynb #c158f863
-def _partitions(table: DeltaTable) -> dict[tuple, dict[str, int]]:
-    "The files of each partition: values of the partition columns -> path -> bytes"
-    found, columns = defaultdict[tuple, dict[str, int]](dict), table.metadata().partition_columns
-    for file in pa.table(table.get_add_actions(flatten=True)).to_pylist():
-        found[tuple(file[f"partition.{column}"] for column in columns)][unquote(file["path"])] = file["size_bytes"]
-    return dict(sorted(found.items(), key=str))
-
 # %% ../../nbs/api/data/23_upkeep.ipynb #9a6444a2
 few = 10  # Small files that a partition may have
 
@@ -54,76 +37,16 @@ def small_files(
     more_than: int = few,  # Small files that a partition may have
 ) -> dict[tuple, list[str]]:  # Values of the partition columns -> paths
     "Partitions with many small files, and those that are worth putting together"
-    found = {values: worth_joining(sizes) for values, sizes in _partitions(lake._open(name)).items()}
+    found = {values: worth_joining(sizes) for values, sizes in partition_files(lake._open(name)).items()}
     return {values: paths for values, paths in found.items() if len(paths) > more_than}
-
-# %% ../../nbs/api/data/23_upkeep.ipynb #007f2747
-def _stream(rows: pa.RecordBatchReader) -> pa.RecordBatchReader:
-    "Rows in the types that tables are written in"
-    schema = plain_schema(rows.schema)
-    return pa.RecordBatchReader.from_batches(schema, watched((plain_batch(batch, schema) for batch in rows), []))
-
-
-def _rows_of(table: DeltaTable, paths: Collection[str]) -> pa.RecordBatchReader:
-    "Stream the rows of some files of a table"
-    data = table.to_pyarrow_dataset()
-    files = [file for file in data.get_fragments() if file.path in paths]
-    return _stream(read_files(FileSystemDataset(files, data.schema, data.format, data.filesystem), None, None))
-
-# %% ../../nbs/api/data/23_upkeep.ipynb #b00eb387
-def _put_beside(lake: Lake, name: str, table: DeltaTable, paths: Collection[str], place: str) -> list[AddAction]:
-    "Write the rows of some files into a folder of the table; the files that are there now"
-    layout, where = table.metadata().partition_columns, f"{name}/{place}"
-    how: dict[str, Any] = {"target_file_size": file_size, "writer_properties": writer, "partition_by": layout or None}
-    write_deltalake(f"{lake.root}/{where}", _rows_of(table, paths), storage_options=lake.options, **how)
-    added = [line["add"] for line in log_lines(table_folder(lake, where), 0) if "add" in line]
-    return [
-        AddAction(
-            f"{place}/{unquote(one['path'])}", one["size"], one["partitionValues"], one["modificationTime"], False,
-            one["stats"],
-        )
-        for one in added
-    ]  # fmt: skip
-
-# %% ../../nbs/api/data/23_upkeep.ipynb #188a51ac
-def _there(table: DeltaTable, paths: Collection[str]) -> bool:
-    "Do all these files still belong to a table?"
-    return set(paths) <= {unquote(path) for path in pa.table(table.get_add_actions())["path"].to_pylist()}
-
-# %% ../../nbs/api/data/23_upkeep.ipynb #dcefd305
-def _commit(lake: Lake, name: str, new: list[AddAction], paths: Collection[str], mark: str) -> None:
-    "One attempt to put new files in the place of others; LakeError if these are not there any more"
-    table, now = lake._open(name), int(time.time() * 1000)
-    if not _there(table, paths):
-        raise LakeError(f"table {name!r}: somebody has replaced small files while they were put together: try again")
-    old = [RemoveAction(path, data_change=False, deletion_timestamp=now) for path in paths]
-    once = CommitProperties({"compacted": mark, "write_mode": "compact"}, max_commit_retries=0)
-    how: dict[str, Any] = {"commit_properties": once, "post_commithook_properties": keep_log}
-    layout = table.metadata().partition_columns
-    table.create_write_transaction([*new, *old], "append", table.schema(), layout, **how)
-
-# %% ../../nbs/api/data/23_upkeep.ipynb #36245287
-def _committed(lake: Lake, name: str, mark: str, since: int) -> bool:
-    "Have files been put together under a mark, after a version?"
-    table = lake._open(name)
-    new = table.version() - since
-    return new > 0 and any(entry.get("compacted") == mark for entry in table.history(new))
 
 # %% ../../nbs/api/data/23_upkeep.ipynb #9eb98078
 def _join(lake: Lake, name: str, paths: Collection[str]) -> bool:
     "Put some files together; False if somebody has replaced them meanwhile, or commits all the time"
-    table, mark = lake._open(name), uuid.uuid4().hex
-    place, since = f"compacted/{mark}", table.version()
     try:
-        new = _put_beside(lake, name, table, paths, place)
-        until_committed(lambda: _commit(lake, name, new, paths, mark), lambda: _committed(lake, name, mark, since))
-    except (DeltaError, LakeError, OSError) as error:
-        if not isinstance(error, CommitFailedError) and _there(lake._open(name), paths):
-            raise
-    finally:
-        done = _committed(lake, name, mark, since)
-        drop_folder(lake, name, f"{place}/_delta_log" if done else place)
-    return done
+        return rewrite_files(lake, name, paths)
+    except CommitFailedError:
+        return False
 
 # %% ../../nbs/api/data/23_upkeep.ipynb #62a44b73
 def compact(

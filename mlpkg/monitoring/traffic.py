@@ -81,11 +81,11 @@ def _placed(batch: pa.RecordBatch | pa.Table, whole: Whole, salt: str) -> pd.Dat
     return rows.assign(place=pd.util.hash_array(rows[whole].to_numpy("object"), hash_key=salt))
 
 
-def _first_places(rows: pd.DataFrame, most: int) -> pd.DataFrame:
-    "Those with the first places, each record once, in the order in which they came"
+def _first_places(rows: pd.DataFrame, most: int) -> tuple[pd.DataFrame, bool]:
+    "Those with the first places, each record once, in the order in which they came; are others left out?"
     once = rows.drop_duplicates(["request_id", "record"])
     first = once.sort_values(["place", "request_id", "record"]).index[:most]
-    return once.loc[first.sort_values()]
+    return once.loc[first.sort_values()].reset_index(drop=True), len(once) > most
 
 # %% ../../nbs/api/monitoring/15_traffic.ipynb #13f9a953
 def draw_answers(
@@ -93,17 +93,18 @@ def draw_answers(
     most: int = most_answers,  # Rows to keep, at most
     whole: Whole = "request_id",  # What is kept as a whole
     salt: str = "0123456789abcdef",  # Sixteen letters; with others, others are drawn
-) -> tuple[pd.DataFrame, int]:  # Each record once, with unit and place; how many rows there were
+) -> tuple[pd.DataFrame, int | None]:  # Each record once, with unit and place; of how many, None if they are all
     "Some answers at random, in memory that does not grow with their number"
-    kept, count, limit = _placed(reader.schema.empty_table(), whole, salt), 0, 2**64 - 1
+    kept, count, limit, drawn = _placed(reader.schema.empty_table(), whole, salt), 0, 2**64 - 1, False
     for batch in reader:
         rows = _placed(batch, whole, salt)
-        count += len(rows)
-        kept = pd.concat([kept, rows[rows["place"] <= limit]], ignore_index=True)
+        near, count = rows["place"] <= limit, count + len(rows)
+        kept, drawn = pd.concat([kept, rows[near]], ignore_index=True), drawn or not near.all()
         if len(kept) > 2 * most:
-            kept = _first_places(kept, most).reset_index(drop=True)
-            limit = kept["place"].max()
-    return _first_places(kept, most).reset_index(drop=True), count
+            kept, more = _first_places(kept, most)
+            limit, drawn = kept["place"].max() if more else limit, drawn or more
+    kept, more = _first_places(kept, most)
+    return kept, count if drawn or more else None
 
 # %% ../../nbs/api/monitoring/15_traffic.ipynb #fd05429d
 def read_served(
@@ -113,18 +114,18 @@ def read_served(
     window: tuple[date, date],  # First and last day
     whole: Whole = "request_id",  # What is kept as a whole where there are more answers than `most`
     most: int = most_answers,  # Answers to read, at most
-) -> tuple[pd.DataFrame, int]:  # The columns below, with unit (who asked) and truth (NaN: unknown); answers there were
+) -> tuple[pd.DataFrame, int | None]:  # With unit (who asked) and truth (NaN: unknown); of how many, see `draw_answers`
     "What the champion answered, whom (a sticky key, or a single request), and the last truth about it"
     columns = ["date", "request_id", "record", "sticky", "prediction", "probability", "inputs"]
     if not lake.exists(f"served/{model}"):
         named = [*columns, "unit", "truth"]
-        return pd.DataFrame({name: pd.Series(dtype="object") for name in named}).drop(columns="sticky"), 0
+        return pd.DataFrame({name: pd.Series(dtype="object") for name in named}).drop(columns="sticky"), None
     filters = [("date", ">=", window[0].isoformat()), ("date", "<=", window[1].isoformat())]
     ours = [*filters, ("arm", "=", "champion"), ("model_version", "=", version)]
     salt = f"{window[0].isoformat()}-drawn"
-    rows, count = draw_answers(lake.batches(f"served/{model}", columns, ours), most, whole, salt)
+    rows, of = draw_answers(lake.batches(f"served/{model}", columns, ours), most, whole, salt)
     truth = last_truth(lake, model, filters, rows["request_id"])
-    return rows.drop(columns=["sticky", "place"]).merge(truth, on=["request_id", "record"], how="left"), count
+    return rows.drop(columns=["sticky", "place"]).merge(truth, on=["request_id", "record"], how="left"), of
 
 # %% ../../nbs/api/monitoring/15_traffic.ipynb #25f594e9
 def _records(served: pd.DataFrame, inputs: list[Input], clean: Callable[[pd.DataFrame], pd.DataFrame] | None) -> Any:
@@ -178,10 +179,9 @@ def _each_by_itself(window: Window, names: list[str]) -> Window:
     return replace(window, blocks=pd.util.hash_pandas_object(rows, index=False).to_numpy())
 
 
-def _drawn_of(rows: int, answered: int) -> list[Finding]:
+def _drawn_of(rows: int, of: int | None) -> list[Finding]:
     "That a window is a sample, if it is"
-    words = f"a sample of {rows:,} of {answered:,} answers"
-    return [Finding("sample", "answers", "ok", words, answered)] if rows == most_answers < answered else []
+    return [Finding("sample", "answers", "ok", f"a sample of {rows:,} of {of:,} answers", of)] if of else []
 
 
 def watch_traffic(
@@ -207,7 +207,7 @@ def watch_traffic(
     windows = last_windows(today or datetime.now(UTC).date(), days, count)
     for first, last in windows:
         whole: Whole = "unit" if blocks == "unit" else "request_id"
-        served, answered = read_served(lake, model, number, (first, last), whole, most_answers)
+        served, of = read_served(lake, model, number, (first, last), whole, most_answers)
         if served.empty:
             continue
         window = served_window(served, loaded.task, loaded.inputs, clean, blocks)
@@ -215,7 +215,7 @@ def watch_traffic(
             learned, window, loaded.inputs, rules, held, (), max_violation_rate, first.isoformat(), model, number,
             kind=loaded.task.kind, again=(first, last) != windows[0],
         )  # fmt: skip
-        report = replace(report, findings=[*_drawn_of(len(served), answered), *report.findings])
+        report = replace(report, findings=[*_drawn_of(len(served), of), *report.findings])
         found[report.window] = with_history(report, read_history(lake, traffic_table(model)))
         store(lake, traffic_table(model), found[report.window])
     return found

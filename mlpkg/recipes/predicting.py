@@ -7,28 +7,21 @@ __all__ = ['predict_batches_of']
 
 # %% ../../nbs/api/recipes/20_predicting.ipynb #53531417
 import dataclasses
-import os
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
-import pyarrow
 
-from ..batch.predict import score
+from ..batch.predict import as_it_is_now, origins, score
 from ..batch.summary import BatchResult
 from ..data.lake import Lake
 from ..data.sources import file_kind
 from ..data.spill import spill_folder
 from ..models.registry import Loaded
 from .batches import DeliveryError, file_batch, select_batches
-from mlpkg.recipes.delivery import (
-    Delivery,
-    read_delivery,
-    run_line,
-    sources_of,
-    stored_batches,
-)
+from .delivery import Delivery, read_delivery, sources_of, stored_batches
 from .preparation import clean_rows
 from .recipe import Recipe, batch_column, place_column, source_column, unread_column
 
@@ -63,17 +56,6 @@ def _rows_to_score(
     own[unread_column] = rows[unread_column].map(lambda names: _without_label(names, recipe))
     return clean_rows(recipe, rows).assign(**own)
 
-# %% ../../nbs/api/recipes/20_predicting.ipynb #e2148f3f
-def _pairs(lake: Lake, table: str, column: str, batches: Sequence[str]) -> set[tuple[str, str]]:
-    "The batches of a table with what each was made from; none where there is no such table or column"
-    if not lake.exists(table) or not {batch_column, column} <= set(lake.schema(table).names):
-        return set()
-    found, names = set[tuple[str, str]](), [batch_column, column]
-    for rows in lake.batches(table, names, [(batch_column, "in", list(batches))]):
-        told = pyarrow.Table.from_batches([rows]).group_by(names).aggregate([]).to_pydict()
-        found |= set(zip(told[batch_column], told[column], strict=True))
-    return found
-
 # %% ../../nbs/api/recipes/20_predicting.ipynb #94524fb0
 def _check_kept(
     recipe: Recipe,
@@ -83,10 +65,10 @@ def _check_kept(
     typed: str,  # What would replace those that are there
 ) -> None:
     "Refuse to replace predictions of another source"
-    now = Lake(lake.root, lake.options, os.devnull, run="")  # not what a run works on, and no source of what it writes
     batches, sources = sorted({batch for batch, _ in made}), sorted({source for _, source in made})
-    own = _pairs(now, recipe.table("raw"), source_column, batches) if recipe.table("clean") in sources else set()
-    there = _pairs(now, to, "source", batches) | _pairs(now, f"quarantine/{to}", "source", batches)
+    look, raw = partial(origins, as_it_is_now(lake), column=batch_column, batches=batches), recipe.table("raw")
+    own = look(raw, source=source_column) if recipe.table("clean") in sources else set()
+    there = look(to) | look(f"quarantine/{to}")
     if lost := sorted(there - own - set(made)):
         names, others = (", ".join(map(repr, dict.fromkeys(some))) for some in zip(*lost, strict=True))
         more = "Give the file another name to keep both. " if any(map(file_kind, sources)) else ""
@@ -94,6 +76,12 @@ def _check_kept(
             f"{to}: batch {names} was predicted from {others}, and would be replaced by predictions of "
             f"{', '.join(map(repr, sources))}. {more}If these take their place: {typed}"
         )
+
+# %% ../../nbs/api/recipes/20_predicting.ipynb #cd15aa74
+def _which(loaded: Loaded) -> str:
+    "A model as the parameter `which` takes it; empty for the champion, and for one that is not registered"
+    version = loaded.version
+    return "" if version is None or "champion" in version.aliases else str(version.version)
 
 # %% ../../nbs/api/recipes/20_predicting.ipynb #dca8a3f0
 def predict_batches_of(
@@ -110,9 +98,8 @@ def predict_batches_of(
     files, to = sources_of(recipe.table("clean") if source == "" else source), to or recipe.table("predictions")
     limit = None if threshold is None or threshold == "" else float(threshold)
     by, (table, *more) = (recipe.identity, recipe.slices, limit), files.values()
-    typed = run_line(
-        recipe, "predict", list(files), **({"batches": batches} if batches.strip() else {}), replace="true"
-    )
+    asked = {"batches": batches.strip(), "threshold": "" if limit is None else str(limit), "which": _which(loaded)}
+    typed = recipe.run_line("predict", list(files), **{name: one for name, one in asked.items() if one}, replace="true")
     if not more and not file_kind(table):
         wanted = select_batches(batches, stored_batches(lake, table), f"table {table}")
         if not replace:

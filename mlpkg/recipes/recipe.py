@@ -7,7 +7,10 @@ __all__ = ['batch_column', 'id_column', 'day_column', 'source_column', 'place_co
            'RecipeError', 'Recipe']
 
 # %% ../../nbs/api/recipes/10_recipe.ipynb #c1d935b1
-from collections.abc import Callable, Mapping
+import json
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -107,6 +110,20 @@ def holdout(self: Recipe) -> HoldoutRule:
     across = [self.group, day] if self.group or self.split.by == "group" else []
     others = [name for name in across if name and name not in self.split.columns]
     return self.split.holdout_rule(self.table("split"), others)
+
+# %% ../../nbs/api/recipes/10_recipe.ipynb #e56c5371
+@patch
+def run_line(
+    self: Recipe,
+    dag: str,  # Like "etl"
+    sources: Sequence[str],  # One or more, by their names in the lake
+    **more: str,  # Further params
+) -> str:
+    "What to type to run a DAG of the pipeline on files"
+    files = [re.sub("#query-[0-9a-f]+$", "?...", one) for one in sources]  # a query is not known, and may be secret
+    text = files[0] if len(files) == 1 else json.dumps(files, ensure_ascii=False)
+    params = [f"--param {shlex.quote(f'{name}={value}')}" for name, value in {"source": text, **more}.items()]
+    return " ".join([f"mlpkg run {self.name}_{dag}", *params])
 
 # %% ../../nbs/api/recipes/10_recipe.ipynb #fef7bbce
 @patch(as_prop=True)

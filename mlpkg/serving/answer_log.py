@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import fields
 from functools import partial
 from itertools import islice
@@ -161,13 +160,17 @@ def compact_files(
     table: str,  # Name of a table that exists
     mutex: str | Path,  # File that the processes of this machine lock, so that only one of them does it
     more_than: int = few,  # Small files that a partition may have
-) -> None:
+) -> None:  # Raises nothing: what cannot be done is logged
     "Put the small files of a table together; its versions stay readable"
-    with suppress(Timeout):  # another process is doing it
+    try:
         with FileLock(mutex, timeout=0, thread_local=False):
             done = compact(lake, table, more_than=more_than)
-            if done.failed:
-                _log.warning("%s: small files: %s", table, done.note)
+        if done.failed:
+            _log.warning("%s: small files: %s", table, done.note)
+    except Timeout:  # another process is doing it
+        return
+    except Exception as error:
+        _log.warning("small files of %s could not be put together; others will be, later", table, exc_info=error)
 
 # %% ../../nbs/api/serving/18_answer_log.ipynb #52c129f0
 @patch

@@ -85,8 +85,8 @@ class Components:
 
 # %% ../../nbs/api/serving/28_components.ipynb #35eb937a
 def _truth_queue(feedback: Feedback, serving: ServingSettings) -> MicroBatcher:
-    "Truth that waits for the lake: it may hold a quarter of the connections, whatever it waits for"
-    most, room = serving.max_waiting_records, serving.max_connections // (4 * (1 + len(serving.models)))
+    "Truth may hold a quarter of the connections, whatever it waits for: an eighth its turn, as many the lake"
+    most, room = serving.max_waiting_records, serving.max_connections // (8 * (1 + len(serving.models)))
     give, tidy, what = feedback.give_together, feedback.tidy, "the lake"
     return MicroBatcher(max(1, room), most, None, most, serving.answer_timeout, give, tidy, what)
 

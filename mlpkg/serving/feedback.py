@@ -25,11 +25,8 @@ from pydantic import Field
 from ..data.lake import Lake
 from ..errors import MlpkgError
 from ..models.tasks import Task, yes_no
-from ..redaction import get_log
 from .answer_log import LakeWriter, answers_folder, compact_files
 from .answers import request_date
-
-_log = get_log("mlpkg.serving.feedback")
 
 # %% ../../nbs/api/serving/20_feedback.ipynb #7cabf8ff
 @dataclass(frozen=True)
@@ -236,14 +233,9 @@ def give_together(
 @patch
 def tidy(self: Feedback) -> None:
     "Put small files together, once there have been enough commits"
-    if self._commits < LakeWriter.compact_after:
-        return
-    self._commits = 0
-    try:
+    if self._commits >= LakeWriter.compact_after:
+        self._commits = 0
         compact_files(self.lake, self.table, self.folder / "compact-feedback.mutex")
-    except Exception as error:
-        words = "small files of %s could not be put together; the next try is after %s more commits"
-        _log.warning(words, self.table, LakeWriter.compact_after, exc_info=error)
 
 
 @patch

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from ..data.arrow import as_predicate
+from ..data.arrow import Filters
 from ..data.lake import Lake
-from ..data.retention import Removal, delete_rows, forget_history
+from ..data.retention import Removal, forget_history
+from ..data.rewriting import delete_rows
 from ..errors import MlpkgError
 from .answer_log import answers_folder
 from .answers import Answer, from_lines, to_line
@@ -38,10 +39,9 @@ def remove_old_answers(
 ) -> Iterator[Removal]:  # One for each table
     "Delete old answers, and the truth about them, from the newest version of their tables"
     day = f"{before:%Y-%m-%d}"
+    old: Filters = [("date", "<", day)]
     for name in _tables(lake, "served", "feedback"):
-        rows = lake.table(name, ["date"], [("date", "<", day)]).num_rows
-        if rows and not dry_run:
-            rows = delete_rows(lake, name, f"\"date\" < '{day}'")
+        rows = lake.table(name, ["date"], old).num_rows if dry_run else delete_rows(lake, name, old)
         yield Removal(
             "answers" if name.startswith("served") else "truths", name, rows, note=f"before {day}" if rows else ""
         )
@@ -148,7 +148,7 @@ def _delete(lake: Lake, table: str, column: str, values: Collection[str], dry_ru
     if dry_run:
         return lake.table(table, [column], [(column, "in", wanted)]).num_rows
     parts = (wanted[at : at + step] for at in range(0, len(wanted), step))
-    return sum(delete_rows(lake, table, as_predicate({column: part})) for part in parts)
+    return sum(delete_rows(lake, table, [(column, "in", part)]) for part in parts)
 
 # %% ../../nbs/api/serving/32_forgetting.ipynb #51b435d8
 def _forget_in(lake: Lake, table: str, folder: Path, column: str, value: str, dry_run: bool) -> Iterator[Removal]:
