@@ -21,7 +21,8 @@ from ..data.contracts import check
 from ..data.inputs import Input, as_contract, as_numbers, without_blanks
 from ..errors import MlpkgError
 from ..models.intervals import Estimate, estimates, standard_error
-from .dealing import Chance, Deals, alarm_level, chances, deal, level_shares
+from ..models.paired import block_ways, overlaps
+from .dealing import Chance, Deals, alarm_level, chances, deal, join_ways, level_shares
 from mlpkg.monitoring.drift import (
     adjust_p_values,
     column_drift,
@@ -46,13 +47,14 @@ class Window:
     p: Any = None  # Predicted probabilities or numbers, shape (n,), NaN where there is none; None: none at all
     y: Any = None  # Truth, 0 and 1 or numbers, shape (n,), NaN where it is not known yet; None: none at all
     blocks: Any = None  # What happened together, such as the day, shape (n,); None: every row by itself
+    across: pd.DataFrame | None = None  # What else rows depend on each other by, such as the customer: n texts a column
 
     def __post_init__(self):
         for name in ("p", "y"):
             given = getattr(self, name)
             values = np.full(len(self.rows), np.nan) if given is None else np.asarray(given, dtype="float64")
             object.__setattr__(self, name, values)
-        for name in ("p", "y", "blocks"):
+        for name in ("p", "y", "blocks", "across"):
             given = getattr(self, name)
             if given is not None and len(given) != len(self.rows):
                 raise WindowError(f"{name} has {len(given)} values, there are {len(self.rows)} rows")
@@ -66,17 +68,35 @@ def take(
     "Some of the rows"
     blocks = None if self.blocks is None else np.asarray(self.blocks)[places]
     rows = self.rows[places] if places.dtype == bool else self.rows.iloc[places]
-    return Window(rows, self.p[places], self.y[places], blocks)
+    across = None if self.across is None else self.across.iloc[places]
+    return Window(rows, self.p[places], self.y[places], blocks, across)
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #b6957e74
 @patch
 def deal_with(
     self: Window,  # The reference, at least one row
     current: Window,  # The window to judge, at least one row
-) -> Deals:
-    "Deal the blocks of both anew"
-    rows, blocks = (len(self.rows), len(current.rows)), (self.blocks, current.blocks)
-    return deal(rows, blocks if blocks[0] is not None and blocks[1] is not None else (None, None))
+) -> list[tuple[int, Deals]]:  # For each way, and for what ways have in common, with its sign; see `overlaps`
+    "Deal the blocks of both anew, in each way in which rows depend on each other"
+    rows, windows = (len(self.rows), len(current.rows)), (self, current)
+    if self.blocks is None or current.blocks is None:
+        return [(1, deal(rows))]
+    ways = [pd.DataFrame({"block": one.blocks}).reset_index(drop=True) for one in windows]
+    more = [pd.DataFrame() if one.across is None else one.across.reset_index(drop=True) for one in windows]
+    both = [pd.concat(parts, axis=1) for parts in zip(ways, more, strict=True)]
+    found = overlaps(block_ways(pd.concat(both, join="inner", ignore_index=True), sum(rows)))
+    return [(sign, deal(rows, (way[: rows[0]], way[rows[0] :]))) for sign, way in found]
+
+# %% ../../nbs/api/monitoring/12_checks.ipynb #840ed272
+@patch
+def moves_to(
+    self: Window,  # The reference, at least one row
+    current: Window,  # The window to judge, at least one row
+    figures: Callable[[Deals], np.ndarray],  # By how much figures get worse, shape (deals, figures)
+) -> np.ndarray:  # As for `mlpkg.monitoring.dealing.chances`
+    "By how much figures get worse, as it was and where blocks are dealt anew"
+    signs, deals = zip(*self.deal_with(current), strict=True)
+    return join_ways([figures(one) for one in deals], signs)
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #adb9f136
 @patch
@@ -96,7 +116,8 @@ def at_most(
     seed: int = 0,  # Decides which
 ) -> Window:  # All rows where there are no more; in an order that depends on the content only
     "Some of the rows, drawn at random"
-    return self.take(draw_rows(self.rows, rows, seed, self.p, self.y, self.blocks))
+    more = [] if self.across is None else [labels.to_numpy() for _, labels in self.across.items()]
+    return self.take(draw_rows(self.rows, rows, seed, self.p, self.y, self.blocks, *more))
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #df4d3530
 @patch(as_prop=True)
@@ -234,11 +255,15 @@ def _column_chances(
 ) -> dict[tuple[str, str], Chance]:  # By check and column
     "How likely it is by chance that as many values are missing or new"
     names, texts = [one.name for one in inputs], [one for one in inputs if one.kind == "text"]
-    deals = learned.deal_with(current)
-    before, now = deals.means(learned.rows[names].isna().to_numpy(), current.rows[names].isna().to_numpy())
-    new = [deals.new_shares(*_unknown_codes(one, learned, current)) for one in texts]
+    missing = [one.rows[names].isna().to_numpy() for one in (learned, current)]
+    codes = [_unknown_codes(one, learned, current) for one in texts]
+
+    def figures(deals: Deals) -> np.ndarray:
+        before, now = deals.means(*missing)
+        return np.column_stack([now - before, *(deals.new_shares(*one) for one in codes)])
+
     about = [*(("missing", name) for name in names), *(("new values", one.name) for one in texts)]
-    moves = np.column_stack([now - before, *new])
+    moves = learned.moves_to(current, figures)
     found = chances(moves, [rules.missing] * len(about), rules.alpha, level_shares["data"], alike=True)
     return dict(zip(about, found, strict=True))
 
@@ -365,8 +390,8 @@ def _slice(
 ) -> Finding:
     "Calibration of one slice, and its ranking in words"
     before, now = (estimates(window.y, window.p, window.blocks) for window in (held, current))
-    moves = calibration_moves(held.deal_with(current), held, current)
-    chance = chances(moves[:, None], [rules.calibration], rules.alpha)[0]
+    moves = held.moves_to(current, lambda deals: calibration_moves(deals, held, current)[:, None])
+    chance = chances(moves, [rules.calibration], rules.alpha)[0]
     found = check_calibration(now["calibration"], before["calibration"], chance, rules, now["positive_rate"].value)
     ranking = f"ROC AUC {now['roc_auc'].value:.3f} (held-out rows: {before['roc_auc'].value:.3f})"
     return replace(found, check="slice", column=name, words=f"{name}: {found.words}; {ranking}")
