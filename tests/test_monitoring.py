@@ -32,7 +32,7 @@ from mlpkg.models.registry import Loaded, Version
 from mlpkg.models.scoring import probability
 from mlpkg.models.tasks import yes_no
 from mlpkg.models.training import fit
-from mlpkg.monitoring.checks import Finding, Window, calibration_moves, check_columns
+from mlpkg.monitoring.checks import Finding, calibration_moves, check_columns
 from mlpkg.monitoring.dealing import chances, level_shares
 from mlpkg.monitoring.drift import column_drift, draw_rows, joint_drift, number_drift
 from mlpkg.monitoring.performance import check_performance, leading
@@ -49,6 +49,7 @@ from mlpkg.monitoring.report import (
 from mlpkg.monitoring.retraining import last_alarm
 from mlpkg.monitoring.traffic import read_served, served_window, watch_traffic
 from mlpkg.monitoring.verdict import judge_model, judge_rows
+from mlpkg.monitoring.windows import Window
 from mlpkg.settings import MonitoringSettings
 
 RULES = MonitoringSettings()

@@ -14,9 +14,10 @@ from scipy.special import expit, logit
 
 from ..data.inputs import Input
 from ..models.intervals import Estimate, auc_from_counts, bin_codes, bin_edges, block_counts, standard_error
-from .checks import Finding, Window, coerce_inputs
+from .checks import Finding, coerce_inputs
 from .dealing import Deals, alarm_level, block_units, chances, level_shares
 from .performance import leading, leading_figure
+from .windows import Window
 from ..quality import Kind
 from ..settings import MonitoringSettings
 

@@ -20,7 +20,6 @@ from ..models.metrics import top_class
 from ..models.tasks import Task
 from mlpkg.monitoring.checks import (
     Finding,
-    Window,
     calibration_moves,
     check_calibration,
     check_ranking,
@@ -30,6 +29,7 @@ from mlpkg.monitoring.checks import (
     level_of,
 )
 from .dealing import Chance, Deals, alarm_level, chances, level_shares
+from .windows import Window
 from ..quality import Kind
 from ..settings import MonitoringSettings
 

@@ -21,9 +21,10 @@ from ..data.inputs import Input
 from ..data.lake import Lake
 from ..errors import MlpkgError
 from ..models.tasks import Task, yes_no
-from .checks import Finding, Window
+from .checks import Finding
 from .performance import leading
 from .verdict import judge_jointly, judge_model, judge_rows, unjudged
+from .windows import Window
 from ..quality import Kind
 from ..settings import MonitoringSettings
 

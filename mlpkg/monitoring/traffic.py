@@ -22,8 +22,9 @@ from ..data.inputs import Input, shape
 from ..data.lake import Lake
 from ..models.registry import Loaded
 from ..models.tasks import Task
-from .checks import Finding, Window
+from .checks import Finding
 from .report import Report, monitor, read_history, store, with_history
+from .windows import Window
 from ..settings import MonitoringSettings
 
 # %% ../../nbs/api/monitoring/15_traffic.ipynb #19617ad8

@@ -14,7 +14,6 @@ import numpy as np
 from ..data.inputs import Input
 from mlpkg.monitoring.checks import (
     Finding,
-    Window,
     check_columns,
     check_contract,
     check_joint,
@@ -24,6 +23,7 @@ from mlpkg.monitoring.checks import (
 from .dealing import level_shares
 from .estimation import check_expected
 from .performance import check_performance, check_positive_rate, leading, leading_figure
+from .windows import Window
 from ..quality import Kind
 from ..settings import MonitoringSettings
 

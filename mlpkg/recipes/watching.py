@@ -19,11 +19,12 @@ from ..data.pins import check_version
 from ..models.registry import Loaded
 from ..models.scoring import raw_predictions
 from ..models.splits import row_names
-from ..monitoring.checks import Finding, Window, coerce_inputs
+from ..monitoring.checks import Finding, coerce_inputs
 from ..monitoring.performance import leading, make_window
 from ..monitoring.report import Report, monitor, read_history, stored_predictions, with_history
 from ..monitoring.retraining import last_alarm, last_training, reason_to_wait
 from ..monitoring.traffic import Dependence, watch_traffic
+from ..monitoring.windows import Window
 from .delivery import stored_batches
 from .recipe import Recipe, as_it_is, batch_column, day_column, id_column
 from .training import unlearned_alarms
