@@ -27,9 +27,10 @@ from mlpkg.examples.flights import categorical, clean, day_of, features_contract
 from mlpkg.examples.flights_data import months, read_planes, read_source, read_weather
 from mlpkg.models.scoring import probability
 from mlpkg.models.training import fit
-from mlpkg.monitoring.checks import Finding, Window
+from mlpkg.monitoring.checks import Finding
 from mlpkg.monitoring.performance import leading_figure
 from mlpkg.monitoring.verdict import judge_model, judge_rows
+from mlpkg.monitoring.windows import Window
 from mlpkg.settings import MonitoringSettings
 from mlpkg.steps.provenance import package_digest
 

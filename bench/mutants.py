@@ -35,6 +35,7 @@ TESTS = {  # Module -> what is given to pytest, besides the examples of its page
     "models/registry": ["tests/test_registry.py", "tests/test_promotion.py"],
     "monitoring/drift": ["tests/test_monitoring.py"],
     "monitoring/dealing": ["tests/test_monitoring.py"],
+    "monitoring/windows": ["tests/test_monitoring.py"],
     "monitoring/checks": ["tests/test_monitoring.py"],
     "monitoring/performance": ["tests/test_monitoring.py"],
     "monitoring/estimation": ["tests/test_monitoring.py"],

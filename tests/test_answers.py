@@ -705,6 +705,17 @@ def test_a_shadow_is_compared_on_the_same_requests(lake):
     assert "200 of 400 answers of the champion" in table["words"].iloc[1]
 
 
+@pytest.mark.parametrize(("skills", "words"), [([2.5] * 10, ""), ([1.5] * 7 + [9] * 3, "on these 10 days")])
+def test_what_may_be_so_on_some_days_only_is_said(lake, skills, words):
+    "By requests alone, both shadows are better; the second one is so because of three days"
+    for day, skill in enumerate(skills):
+        champion = arm("champion", 1, 200, NOVEMBER + timedelta(days=day), 1.5, day)
+        live(lake, champion, arm("shadow", 2, 200, champion["time"].min(), skill, 100 + day, champion["request_id"]))
+    said = words_of(lake)
+    assert said.startswith("the shadow is better than the champion")
+    assert ("other days may differ" in said) == bool(words) and words in said
+
+
 def test_arms_without_anything_in_common_are_not_compared(lake):
     live(lake, arm("champion", 1, 60, NOVEMBER, 2), arm("shadow", 2, 60, NOVEMBER, 2, seed=1))
     for since in (None, "2030-01-01"):

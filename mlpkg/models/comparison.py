@@ -76,11 +76,11 @@ def as_comparison(
         raise ComparisonError(f"{words} ({error}). Evaluate again: clear the evaluate step") from error
 
 # %% ../../nbs/api/models/24_comparison.ipynb #755d70c6
-def _metrics(y: Any, raw: Any, task: Task, named: Iterable[str] = ()) -> dict[str, float]:
+def _metrics(y: Any, raw: Any, task: Task, named: Iterable[str] = (), blocks: Any = None) -> dict[str, float]:
     "The metrics that are defined, as plain data that JSON can hold, with those that rules name"
     from mlpkg.models.evaluation import evaluate, objective
 
-    known = evaluate(y, raw, task=task).metrics
+    known = evaluate(y, raw, task=task, blocks=blocks).metrics
     own = {name: objective(name, task)["score"](y, raw) for name in named if name not in known}
     return {name: value for name, value in {**known, **own}.items() if value == value}
 
@@ -133,8 +133,9 @@ def compare(
         metric: task.guess(y, metric) if theirs is None else theirs for metric in {**rules.margin, **rules.tolerance}
     }
     chance = {} if theirs is None else {rules.metric: task.guess(y, rules.metric)}
+    champion_metrics = {} if theirs is None else _metrics(y, theirs, other, named, blocks)
     return Comparison(
-        "", _metrics(y, ours, task, named), champion, {} if theirs is None else _metrics(y, theirs, other, named),
+        "", _metrics(y, ours, task, named, blocks), champion, champion_metrics,
         {metric: gain(metric, y, ours, said, blocks, task, other) for metric, said in against.items()},
         {metric: measure(metric, y, ours, blocks, task) for metric in rules.minimum},
         uses, alarms, len(y), fair.blocks.nunique(), worth_of(blocks, len(y)), fair.left_out,

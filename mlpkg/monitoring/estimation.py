@@ -14,9 +14,10 @@ from scipy.special import expit, logit
 
 from ..data.inputs import Input
 from ..models.intervals import Estimate, auc_from_counts, bin_codes, bin_edges, block_counts, standard_error
-from .checks import Finding, Window, coerce_inputs
-from .dealing import alarm_level, block_units, chances, level_shares
+from .checks import Finding, coerce_inputs
+from .dealing import Deals, alarm_level, block_units, chances, level_shares
 from .performance import leading, leading_figure
+from .windows import Window
 from ..quality import Kind
 from ..settings import MonitoringSettings
 
@@ -132,23 +133,27 @@ def expected_error(
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #8e8a8ccc
 def _of_classes(kind: Kind, held: Window, current: Window, seed: int) -> tuple[Estimate, float, np.ndarray]:
     "Expected now and before, and by how much less is expected in each deal"
-    curve, deals = calibration_curve_of(held.y, held.p), held.deal_with(current)
+    curve = calibration_curve_of(held.y, held.p)
     now, before = (calibrated(one.p, curve) for one in (current, held))
     error = float(np.std(expectation_draws(kind, held, current, seed)))
     if kind == "multiclass":  # a window has the probability of the predicted class, and whether it was right
-        was, is_now = deals.means(before, now)
-        return Estimate(float(now.mean()), error), float(before.mean()), was - is_now
-    was, is_now = deals.aucs((before, held.p), (now, current.p))
-    return Estimate(expected_auc(current.p, now), error), expected_auc(held.p, before), was - is_now
+        moves = held.moves_to(current, lambda deals: np.subtract(*deals.means(before, now))[:, None])
+        return Estimate(float(now.mean()), error), float(before.mean()), moves
+    moves = held.moves_to(current, lambda deals: np.subtract(*deals.aucs((before, held.p), (now, current.p)))[:, None])
+    return Estimate(expected_auc(current.p, now), error), expected_auc(held.p, before), moves
 
 
 def _of_errors(held: Window, current: Window, inputs: Sequence[Input], seed: int) -> tuple[Estimate, float, np.ndarray]:
     "Expected now and before, and by what share more is expected in each deal"
     now, before = expected_error(held, current, inputs, seed)
-    was, is_now = held.deal_with(current).means(before, now)
+
+    def rise(deals: Deals) -> np.ndarray:
+        was, is_now = deals.means(before, now)
+        return (is_now / np.where(was > 0, was, np.nan) - 1)[:, None]
+
     noise = standard_error(np.abs(held.p - held.y), held.blocks)  # of what the second model has learned from
     error = float(np.hypot(standard_error(now, current.blocks), noise))
-    return Estimate(float(now.mean()), error), float(before.mean()), is_now / np.where(was > 0, was, np.nan) - 1
+    return Estimate(float(now.mean()), error), float(before.mean()), held.moves_to(current, rise)
 
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #c1242597
 _shown = {"binary": "ROC AUC {:.3f}", "multiclass": "{:.1%} right", "regression": "mean error {:.4g}"}
@@ -171,7 +176,7 @@ def check_expected(
         now, before, moves = _of_classes(kind, held, current, seed)
         tolerated = bound = rules.metric_drop
         worse = before - now.value >= bound
-    chance = chances(moves[:, None], [tolerated], rules.alpha, level_shares["estimate"])[0]
+    chance = chances(moves, [tolerated], rules.alpha, level_shares["estimate"])[0]
     level = alarm_level(worse, chance, rules.alpha)
     show = _shown[kind].format
     words = (

@@ -20,7 +20,6 @@ from ..models.metrics import top_class
 from ..models.tasks import Task
 from mlpkg.monitoring.checks import (
     Finding,
-    Window,
     calibration_moves,
     check_calibration,
     check_ranking,
@@ -29,7 +28,8 @@ from mlpkg.monitoring.checks import (
     figure_finding,
     level_of,
 )
-from .dealing import Chance, alarm_level, chances, level_shares
+from .dealing import Chance, Deals, alarm_level, chances, level_shares
+from .windows import Window
 from ..quality import Kind
 from ..settings import MonitoringSettings
 
@@ -40,19 +40,20 @@ def make_window(
     raw: Any = None,  # From `Task.predict`, NaN where there is no prediction; None: none at all
     y: Any = None,  # Truth as it is in the table, missing where it is not known; None: none at all
     blocks: Any = None,  # As for `Window`
+    across: pd.DataFrame | None = None,  # As for `Window`
 ) -> Window:  # Of several classes: the probability of the predicted one, and whether it was right
     "A window with what matters of predictions and truth"
     raw = None if raw is None else np.asarray(raw, dtype="float64")
     if y is None:
-        return Window(rows, raw if raw is None or raw.ndim == 1 else raw.max(axis=1), None, blocks)
+        return Window(rows, raw if raw is None or raw.ndim == 1 else raw.max(axis=1), None, blocks, across)
     known = pd.Series(y).reset_index(drop=True).notna().to_numpy()
     truth = np.full(len(rows), np.nan)
     if known.any():
         truth[known] = task.codes(pd.Series(y).reset_index(drop=True)[known], learned=False)
     if raw is None or raw.ndim == 1:
-        return Window(rows, raw, truth if raw is not None or task.kind != "multiclass" else None, blocks)
+        return Window(rows, raw, truth if raw is not None or task.kind != "multiclass" else None, blocks, across)
     right, p = top_class(np.where(known, truth, -1).astype(int), raw)
-    return Window(rows, p, np.where(known, right, np.nan), blocks)
+    return Window(rows, p, np.where(known, right, np.nan), blocks, across)
 
 # %% ../../nbs/api/monitoring/13_performance.ipynb #f2382452
 def check_brier(
@@ -91,9 +92,12 @@ def truth_chances(
     share: float = level_shares["truth"],  # Of the level
 ) -> list[Chance]:  # Of the fall of the ROC AUC, and of being so much further off
     "How likely it is by chance that two classes are told apart so badly"
-    deals = held.deal_with(current)
-    before, now = deals.aucs((held.y, held.p), (current.y, current.p))
-    moves = np.column_stack([before - now, calibration_moves(deals, held, current)])
+
+    def figures(deals: Deals) -> np.ndarray:
+        before, now = deals.aucs((held.y, held.p), (current.y, current.p))
+        return np.column_stack([before - now, calibration_moves(deals, held, current)])
+
+    moves = held.moves_to(current, figures)
     return chances(moves, [rules.metric_drop, rules.calibration], rules.alpha, share)
 
 # %% ../../nbs/api/monitoring/13_performance.ipynb #dcfe2bb5
@@ -111,9 +115,12 @@ def check_rightness(
 # %% ../../nbs/api/monitoring/13_performance.ipynb #57208be7
 def _class_chances(held: Window, current: Window, rules: MonitoringSettings, share: float) -> list[Chance]:
     "Of the fall of the share of right predictions, and of probabilities that are further off"
-    deals = held.deal_with(current)
-    before, now = deals.means(held.y, current.y)
-    moves = np.column_stack([before - now, calibration_moves(deals, held, current)])
+
+    def figures(deals: Deals) -> np.ndarray:
+        before, now = deals.means(held.y, current.y)
+        return np.column_stack([before - now, calibration_moves(deals, held, current)])
+
+    moves = held.moves_to(current, figures)
     return chances(moves, [rules.metric_drop, rules.calibration], rules.alpha, share)
 
 # %% ../../nbs/api/monitoring/13_performance.ipynb #9d56b816
@@ -171,10 +178,13 @@ def check_bias(
 # %% ../../nbs/api/monitoring/13_performance.ipynb #1b04ae03
 def _number_chances(held: Window, current: Window, rules: MonitoringSettings, share: float) -> list[Chance]:
     "Of the rise of the mean error, and of being so much further off, as shares of the mean error before"
-    deals = held.deal_with(current)
-    typical, error = deals.means(np.abs(held.p - held.y), np.abs(current.p - current.y))
-    typical = np.where(typical > 0, typical, np.nan)  # of a model that is never off, nothing is a share
-    moves = np.column_stack([error / typical - 1, calibration_moves(deals, held, current) / typical])
+
+    def figures(deals: Deals) -> np.ndarray:
+        typical, error = deals.means(np.abs(held.p - held.y), np.abs(current.p - current.y))
+        typical = np.where(typical > 0, typical, np.nan)  # of a model that is never off, nothing is a share
+        return np.column_stack([error / typical - 1, calibration_moves(deals, held, current) / typical])
+
+    moves = held.moves_to(current, figures)
     return chances(moves, [rules.error_rise] * 2, rules.alpha, share)
 
 # %% ../../nbs/api/monitoring/13_performance.ipynb #9ec3a729

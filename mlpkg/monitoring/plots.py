@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from ..models.plots import label_log_axis, write_words
-from .checks import Window
 from .performance import leading
 from .report import Report, window_names
+from .windows import Window
 from ..palette import blue, grey, orange
 from ..quality import Kind
 

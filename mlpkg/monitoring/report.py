@@ -21,9 +21,10 @@ from ..data.inputs import Input
 from ..data.lake import Lake
 from ..errors import MlpkgError
 from ..models.tasks import Task, yes_no
-from .checks import Finding, Window
+from .checks import Finding
 from .performance import leading
 from .verdict import judge_jointly, judge_model, judge_rows, unjudged
+from .windows import Window
 from ..quality import Kind
 from ..settings import MonitoringSettings
 
@@ -158,7 +159,9 @@ def _number_blocks(*windows: Window) -> list[Window]:
         return [replace(one, blocks=None) for one in windows]
     codes = pd.factorize(np.concatenate([np.asarray(one.blocks).astype(str) for one in windows]), sort=True)[0]
     ends = np.cumsum([len(one.rows) for one in windows])[:-1]
-    return [replace(one, blocks=part) for one, part in zip(windows, np.split(codes, ends), strict=True)]
+    across = [one.across if one.across is None else one.across.astype("str") for one in windows]
+    parts = zip(windows, np.split(codes, ends), across, strict=True)
+    return [replace(one, blocks=part, across=others) for one, part, others in parts]
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #50523385
 _learned_rows = 30_000  # A larger reference would cost time and change no verdict
@@ -177,7 +180,7 @@ def monitor(
     model_version: int = 0,  # Whose predictions they are
     seed: int = 0,  # Decides which rows are drawn; same seed, same report
     kind: Kind = "binary",  # Of the model's task; windows of other tasks come from `make_window`
-    again: bool = False,  # Will the window be judged again, with more truth?
+    again: bool = False,  # Is the window judged again and again, as its truth comes in?
 ) -> Report:
     "Judge a window"
     wanted = {*(one.name for one in inputs), *slices}

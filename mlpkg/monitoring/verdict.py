@@ -14,7 +14,6 @@ import numpy as np
 from ..data.inputs import Input
 from mlpkg.monitoring.checks import (
     Finding,
-    Window,
     check_columns,
     check_contract,
     check_joint,
@@ -24,6 +23,7 @@ from mlpkg.monitoring.checks import (
 from .dealing import level_shares
 from .estimation import check_expected
 from .performance import check_performance, check_positive_rate, leading, leading_figure
+from .windows import Window
 from ..quality import Kind
 from ..settings import MonitoringSettings
 
@@ -76,7 +76,7 @@ def unjudged(kind: Kind, current: Window, words: str) -> Finding:
 
 # %% ../../nbs/api/monitoring/13_verdict.ipynb #ea9ca414
 _whole = 0.9  # Share of the answers whose truth is known, from which truth may raise an alarm and end one
-_early = 0.25  # Of the share of the level that the truth has: for a look at truth with gaps, with more looks to come
+_looks = 0.6  # Of the share of the level that the truth has: for each of several looks at a window
 
 
 def _in_part(finding: Finding, share: float) -> Finding:
@@ -102,7 +102,7 @@ def _judge_performance(
     if known < rules.min_rows:
         few = unjudged(kind, current, f"performance: truth is known for {known:,} of {answered:,} predictions")
         return [check_expected(kind, held, answers, inputs, rules, seed), few]
-    used = level_shares["truth"] * (_early if again and known < answered else 1)
+    used = level_shares["truth"] * (_looks if again else 1)
     truth = check_performance(kind, held, judged, slices, rules, used)
     if known < _whole * answered:
         truth = [_in_part(one, known / answered) for one in truth]
@@ -121,7 +121,7 @@ def judge_model(
     slices: Sequence[str] = (),  # Columns to cut the performance by
     kind: Kind = "binary",  # Of the model's task
     seed: int = 0,
-    again: bool = False,  # Will the window be judged again, with more truth?
+    again: bool = False,  # Is the window judged again and again, as its truth comes in?
 ) -> list[Finding]:
     "What predictions and truth say"
     answered, known = int(np.isfinite(current.p).sum()), int(np.isfinite(current.y).sum())

@@ -9,7 +9,6 @@ __all__ = ['blocks_of', 'training_parts_of', 'learned_windows', 'learned_rows', 
 # %% ../../nbs/api/recipes/22_watching.ipynb #ed2708b8
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -20,11 +19,12 @@ from ..data.pins import check_version
 from ..models.registry import Loaded
 from ..models.scoring import raw_predictions
 from ..models.splits import row_names
-from ..monitoring.checks import Finding, Window, coerce_inputs
+from ..monitoring.checks import Finding, coerce_inputs
 from ..monitoring.performance import leading, make_window
 from ..monitoring.report import Report, monitor, read_history, stored_predictions, with_history
 from ..monitoring.retraining import last_alarm, last_training, reason_to_wait
-from ..monitoring.traffic import watch_traffic
+from ..monitoring.traffic import Dependence, watch_traffic
+from ..monitoring.windows import Window
 from .delivery import stored_batches
 from .recipe import Recipe, as_it_is, batch_column, day_column, id_column
 from .training import unlearned_alarms
@@ -35,11 +35,14 @@ from ..steps.tracking import client, pipeline_runs
 def blocks_of(
     recipe: Recipe,
     rows: pd.DataFrame,  # Clean rows
-) -> pd.Series | None:  # None where each row is by itself
-    "The blocks of dependent rows"
-    if recipe.split.by == "group":
-        return row_names(rows, recipe.split.columns)
-    return rows[day_column] if recipe.time else None
+) -> tuple[pd.Series | None, pd.DataFrame | None]:  # As `Window` takes them; None where each row is by itself
+    "The blocks of dependent rows, and what else rows depend on each other by"
+    group = (recipe.group,) if recipe.group else recipe.split.columns if recipe.split.by == "group" else ()
+    known = group and set(group) <= set(rows)  # not in tables from before a group was declared
+    unit = row_names(rows, group) if known else None
+    if not recipe.time:
+        return unit, None
+    return rows[day_column], None if unit is None else pd.DataFrame({"unit": unit})
 
 # %% ../../nbs/api/recipes/22_watching.ipynb #418b7745
 def training_parts_of(
@@ -61,7 +64,7 @@ def _window(recipe: Recipe, loaded: Loaded, rows: pd.DataFrame, raw: np.ndarray 
     if len(rows) and not known:
         inputs = prepare(coerce_inputs(rows, loaded.inputs)[0], loaded.inputs)
         raw = raw_predictions(loaded.pipeline, inputs, loaded.task)
-    return make_window(loaded.task, rows, raw, rows[recipe.label], blocks_of(recipe, rows))
+    return make_window(loaded.task, rows, raw, rows[recipe.label], *blocks_of(recipe, rows))
 
 # %% ../../nbs/api/recipes/22_watching.ipynb #1775166f
 def learned_windows(
@@ -71,7 +74,7 @@ def learned_windows(
 ) -> tuple[Window, Window]:  # All parts, without predictions; the holdout, with predictions
     "What a model has learned from, and what was held back from it"
     held = parts[parts["part"] == "holdout"].reset_index(drop=True)
-    return make_window(loaded.task, parts, blocks=blocks_of(recipe, parts)), _window(recipe, loaded, held, None)
+    return make_window(loaded.task, parts, None, None, *blocks_of(recipe, parts)), _window(recipe, loaded, held, None)
 
 # %% ../../nbs/api/recipes/22_watching.ipynb #24e68d5c
 def learned_rows(
@@ -159,7 +162,9 @@ def watch_requests(
 ) -> Mapping[str, Report]:  # By first day; none where nothing was asked
     "Judge the traffic of the API"
     rules, clean = settings.for_model(recipe.name).monitoring, None if recipe.clean is as_it_is else recipe.clean
-    blocks: Literal["day", "unit", "row"] = "day" if recipe.time else "unit" if recipe.group else "row"
+    groups = recipe.group or recipe.split.by == "group"
+    of_days: Dependence = "day and unit" if groups else "day"
+    blocks: Dependence = of_days if recipe.time else "unit" if groups else "row"
     return watch_traffic(
         lake, loaded, watched.learned, watched.held, rules, days, clean=clean, blocks=blocks,
         max_violation_rate=settings.contracts.max_violation_rate,

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm, t
 
 from ..data.lake import Lake
 from ..models.intervals import Judged, Losses, Scores, bootstrap_units, percentile_interval
+from ..models.paired import block_ways, jackknife_along
 from ..models.trials import Stratified, ratio_p_value, sequential_factor, strata, stratum_sizes
 from ..palette import blue
 from ..quality import Kind, get_quality
@@ -174,6 +176,53 @@ def _conclusion(rows: list[dict[str, Any]], matched: list[pd.DataFrame], kind: K
         said += f"; its probabilities are {side} what happened: Brier score {trust[0]:+.3f}"
     return said
 
+# %% ../../nbs/api/serving/22_comparison.ipynb #ae2e8111
+def _side(low: float, high: float, relevant: float) -> int | None:  # None: nothing is concluded
+    "Which arm is ahead by an interval: 1 the other, -1 the champion, 0 neither by a relevant difference"
+    return 1 if low > 0 else -1 if high < 0 else 0 if max(-low, high) < relevant else None
+
+# %% ../../nbs/api/serving/22_comparison.ipynb #ef7a0216
+def _beyond(
+    matched: list[pd.DataFrame],  # Answers of both arms that count
+    judged: Sequence[Judged],  # The same, ready to be judged
+    scale: float,  # See `sequential_factor`
+) -> tuple[float, float]:  # NaN where the truth is of one day
+    "Interval of the difference in the figure that decides, for other days as well"
+    both, size = pd.concat(matched), len(matched[0])
+    labels = pd.DataFrame({"day": both["time"].dt.floor("D"), "unit": both["unit"]})
+    if labels["day"].nunique() < 2:
+        return float("nan"), float("nan")
+
+    def apart(weights: np.ndarray) -> float:
+        parts = zip(judged, (weights[:size], weights[size:]), strict=True)
+        champion, other = (one.judge(part)[0] for one, part in parts)
+        return other - champion
+
+    found = jackknife_along(apart, block_ways(labels, len(both)))
+    if found.value is None or found.error is None:
+        return float("nan"), float("nan")
+    still = found.error < 1e-9 * scale
+    factor = 0.0 if still else float(t.isf(norm.sf(sequential_factor(found.error, scale)), found.freedom))
+    return found.value - factor * found.error, found.value + factor * found.error
+
+# %% ../../nbs/api/serving/22_comparison.ipynb #27307759
+def _only_here(
+    rows: list[dict[str, Any]],  # Of the table, two
+    matched: list[pd.DataFrame],  # Answers that count
+    judged: Sequence[Judged],  # The same, ready to be judged
+    kind: Kind,
+) -> str:  # Empty where nothing is concluded, or the same for other days
+    "Words on a conclusion that other days may not bear out"
+    name, (champion, other) = figures_of[kind][0], rows
+    relevant = _relevant(name, champion[name])
+    side = _side(other[f"{name}_difference_low"], other[f"{name}_difference_high"], relevant)
+    if side is None or _rarest(matched, kind) < minimum_outcomes:
+        return ""
+    if _side(*_beyond(matched, judged, 10 * relevant), relevant) == side:
+        return ""
+    days = pd.concat(matched)["time"].dt.floor("D").nunique()
+    return f"that is so on {'this day' if days == 1 else f'these {days} days'}, and other days may differ"
+
 # %% ../../nbs/api/serving/22_comparison.ipynb #f4a63d18
 def _uneven_deal(
     champion: pd.DataFrame,
@@ -234,6 +283,7 @@ def _words(
     rows: list[dict[str, Any]],  # Of the table, at least one
     known: list[pd.DataFrame],  # Answers with truth
     matched: list[pd.DataFrame],  # Those that count
+    judged: Sequence[Judged],  # The same, ready to be judged
     uneven: str,  # From `_uneven_deal`
     kind: Kind,
 ) -> str:
@@ -242,7 +292,9 @@ def _words(
         return "no other arm has answered: set serving.strategy to shadow or canary while there is a challenger"
     if len(rows) == 1:
         return "the champion has not answered in that time"
-    said = [uneven] if uneven else [_conclusion(rows, matched, kind), _uncounted(known, matched)]
+    if uneven:
+        return f"{uneven}; {_missing(rows)}"
+    said = _conclusion(rows, matched, kind), _only_here(rows, matched, judged, kind), _uncounted(known, matched)
     return "; ".join(filter(None, [*said, _missing(rows)]))
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #c9cdc81e
@@ -299,7 +351,7 @@ def compare_arms(
     _add_intervals(rows, bootstrap_units(judged, paired, seed=seed), kind, paired)
     table = pd.DataFrame(rows, columns=_columns(kind)).assign(words="")
     uneven = "" if paired or len(arms) < 2 else _uneven_deal(arms[0], arms[1], stood_in)
-    table.loc[len(rows) - 1, "words"] = _words(rows, known, matched, uneven, kind)
+    table.loc[len(rows) - 1, "words"] = _words(rows, known, matched, judged, uneven, kind)
     add_failures(table, count_failures(answers))
     return table
 
