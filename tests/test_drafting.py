@@ -330,3 +330,16 @@ def test_a_batch_that_was_chosen_stays_for_newer_data(project):
     assert again(project, lambda t: t, "left") == []
     told = again(project, lambda t: t, "left", batch="month")
     assert "batches are months, and were files" in told and '+batch = "month"' in told
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
+def test_timestamps_of_a_parquet_file_are_times(tmp_path, zone):
+    days = pd.date_range("2026-01-01", periods=ROWS, freq="3h", tz=zone)
+    members(seen=days, joined=days - pd.Timedelta(days=40)).to_parquet(tmp_path / "given.parquet")
+    made = draft_pipeline("given", str(tmp_path / "given.parquet"), "left", time="seen", batch="day")
+    kinds = {name: made.found.columns[name].kind for name in ("seen", "joined")}
+    assert kinds == {"seen": "time", "joined": "time"} and made.split().by == "time"
+    assert (
+        f"{made.found.table['seen'].min():%Y-%m-%d %H}"
+        == f"{days[0].tz_convert('UTC') if zone else days[0]:%Y-%m-%d %H}"
+    )

@@ -103,6 +103,8 @@ def as_plain(
     blanks: Sequence[float | str],  # From `find_blanks`
 ) -> pd.Series:  # Numbers where all others are numbers, times where all are times, otherwise as it came
     "A column without its blanks, as what it holds"
+    if pd.api.types.is_datetime64_any_dtype(values):  # as numbers they would be microseconds since 1970
+        return time_values(values)
     if not blanks and not is_time(values.dropna()):
         return values
     rest = without_blanks(values, blanks)
