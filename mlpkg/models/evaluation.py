@@ -7,7 +7,7 @@ __all__ = ['small_slice', 'EvaluationError', 'slice_table', 'Evaluation', 'evalu
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #405a925e
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..errors import MlpkgError
 from .metrics import all_metrics, calibration_table, checked_predictions, figure_of, top_class
-from .paired import block_groups, effective_blocks, jackknife, measure
+from .paired import block_ways, jackknife_along, measure
 from .tasks import Task, yes_no
 from ..quality import chief, get_quality
 
@@ -27,13 +27,12 @@ class EvaluationError(MlpkgError, ValueError):
 def _observed_interval(
     seen: np.ndarray,  # 0 and 1, or numbers
     said: np.ndarray,  # What was predicted for them
-    blocks: np.ndarray | None,  # What happened together; None: each row by itself
+    blocks: Any,  # What happened together, as for `evaluate`
 ) -> dict[str, float]:  # NaN with one block
     "The 95 % interval of an observed average, from its distance to the predicted one"
-    groups = block_groups(blocks, len(seen))
-    sums, sizes = np.bincount(groups, seen - said), np.bincount(groups)
-    gap = jackknife(lambda weights: float(weights @ sums / (weights @ sizes)), np.arange(len(sizes)))
-    low, high = replace(gap, freedom=effective_blocks(groups) - 1).bounds(0.975)
+    off = seen - said
+    ways = block_ways(blocks, len(off))
+    low, high = jackknife_along(lambda weights: float(weights @ off / weights.sum()), ways).bounds(0.975)
     return {"low": float(said.mean() + low), "high": float(said.mean() + high)}
 
 # %% ../../nbs/api/models/18_evaluation.ipynb #12bd66b8
@@ -49,7 +48,7 @@ def _figures(
     codes: np.ndarray,  # Labels as codes or numbers
     raw: np.ndarray,  # Predictions
     task: Task,
-    blocks: np.ndarray | None = None,  # As for `evaluate`
+    blocks: Any = None,  # As for `evaluate`
 ) -> dict[str, Any]:  # n, observed, low, high, predicted, two metrics, small
     "Figures of one slice"
     seen, said = (codes, raw) if task.kind == "regression" else top_class(codes, raw)
@@ -66,7 +65,7 @@ def slice_table(
     raw: Any,  # From `Task.predict`, no NaN
     groups: pd.DataFrame | Mapping[str, Sequence],  # Columns to cut by, n rows in the order of y; NaN is a value
     task: Task = yes_no,
-    blocks: np.ndarray | None = None,  # As for `evaluate`
+    blocks: Any = None,  # As for `evaluate`
 ) -> pd.DataFrame:  # column, value, n, observed, low, high, predicted, two metrics, small; largest slices first
     "The figures of every group"
     codes, raw = checked_predictions(task, y, raw)
@@ -76,7 +75,7 @@ def slice_table(
             raise EvaluationError(f"group {column!r} has {len(values)} rows, there are {len(codes)} labels")
         keys = values.reset_index(drop=True).astype("str").fillna("missing")
         for value, index in sorted(keys.groupby(keys).indices.items(), key=lambda item: (-len(item[1]), item[0])):
-            own = None if blocks is None else np.asarray(blocks)[index]
+            own = None if blocks is None else pd.DataFrame(blocks).iloc[index]
             rows.append({"column": column, "value": value, **_figures(codes[index], raw[index], task, own)})
     first = ["column", "value", "n", "observed", "low", "high", "predicted"]
     return pd.DataFrame(rows, columns=[*first, *_shown[task.kind], "small"])
@@ -117,7 +116,7 @@ def evaluate(
     p: Any,  # From `Task.predict`: probabilities of 1 or numbers, shape (n,), or of each class, shape (n, classes)
     groups: pd.DataFrame | Mapping[str, Sequence] | None = None,  # Columns to cut by, n rows in the order of y
     task: Task = yes_no,
-    blocks: Any = None,  # What happened together, such as the day, as for `measure`; None: each row by itself
+    blocks: Any = None,  # What happened together, such as the day, or a table with the days and customers of the rows
 ) -> Evaluation:  # ScoreError for NaN, lengths that differ, or values out of range; LabelError for an unknown class
     "Judge predictions by what happened"
     codes, raw = checked_predictions(task, y, p)
