@@ -68,9 +68,10 @@ def sales() -> pd.DataFrame:
 
 
 def sales_day_first() -> pd.DataFrame:
-    "The same, as a German spreadsheet writes the days"
+    "The same, as a German spreadsheet writes the days, to customers who return"
     table = sales()
-    return table.assign(made=table["made"].dt.strftime("%d.%m.%Y"))
+    customers = np.random.default_rng(2).integers(0, 150, len(table)) * 7 + 1000
+    return table.assign(made=table["made"].dt.strftime("%d.%m.%Y"), customer=customers)
 
 
 @dataclass
@@ -94,7 +95,8 @@ CASES = [
     ),
     Case("wine", wines(), ("--target", "wine"), ("wine: 3 classes", "multiclass"), "random_forest", "multiclass"),
     Case(
-        "sales", sales_day_first(), ("--target", "price", "--time", "sold"), ("price: numbers from", "regression"),
+        "sales", sales_day_first(), ("--target", "price", "--time", "sold"),
+        ("price: numbers from", "regression", "customer: names something that returns in about 8 rows"),
         "hist_gradient_boosting", "regression",
     ),
 ]  # fmt: skip

@@ -115,7 +115,7 @@ def evaluate(
     p: Any,  # From `Task.predict`: probabilities of 1 or numbers, shape (n,), or of each class, shape (n, classes)
     groups: pd.DataFrame | Mapping[str, Sequence] | None = None,  # Columns to cut by, n rows in the order of y
     task: Task = yes_no,
-    blocks: Any = None,  # What happened together, such as the day, as for `measure`; None: each row by itself
+    blocks: Any = None,  # What happened together, such as the day, or a table with the days and customers of the rows
 ) -> Evaluation:  # ScoreError for NaN, lengths that differ, or values out of range; LabelError for an unknown class
     "Judge predictions by what happened"
     codes, raw = checked_predictions(task, y, p)
