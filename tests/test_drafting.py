@@ -343,3 +343,57 @@ def test_timestamps_of_a_parquet_file_are_times(tmp_path, zone):
         f"{made.found.table['seen'].min():%Y-%m-%d %H}"
         == f"{days[0].tz_convert('UTC') if zone else days[0]:%Y-%m-%d %H}"
     )
+
+
+def test_numbers_with_commas_between_thousands_are_numbers_in_files(tmp_path):
+    amounts = counts(100, 90_000) / 10
+    for separator in ",;":
+        members(paid=[f"{one:,.2f}" for one in amounts]).to_csv(tmp_path / "given.csv", index=False, sep=separator)
+        made = draft_pipeline("given", str(tmp_path / "given.csv"), "left")
+        assert made.found.table["paid"].max() == amounts.max()
+        assert said(made, "numbers have a comma between thousands (paid)")
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ([f"${one / 100:.2f}" for one in counts(100, 90_000)], "'$"),
+        ([f"{one} km" if one % 9 else f"{one} mi" for one in counts(100, 90_000)], " km' and '"),
+        ([f"{one} PS" for one in counts(5, 15) * 10], " PS'"),
+        ([f"EUR {one},50" for one in counts(5, 900)], "'EUR "),
+        ([f"{one}%" for one in counts(5, 100)], "%'"),
+    ],
+)
+def test_numbers_with_units_are_pointed_out(tmp_path, values, shown):
+    (words,) = said(drafted(tmp_path, members(given=values)), "a model takes these as texts")
+    assert words.startswith("given: numbers with units, such as '") and shown in words
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [f"K-{one:05d}" for one in counts(0, 900)],
+        [f"{one:02d}:15" for one in counts(8, 18)],
+        [f"{one % 12 + 1:02d}/{2000 + one}" for one in counts(4, 25)],
+        [f"{one}/{one + 1}" for one in counts(2, 9)],
+        [f"M{one}" for one in counts(10, 60)],
+        [f"room {one}" for one in counts(10, 60)],
+        ["2 weeks", "1 month", "6 months", "1 year"] * (ROWS // 4),
+    ],
+)
+def test_texts_with_numbers_in_them_are_no_numbers_with_units(tmp_path, values):
+    assert not said(drafted(tmp_path, members(given=values)), "as texts")
+
+
+@pytest.mark.parametrize(("no", "yes"), [("nein", "ja"), ("non", "oui"), ("no", "yes"), ("No", "Yes"), ("nee", "ja")])
+def test_the_probability_is_that_of_the_yes_and_this_is_said(tmp_path, no, yes):
+    table = members()
+    made = drafted(tmp_path, table.assign(left=table["left"].map({"no": no, "yes": yes})))
+    assert made.task.classes == (no, yes)
+    assert said(made, f"binary, and probabilities are those of {yes}")
+
+
+def test_what_the_rules_need_is_said_as_it_is(tmp_path):
+    days = pd.date_range("2026-01-01", periods=30).repeat(30)
+    (words,) = said(drafted(tmp_path, members(seen=days.strftime("%Y-%m-%d")), time="seen"), "independent blocks")
+    assert "in 6 independent blocks" in words and "need 5 blocks" in words and "will promote no model" not in words

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Use', 'Blanks', 'ColumnFacts', 'is_time', 'column_facts', 'find_blanks', 'as_plain', 'plain_columns',
-           'doubtful_codes']
+           'doubtful_codes', 'unit_examples']
 
 # %% ../../nbs/api/models/03_facts.ipynb #2eebe13f
 from collections.abc import Mapping, Sequence
@@ -175,3 +175,19 @@ def doubtful_codes(
         else:
             rest = sorted([*rest, code])
     return found
+
+# %% ../../nbs/api/models/03_facts.ipynb #6c0d2f52
+_with_unit = r"^([^\w\s.,+-]|[^\W\d_]{1,3}(?=\s))?\s?([+-]?\d[\d.,]*)\s?([^\W\d_]{1,12}\d?|[^\w\s/:.,-])?$"
+
+
+def unit_examples(
+    values: pd.Series,  # A column of texts; NaN allowed
+) -> list[str]:  # One value for each unit, the most frequent first; empty unless nearly all values have one of a few
+    "Numbers with a unit before or behind them"
+    known = values.dropna().astype(str).str.strip()
+    parts = known.str.extract(_with_unit)
+    units = parts[0].fillna("") + parts[2].fillna("")
+    has = parts[1].notna() & (units != "")
+    if has.mean() <= 0.9 or units[has].nunique() > 5 or parts[1][has].nunique() <= 5:
+        return []
+    return [str(known[has & (units == one)].iloc[0]) for one in units[has].value_counts().index]

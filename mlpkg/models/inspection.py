@@ -206,7 +206,8 @@ def _told(task: Task, y: pd.Series, target: str) -> tuple[str, list[str]]:
     rare = [str(one) for one in task.classes if (y == one).sum() < 10]
     words = [f"{target}: fewer than ten rows of {', '.join(rare)}: little can be said about them"] if rare else []
     count = "two" if len(task.classes) == 2 else str(len(task.classes))
-    return f"{target}: {count} classes ({some}): {task.kind}", words
+    whose = f", and probabilities are those of {task.classes[1]}" if task.kind == "binary" else ""
+    return f"{target}: {count} classes ({some}): {task.kind}{whose}", words
 
 # %% ../../nbs/api/models/07_inspection.ipynb #3e49c65a
 def inspect_table(

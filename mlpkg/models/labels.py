@@ -44,11 +44,18 @@ def known_label(
 # %% ../../nbs/api/models/05_labels.ipynb #351bc295
 most_codes = 20  # Whole numbers of more kinds than these are numbers to be predicted
 most_classes = 100
+_noes = frozenset(
+    "nein non nee nej nei nie ne não nao".split()
+)  # A `no` that its `yes` does not follow in the alphabet
 
 
 def label_classes(y: "pd.Series", name: str) -> tuple[Class, ...]:
     "The classes of a label, in order"
     found = sorted(y.unique().tolist(), key=lambda one: (isinstance(one, str), one))
+    if (
+        len(found) == 2 and str(found[1]).lower() in _noes
+    ):  # ja and nein: the last one is the one whose probability is given
+        found.reverse()
     if len(found) > most_classes or (len(found) > 2 and len(found) > len(y) / 2):
         raise LabelError(
             f"{name}: {len(found)} classes in {len(y)} rows, at most {most_classes} can be told apart, with two rows "

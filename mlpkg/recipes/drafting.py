@@ -19,10 +19,11 @@ from scipy import stats
 
 from ..data.columns import begins_with_day, cast_columns
 from ..data.sources import public_name
-from ..models.facts import Blanks, doubtful_codes, plain_columns
+from ..groups import PromotionSettings
+from ..models.facts import Blanks, doubtful_codes, plain_columns, unit_examples
 from ..models.holdout import rare_rows
 from ..models.inspection import Inspection, InspectionError, inspect_table
-from ..models.roles import is_personal
+from ..models.roles import is_personal, why_alone
 from ..models.splits import SplitRule, row_names, with_edition
 from ..models.tasks import Task
 from ..quality import Kind, chief
@@ -180,7 +181,7 @@ def draft_pipeline(
     made = replace(made, seed=_balanced_seed(made), batch=batch or _usual_batch(found.table, time))
     by = f" ({time} itself is no feature)" if time else ""
     made.notes.extend([f"{_split_titles[made.split().by]}{by}", made._batch_words()])
-    return replace(made, warnings=[*made.warnings, *_asked_about_codes(made), *_cautions(made)])
+    return replace(made, warnings=[*made.warnings, *_asked_about_codes(made), *_told_units(made), *_cautions(made)])
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #edacab82
 def _asked_about_codes(made: Draft) -> list[str]:
@@ -205,22 +206,41 @@ def _asked_about_codes(made: Draft) -> list[str]:
         )
     return words
 
+# %% ../../nbs/api/recipes/30_drafting.ipynb #4b7a90c1
+def _told_units(made: Draft) -> list[str]:
+    "Columns that a reader takes for numbers, and a model does not"
+    columns = made.found.columns.values()
+    texts = [one.name for one in columns if one.kind == "text" and (one.use == "feature" or one.why == why_alone)]
+    found = {name: some for name in texts if (some := unit_examples(made.found.table[name]))}
+    return [
+        f"{name}: numbers with units, such as {' and '.join(map(repr, some[:2]))}: a model takes these as texts. Write "
+        f"plain numbers in one unit into the file, or turn them into numbers in clean_{made.name}"
+        for name, some in found.items()
+    ]
+
 # %% ../../nbs/api/recipes/30_drafting.ipynb #37b33abe
 def _cautions(made: Draft) -> list[str]:
     "What a person should know before trusting a model from this table"
     rule, features = made.split(), sum(one.use == "feature" for one in made.found.columns.values())
     judges, blocks = round(made.rows * rule.holdout), made.judging_blocks()
-    by_hand = f"the rules will promote no model: decide with `mlpkg promote 1 --model {made.name} --why ...`"
+    by_hand = f"decide with `mlpkg promote 1 --model {made.name} --why ...`"
+    least = PromotionSettings.model_fields["min_blocks"].default
     words = []
     if judges < 200:
         words.append(
             f"about {judges} rows will judge: intervals are wide, and only a large gain can be told from chance"
         )
     if judges < 45 or blocks < 8:
-        words.append(f"about {judges} rows in {blocks} independent blocks will judge, which is too little: {by_hand}")
+        words.append(
+            f"about {judges} rows in {blocks} independent blocks will judge, which is little; the rules need {least} "
+            f"blocks of equal size. Where they promote no model, {by_hand}"
+        )
     rare = round(made.found.table[made.label].value_counts().min() * rule.holdout)
     if made.task.kind == "binary" and rare < rare_rows:
-        words.append(f"about {rare} rows of the rarer class will judge, {rare_rows} are needed: {by_hand}")
+        words.append(
+            f"about {rare} rows of the rarer class will judge, {rare_rows} are needed: the rules will promote no "
+            f"model; {by_hand}"
+        )
     if (known := made.known_again()) > 0.1:
         words.append(
             f"{known:.0%} of the rows that judge are of a {made.group} that training knows: the split by time says how "
