@@ -209,14 +209,16 @@ def _asked_about_codes(made: Draft) -> list[str]:
 # %% ../../nbs/api/recipes/30_drafting.ipynb #4b7a90c1
 def _told_units(made: Draft) -> list[str]:
     "Columns that a reader takes for numbers, and a model does not"
-    columns = made.found.columns.values()
-    texts = [one.name for one in columns if one.kind == "text" and (one.use == "feature" or one.why == why_alone)]
-    found = {name: some for name in texts if (some := unit_examples(made.found.table[name]))}
-    return [
-        f"{name}: numbers with units, such as {' and '.join(map(repr, some[:2]))}: a model takes these as texts. Write "
-        f"plain numbers in one unit into the file, or turn them into numbers in clean_{made.name}"
-        for name, some in found.items()
-    ]
+    words, columns = list[str](), made.found.columns.values()
+    for one in [one for one in columns if one.kind == "text" and (one.use == "feature" or one.why == why_alone)]:
+        if some := unit_examples(made.found.table[one.name]):
+            kept = "" if one.use == "feature" else f"give --feature {one.name} and "
+            words.append(
+                f"{one.name}: numbers with units, such as {' and '.join(map(repr, some[:2]))}: a model takes these as "
+                f"texts. Write plain numbers in one unit into the file, or {kept}make a feature of numbers from it in "
+                f"clean_{made.name}"
+            )
+    return words
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #37b33abe
 def _cautions(made: Draft) -> list[str]:
