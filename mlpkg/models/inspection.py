@@ -291,16 +291,13 @@ def asked_about_codes(
 # %% ../../nbs/api/models/07_inspection.ipynb #4b7a90c1
 def told_units(
     looked: Inspection,
-    pipeline: str,  # Its name
 ) -> list[str]:
     "Columns that a reader takes for numbers, and a model does not"
-    words, columns = list[str](), looked.columns.values()
-    for one in [one for one in columns if one.kind == "text" and (one.use == "feature" or one.why == why_alone)]:
-        if some := unit_examples(looked.table[one.name]):
-            kept = "" if one.use == "feature" else f"give --feature {one.name} and "
-            words.append(
-                f"{one.name}: numbers with units, such as {' and '.join(map(repr, some[:2]))}: a model takes these as "
-                f"texts. Write plain numbers in one unit into the file, or {kept}make a feature of numbers from it in "
-                f"clean_{pipeline}"
-            )
-    return words
+    columns = looked.columns.values()
+    texts = [one.name for one in columns if one.kind == "text" and (one.use == "feature" or one.why == why_alone)]
+    found = {name: some for name in texts if (some := unit_examples(looked.table[name]))}
+    return [
+        f"{name}: numbers with units, such as {' and '.join(map(repr, some[:2]))}: a model takes these as texts. Write "
+        "plain numbers in one unit into the file"
+        for name, some in found.items()
+    ]

@@ -181,7 +181,7 @@ def draft_pipeline(
     made = replace(made, seed=_balanced_seed(made), batch=batch or _usual_batch(found.table, time))
     by = f" ({time} itself is no feature)" if time else ""
     made.notes.extend([f"{_split_titles[made.split().by]}{by}", made._batch_words()])
-    asked = asked_about_codes(made.found, name) + told_units(made.found, name)
+    asked = asked_about_codes(made.found, name) + told_units(made.found)
     return replace(made, warnings=[*made.warnings, *asked, *_cautions(made)])
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #37b33abe
