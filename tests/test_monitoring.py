@@ -724,7 +724,18 @@ def test_many_columns_and_few_rows_per_fold():
     wide = pd.DataFrame(np.random.default_rng(0).normal(size=(40, 30)), columns=[f"c{i}" for i in range(30)])
     assert 0 <= joint_drift(wide.head(20), wide.tail(20), list(wide)).auc <= 1
     half = (np.repeat("a", 20), np.repeat("b", 20))  # a block on each side: nothing to learn from
-    assert joint_drift(wide.head(20), wide.tail(20), list(wide), half).auc == 0.5
+    assert np.isnan(joint_drift(wide.head(20), wide.tail(20), list(wide), half).auc)
+
+
+def test_one_new_day_cannot_be_told_from_old_ones_or_from_itself():
+    rng = np.random.default_rng(0)
+    old, new = (pd.DataFrame({"temp": rng.normal(size=rows)}) for rows in (6000, 480))
+    one_day = joint_drift(old, new, ["temp"], (np.arange(6000) // 480, np.full(480, 99)))
+    assert np.isnan(
+        [one_day.auc, one_day.low, one_day.high]
+    ).all()  # it was 0.88, from rows of which nothing was learned
+    days = (np.arange(6000) // 480, 99 + np.arange(480) // 120)
+    assert joint_drift(old, new, ["temp"], days).auc < 0.6
 
 
 @pytest.fixture

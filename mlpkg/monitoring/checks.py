@@ -207,6 +207,8 @@ def check_joint(
     level = "warning" if large else "ok"
     if np.isnan(found.low):
         level, words = "unknown", f"{words}, but there are too few blocks to say how certain that is"
+    if np.isnan(found.auc):
+        words = "whether new rows can be told from old ones is not known: there are too few blocks"
     words += f", mainly by {by}" if large and by else ""
     return Finding("joint", "all columns", level, words, found.auc, found.low, found.high, 0.5, rules.joint_auc)
 

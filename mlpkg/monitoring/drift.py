@@ -237,16 +237,21 @@ def _cross_scores(
     side: np.ndarray,  # 0 or 1
     fold: np.ndarray,  # Of each row, from 0
     seed: int,
-) -> tuple[np.ndarray, tuple | None]:  # Probability of each row; the last model, with rows and sides of its fold
+) -> tuple[
+    np.ndarray, tuple | None
+]:  # Probability of each row, NaN where all others are of one side; the last model, with rows and sides of its fold
     "Score every row by a classifier that has not seen its fold"
     model = HistGradientBoostingClassifier(
         max_iter=40, max_leaf_nodes=15, min_samples_leaf=50, early_stopping=False, random_state=seed
     )
-    score, last = np.full(len(X), 0.5), None
+    score, last = np.full(len(X), np.nan), None
     for one in range(int(fold.max()) + 1):
         out = fold == one
         empty = X.columns[X[~out].isna().all()]
-        if len(set(side[~out])) == 2 and out.any() and len(empty) < len(X.columns):
+        if len(set(side[~out])) < 2 or not out.any():
+            continue
+        score[out] = 0.5
+        if len(empty) < len(X.columns):
             usable = X.drop(columns=empty)
             last = model.fit(usable[~out], side[~out]), usable[out], side[out]
             score[out] = model.predict_proba(usable[out])[:, 1]
@@ -278,8 +283,8 @@ def draw_rows(
 class JointDrift:
     "How well old and new rows can be told apart"
 
-    auc: float  # 0.5: not at all
-    low: float  # Confidence interval; NaN if all rows are of one block
+    auc: float  # 0.5: not at all; NaN if all rows of one table are of one block
+    low: float  # Confidence interval; NaN if rows are of too few blocks
     high: float
     columns: pd.Series  # By how much the AUC falls without each column, the most telling first; 0 if it says nothing
 
@@ -305,6 +310,10 @@ def joint_drift(
     X = _numbers(table)
     with native_threads():
         score, last = _cross_scores(X, side, _folds(table, side, labels, folds), seed)
+        asked = np.isfinite(score)  # of others nothing is known: to leave them out leaves one side to learn from
+        if len(set(side[asked])) < 2:
+            return JointDrift(np.nan, np.nan, np.nan, pd.Series(0.0, index=X.columns))
+        score, side, labels = score[asked], side[asked], None if labels is None else labels[asked]
         low, high = auc_interval(side, score, labels, seed=seed)
         told = _losses(seed, *last) if last and low > 0.5 else pd.Series(dtype="float64")
     loss = told.reindex(X.columns, fill_value=0.0).sort_values(ascending=False, kind="stable")

@@ -106,6 +106,16 @@ def _leads(finding: Finding) -> bool:
     return finding.column in leading.values()
 
 
+def _counted(report: Report) -> str:
+    "What was found where no figure of the model leads: how many checks are fine, and which are beyond their bounds"
+    unsure, fine = report.at("unknown"), len(report.at("ok"))
+    beyond = [one.words for one in unsure if one.check in ("drift", "prediction") and one.value > one.threshold]
+    words = f"{fine} of {len(report.findings)} checks within bounds"
+    if unsure:
+        words += f", {len(unsure)} with too few rows or blocks to tell a change from chance"
+    return words + (f", also of figures beyond their bounds: {'; '.join(beyond)}" if beyond else "")
+
+
 def _first_sentence(report: Report) -> str:
     "The verdict"
     told = [one for one in report.findings if one.check in ("performance", "expected") and one.level != "unknown"]
@@ -116,7 +126,7 @@ def _first_sentence(report: Report) -> str:
         return f"{here}: no conclusion, {'; '.join(one.words for one in report.at('unknown'))}."
     if alarms := [f"{one.words}{_since(one, report.window)}" for one in report.at("alarm")]:
         return f"Alarm in {here}: {'; '.join(alarms)}."
-    fine = chief.words if chief and chief.level == "ok" else "every check that could be made is within bounds"
+    fine = chief.words if chief and chief.level == "ok" else _counted(report)
     return f"No alarm in {here}: {fine}."
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #0a27e27b

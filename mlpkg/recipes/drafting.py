@@ -20,10 +20,10 @@ from scipy import stats
 from ..data.columns import begins_with_day, cast_columns
 from ..data.sources import public_name
 from ..groups import PromotionSettings
-from ..models.facts import Blanks, doubtful_codes, plain_columns, unit_examples
+from ..models.facts import Blanks, plain_columns
 from ..models.holdout import rare_rows
-from ..models.inspection import Inspection, InspectionError, inspect_table
-from ..models.roles import is_personal, why_alone
+from ..models.inspection import Inspection, InspectionError, asked_about_codes, inspect_table, told_units
+from ..models.roles import is_personal
 from ..models.splits import SplitRule, row_names, with_edition
 from ..models.tasks import Task
 from ..quality import Kind, chief
@@ -181,42 +181,8 @@ def draft_pipeline(
     made = replace(made, seed=_balanced_seed(made), batch=batch or _usual_batch(found.table, time))
     by = f" ({time} itself is no feature)" if time else ""
     made.notes.extend([f"{_split_titles[made.split().by]}{by}", made._batch_words()])
-    return replace(made, warnings=[*made.warnings, *_asked_about_codes(made), *_told_units(made), *_cautions(made)])
-
-# %% ../../nbs/api/recipes/30_drafting.ipynb #edacab82
-def _asked_about_codes(made: Draft) -> list[str]:
-    "Codes that may mean that nothing is known, and where to say so"
-    words = list[str]()
-    for name, one in made.found.columns.items():
-        found = doubtful_codes(made.found.table[name]) if one.use == "feature" or not made.task.classes else {}
-        if one.use not in ("feature", "target") or not found:
-            continue
-        count = made.found.table[name].value_counts()
-        sides = [[code for code in found if (code > found[code]) == above] for above in (False, True)]
-        ends = "no other value is below {end:g}", "nothing is between {end:g} and {first}"
-        said = [
-            ", ".join(f"{code} occurs {count[code]:,} times" for code in some)
-            + f", and {end.format(end=found[some[0]], first=some[0])}"
-            for some, end in zip(sides, ends, strict=True)
-            if some
-        ]
-        words.append(
-            f"{name}: {'; '.join(said)}: if it means unknown, write blanks={sorted(found)} into its rule in "
-            f"{made.name}_contract, on the page of the recipe, and export the page"
-        )
-    return words
-
-# %% ../../nbs/api/recipes/30_drafting.ipynb #4b7a90c1
-def _told_units(made: Draft) -> list[str]:
-    "Columns that a reader takes for numbers, and a model does not"
-    columns = made.found.columns.values()
-    texts = [one.name for one in columns if one.kind == "text" and (one.use == "feature" or one.why == why_alone)]
-    found = {name: some for name in texts if (some := unit_examples(made.found.table[name]))}
-    return [
-        f"{name}: numbers with units, such as {' and '.join(map(repr, some[:2]))}: a model takes these as texts. Write "
-        f"plain numbers in one unit into the file, or turn them into numbers in clean_{made.name}"
-        for name, some in found.items()
-    ]
+    asked = asked_about_codes(made.found, name) + told_units(made.found)
+    return replace(made, warnings=[*made.warnings, *asked, *_cautions(made)])
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #37b33abe
 def _cautions(made: Draft) -> list[str]:

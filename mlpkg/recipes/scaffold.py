@@ -152,7 +152,10 @@ def request_of(
     rows: pd.DataFrame,  # Features of some rows
 ) -> str:  # JSON
     "A request to the API"
-    records = json.loads(rows.to_json(orient="records"))
+    records = [
+        {name: int(value) if isinstance(value, bool) else value for name, value in record.items()}
+        for record in json.loads(rows.to_json(orient="records"))
+    ]
     return json.dumps({"records": records}, indent=2, ensure_ascii=False) + "\n"
 
 # %% ../../nbs/api/recipes/32_scaffold.ipynb #a3298ea3
