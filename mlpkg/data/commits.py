@@ -310,13 +310,13 @@ def find_table(
     version: int | None = None,  # The newest unless given
 ) -> DeltaTable | None:  # None if there is no table; DeltaError if it cannot be opened
     "Open a table, again where a part of its log goes meanwhile"
-    for again in (True, True, False):
+    for left in reversed(range(5)):
         try:
             return DeltaTable(place, version=version, storage_options=dict(options))
         except TableNotFoundError:
             break
         except DeltaError as error:
-            if not again or "not found" not in str(error):
+            if not left or "not found" not in str(error):
                 raise
     return None
 
