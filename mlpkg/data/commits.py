@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Mode', 'Sources', 'Part', 'file_size', 'writer', 'keep_log', 'log_property', 'check_mode', 'watched', 'drawn',
            'describe', 'parts', 'touches', 'log_lines', 'added_parts', 'same_rows', 'OutdatedError', 'check_sources',
-           'commit_options', 'until_committed', 'removed', 'incomplete']
+           'commit_options', 'until_committed', 'removed', 'find_table', 'incomplete']
 
 # %% ../../nbs/api/data/11_commits.ipynb #32783b70
 import json
@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
-from deltalake import CommitProperties, PostCommitHookProperties, WriterProperties
-from deltalake.exceptions import CommitFailedError
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, WriterProperties
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from pyarrow.fs import FileSystem
 
 from .arrow import LakeError, as_predicate, plain_batch
@@ -302,6 +302,23 @@ def removed(
         f"table {name!r}: version {version} can no longer be read, because `mlpkg tidy` has removed its files "
         "(retention.versions). Leave the version out to read the newest one"
     )
+
+# %% ../../nbs/api/data/11_commits.ipynb #b43dcac2
+def find_table(
+    place: str,  # Folder or URL
+    options: Mapping[str, str],  # Storage options
+    version: int | None = None,  # The newest unless given
+) -> DeltaTable | None:  # None if there is no table; DeltaError if it cannot be opened
+    "Open a table, again where a part of its log goes meanwhile"
+    for left in reversed(range(5)):
+        try:
+            return DeltaTable(place, version=version, storage_options=dict(options))
+        except TableNotFoundError:
+            break
+        except DeltaError as error:
+            if not left or "not found" not in str(error):
+                raise
+    return None
 
 # %% ../../nbs/api/data/11_commits.ipynb #101cd471
 def incomplete(

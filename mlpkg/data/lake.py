@@ -45,6 +45,7 @@ from mlpkg.data.commits import (
     commit_options,
     describe,
     drawn,
+    find_table,
     incomplete,
     removed,
     same_rows,
@@ -85,16 +86,8 @@ class Lake:
 # %% ../../nbs/api/data/14_lake.ipynb #252c7cb7
 @patch
 def _find(self: Lake, name: str, version: int | None = None) -> DeltaTable | None:
-    "The table, or None if it does not exist; looked for again where its log was trimmed meanwhile"
-    for again in (True, True, False):
-        try:
-            return DeltaTable(f"{self.root}/{check_name(name)}", version=version, storage_options=self.options)
-        except TableNotFoundError:
-            break
-        except DeltaError as error:
-            if not again or "not found" not in str(error):
-                raise
-    return None
+    "The table, or None if it does not exist"
+    return find_table(f"{self.root}/{check_name(name)}", self.options, version)
 
 # %% ../../nbs/api/data/14_lake.ipynb #61ec7d42
 @patch

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -82,11 +83,12 @@ def _commit(lake: Lake, name: str, new: list[AddAction], paths: Collection[str],
     table.create_write_transaction([*new, *old], "append", table.schema(), layout, **how)
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #7fa74efa
-def _committed(lake: Lake, name: str, told: Mapping[str, str], since: int) -> bool:
-    "Is there a commit that says this, after a version?"
+def _committed(lake: Lake, name: str, told: Mapping[str, str], since: int) -> bool | None:
+    "Is there a commit that says this, after a version? None if a part of the log is gone that may hold it"
     table = lake._open(name)
     new = table.version() - since
-    return new > 0 and any(told.items() <= entry.items() for entry in table.history(new))
+    entries = table.history(new) if new > 0 else []
+    return any(told.items() <= entry.items() for entry in entries) or (None if len(entries) < new else False)
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #23f74209
 def rewrite_files(
@@ -97,17 +99,19 @@ def rewrite_files(
 ) -> bool:  # False if somebody has replaced a file meanwhile; CommitFailedError if others commit all the time
     "Write rows again into new files, which take the place of the old ones"
     table, mark, mode = lake._open(name), uuid.uuid4().hex, "delete" if without else "compact"
-    place, since, told = f"rewritten/{mark}", table.version(), {"write_mode": mode, "rewritten": mark}
+    place, told, done = f"rewritten/{mark}", {"write_mode": mode, "rewritten": mark}, None
+    look = partial(_committed, lake, name, told, table.version())
     try:
         new = _put_beside(lake, name, place, table, _rows_of(table, paths, without))
-        until_committed(lambda: _commit(lake, name, new, paths, told), lambda: _committed(lake, name, told, since))
+        until_committed(lambda: _commit(lake, name, new, paths, told), lambda: bool(look()))
+        done = True
     except (DeltaError, LakeError, OSError) as error:
         if isinstance(error, CommitFailedError) or _there(lake._open(name), paths):
             raise
     finally:
-        done = _committed(lake, name, told, since)
-        drop_folder(lake, name, f"{place}/_delta_log" if done else place)
-    return done
+        if (done := done or look()) is not None:
+            drop_folder(lake, name, f"{place}/_delta_log" if done else place)
+    return bool(done)
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #0c027dc7
 def _holding(table: DeltaTable, filters: Filters, clean: set[str]) -> dict[str, int]:

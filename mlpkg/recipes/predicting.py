@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from ..batch.predict import as_it_is_now, origins, score
+from ..batch.origins import as_it_is_now, origins
+from ..batch.predict import score
 from ..batch.summary import BatchResult
 from ..data.lake import Lake
 from ..data.sources import file_kind
