@@ -448,8 +448,11 @@ def test_the_lineage_of_both_tables_that_changed_together_is_their_writer(tmp_pa
     lake, part = Lake(tmp_path), {"month": "01"}
     rows = frame(1, ["01"])
     monkeypatch.setenv("MLFLOW_RUN_ID", "the-writer")
+    lake.sources["clean/orders"] = ["the table", 7]
     replace_together(lake, {NAME: rows, "aside/orders": rows}, part)
     assert lake.lineage(NAME) == lake.lineage("aside/orders") == "the-writer"
+    told = [DeltaTable(f"{tmp_path}/{name}").history(1)[0]["made_from"] for name in (NAME, "aside/orders")]
+    assert told == ['{"clean/orders": ["the table", 7]}'] * 2
     with monkeypatch.context() as patch:
         patch.setattr(together, "settled", lambda lake, name: lake._find(name))  # before it brought its rows in
         with pytest.raises(LakeError, match="not in the table's log"):
