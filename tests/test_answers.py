@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -265,6 +266,23 @@ def test_half_a_line_and_garbage_are_set_aside(tmp_path, lake, quick, caplog):
     assert left(tmp_path) == []
     assert [path.stem[-1] for path in left(tmp_path, "bad")] == ["1", "2", "5"]
     assert "000001.jsonl: 3 lines are not answers" in caplog.text
+
+
+def test_a_process_without_file_handles_keeps_what_it_cannot_read(tmp_path, lake):
+    path = orphan(tmp_path, to_line(answer(1)))
+    queue = SegmentQueue(path.parent)
+    queue.adopt()
+    writer, (soft, hard) = LakeWriter(lake, TABLE, queue), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            writer.deliver()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (writer.aside, left(tmp_path)) == (0, [path])
+    writer.deliver()
+    queue.close()
+    assert (records(lake), left(tmp_path)) == ([1], [])
 
 
 def test_an_answer_that_cannot_be_written_does_not_hold_up_the_others(lake, quick, caplog):

@@ -12,12 +12,14 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 
 import mlpkg.data.lake
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.lake import Lake, open_lake
 from mlpkg.data.spill import Spill, replayable
-from mlpkg.data.together import replace_together
+from mlpkg.data.together import Waiting, put_down, replace_together
 from mlpkg.recipes.delivery import write_batches
 from mlpkg.settings import load_settings
 
@@ -172,6 +174,38 @@ def test_a_writer_of_two_tables_that_is_killed_has_changed_both_or_none(root, co
     assert tuple(map(len, found)) == ((5, 3) if committed else (5, 1))
     replace_together(lake, {"raw/flights": frame("2013-01", 8), "aside/flights": frame("2013-01", 8, rows=2)}, month)
     assert (lake.count("raw/flights"), lake.read("aside/flights")["writer"].tolist()) == (5, [8, 8])
+
+
+@pytest.mark.parametrize("lost", ["rows", "log"])
+def test_rows_that_wait_and_cannot_be_read_are_not_overlooked(tmp_path, lost):
+    lake, month = Lake(tmp_path), {"month": "2013-01"}
+    before = replace_together(lake, {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}, month)
+    lake.write("raw/flights", frame("2013-01", 7), "replace", month)  # by a writer who died before he went on
+    mark = DeltaTable(f"{tmp_path}/raw/flights").history(1)[0]["write_id"]
+    rows = pa.Table.from_pandas(frame("2013-01", 7), preserve_index=False)
+    put_down(lake, Waiting("aside/flights", mark, month, before), rows.to_reader())
+    room = tmp_path / "_waiting" / "aside/flights" / mark
+    if lost == "rows":
+        next(room.glob("*.parquet")).unlink()
+    else:
+        (room / "_delta_log" / f"{0:020}.json").write_text("half a line")
+    with pytest.raises((DeltaError, OSError)):
+        lake.read("aside/flights")
+    assert room.exists()
+
+
+def test_a_commit_that_was_reported_as_failed_counts_for_both_tables(tmp_path, monkeypatch):
+    lake, month, commit = Lake(tmp_path), {"month": "2013-01"}, Lake._commit
+    replace_together(lake, {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}, month)
+
+    def lost(*given, **more):
+        commit(*given, **more)
+        raise OSError("the connection was lost after the commit")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="lost after the commit"):
+        patch.setattr(Lake, "_commit", lost)
+        replace_together(lake, {"raw/flights": frame("2013-01", 7), "aside/flights": frame("2013-01", 7)}, month)
+    assert {*lake.read("raw/flights")["writer"], *lake.read("aside/flights")["writer"]} == {7}
 
 
 def test_a_run_goes_on_with_both_tables_that_it_has_replaced(root):

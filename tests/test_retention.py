@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from mlpkg.data import rewriting, together, upkeep
+from mlpkg.data import retention, rewriting, together, upkeep
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.lake import Lake
 from mlpkg.data.retention import (
@@ -125,6 +125,28 @@ def test_a_file_given_up_yesterday_stays_although_it_was_written_long_ago(tmp_pa
     assert lake.read(NAME, version=0)["value"].tolist() == [0, 0]
 
 
+def test_a_version_that_was_replaced_since_stays_to_the_minute(tmp_path):
+    lake, ages = Lake(tmp_path), [120, 80, 70]  # Minutes ago
+    for value, (age, later) in enumerate(zip(ages, [*ages[1:], 0], strict=True)):
+        lake.write(NAME, frame(value), "overwrite")
+        age_table(lake, NAME, (age - later) / 1440)
+    for file in tmp_path.rglob("*.parquet"):
+        os.utime(file, (0, 0))
+    remove_versions(lake, NAME, datetime.now(UTC) - timedelta(minutes=90))
+    assert readable_versions(lake, NAME) == [0, 1, 2], "the first was current then, the second came later"
+
+
+def test_the_log_of_a_protected_version_stays_when_that_of_older_ones_goes(tmp_path):
+    lake = Lake(tmp_path)
+    for value in range(106):
+        lake.write(NAME, frame(value, ["01"]), "overwrite")
+    age_table(lake, NAME, 10)
+    done = remove_versions(lake, NAME, now - timedelta(days=1), protected=[102])
+    assert done.note == "kept: 102" and done.count > 102
+    assert lake.read(NAME, version=102)["value"].tolist() == [102]
+    assert lake.versions(NAME)["version"].min() == 102
+
+
 def test_a_file_that_a_writer_has_not_committed_yet_stays(tmp_path):
     lake = Lake(tmp_path)
     for value in range(3):
@@ -175,6 +197,22 @@ def test_killed_while_it_removes_a_table_it_leaves_one_that_goes_next_time(root)
     assert subprocess.run([sys.executable, "-c", program, runs.root]).returncode == -9  # noqa: S603
     done = remove_tables(runs, now - timedelta(days=10))
     assert (done.count, done.note, runs.tables()) == (2, "", [])
+
+
+def test_a_table_that_cannot_be_removed_does_not_keep_the_others(tmp_path, monkeypatch):
+    runs, delete = Lake(tmp_path), retention._delete_files
+    for run in ("a1", "b2"):
+        runs.write(run, frame(0))
+
+    def refused(lake, name, paths):
+        if name == "a1":
+            raise PermissionError("the store refuses")
+        delete(lake, name, paths)
+
+    monkeypatch.setattr(retention, "_delete_files", refused)
+    done = remove_tables(runs, now + timedelta(days=1))
+    assert (done.failed, done.count, runs.tables()) == (True, 1, ["a1"])
+    assert done.note == "a1 not removed: the store refuses"
 
 
 def compact_at_once(place, barrier):
@@ -525,8 +563,11 @@ def test_the_lineage_of_both_tables_that_changed_together_is_their_writer(tmp_pa
     lake, part = Lake(tmp_path), {"month": "01"}
     rows = frame(1, ["01"])
     monkeypatch.setenv("MLFLOW_RUN_ID", "the-writer")
+    lake.sources["clean/orders"] = ["the table", 7]
     replace_together(lake, {NAME: rows, "aside/orders": rows}, part)
     assert lake.lineage(NAME) == lake.lineage("aside/orders") == "the-writer"
+    told = [DeltaTable(f"{tmp_path}/{name}").history(1)[0]["made_from"] for name in (NAME, "aside/orders")]
+    assert told == ['{"clean/orders": ["the table", 7]}'] * 2
     with monkeypatch.context() as patch:
         patch.setattr(together, "settled", lambda lake, name: lake._find(name))  # before it brought its rows in
         with pytest.raises(LakeError, match="not in the table's log"):

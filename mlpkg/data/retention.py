@@ -269,7 +269,8 @@ def last_written(
     except (DeltaError, LakeError, OSError, LookupError):
         times = [file.mtime.timestamp() for file in _file_infos(lake, name) if file.mtime]
         if not times and "://" not in lake.root:
-            times = [Path(f"{lake.root}/{name}/_delta_log").stat().st_mtime]
+            with suppress(FileNotFoundError):  # somebody else has removed it
+                times = [Path(f"{lake.root}/{name}/_delta_log").stat().st_mtime]
         return max(times, default=time.time())
 
 # %% ../../nbs/api/data/22_retention.ipynb #05816495

@@ -40,6 +40,8 @@ def _fitted(x: np.ndarray, negatives: np.ndarray, positives: np.ndarray) -> tupl
         size = h00 * h11 - h01**2
         step = (h11 * g0 - h01 * g1) / size, (h00 * g1 - h01 * g0) / size
         a, b = a + np.clip(step[0], -2, 2), b + np.clip(step[1], -1, 1)
+        if np.abs(step).max() < 1e-7:  # The next one would be about its square
+            break
     share = np.clip(positives.sum(1) / rows.sum(1), _edge, 1 - _edge)
     return np.where(b > 0, a, logit(share)), np.maximum(b, 0.0)
 
@@ -89,14 +91,12 @@ def expectation_draws(
     seed: int = 0,
 ) -> np.ndarray:  # Shape (200,): the expected ROC AUC, or share of right predictions, of the window; NaN: not known
     "What would be expected of other rows, by curves fitted on others"
-    rng, edges = np.random.default_rng(seed), bin_edges(np.concatenate([held.p, current.p]), 200)
-    bins = 2 * len(edges) + 1
-    place = bin_codes(np.concatenate([held.p, current.p]), edges)
-    there, sums = np.bincount(place, minlength=bins), np.bincount(place, _log_odds(np.r_[held.p, current.p]), bins)
-    x = np.where(there, sums / np.maximum(there, 1), 0.0)
+    rng, p = np.random.default_rng(seed), np.concatenate([held.p, current.p])
+    place = np.unique(bin_codes(p, bin_edges(p, 200)), return_inverse=True)[1]
+    x = np.bincount(place, _log_odds(p)) / np.bincount(place)  # The mean log-odds of each bin
     codes, now = 2 * place[: len(held.p)] + held.y.astype(int), place[len(held.p) :]
-    old = _counts_of_draws(codes, held.blocks, 2 * bins, rng)
-    new = _counts_of_draws(now, current.blocks, bins, rng)
+    old = _counts_of_draws(codes, held.blocks, 2 * len(x), rng)
+    new = _counts_of_draws(now, current.blocks, len(x), rng)
     a, b = _fitted(x, old[:, 0::2], old[:, 1::2])
     c = expit(a[:, None] + b[:, None] * x)
     return auc_from_counts(new * (1 - c), new * c) if kind == "binary" else (new * c).sum(1) / new.sum(1)
