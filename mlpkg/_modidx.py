@@ -1848,6 +1848,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'mlpkg/monitoring/report.py'),
                                          'mlpkg.monitoring.report._first_sentence': ( 'api/monitoring/report.html#_first_sentence',
                                                                                       'mlpkg/monitoring/report.py'),
+                                         'mlpkg.monitoring.report._is_told': ( 'api/monitoring/report.html#_is_told',
+                                                                               'mlpkg/monitoring/report.py'),
                                          'mlpkg.monitoring.report._leads': ( 'api/monitoring/report.html#_leads',
                                                                              'mlpkg/monitoring/report.py'),
                                          'mlpkg.monitoring.report._number_blocks': ( 'api/monitoring/report.html#_number_blocks',

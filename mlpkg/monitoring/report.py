@@ -106,6 +106,12 @@ def _leads(finding: Finding) -> bool:
     return finding.column in leading.values()
 
 
+def _is_told(finding: Finding) -> bool:
+    "Can a verdict name it? A figure that is known and not decided can be, where it leads"
+    found = _leads(finding) and finding.check == "performance" and np.isfinite(finding.value)
+    return finding.level != "unknown" or bool(found)
+
+
 def _counted(report: Report) -> str:
     "What was found where no figure of the model leads: how many checks are fine, and which are beyond their bounds"
     unsure, fine = report.at("unknown"), len(report.at("ok"))
@@ -118,16 +124,17 @@ def _counted(report: Report) -> str:
 
 def _first_sentence(report: Report) -> str:
     "The verdict"
-    told = [one for one in report.findings if one.check in ("performance", "expected") and one.level != "unknown"]
-    chief = next(iter(sorted(told, key=_leads, reverse=True)), None)
+    told = [one for one in report.findings if one.check in ("performance", "expected") and _is_told(one)]
+    chief = max(told, key=lambda one: (_leads(one), one.level != "unknown"), default=None)
     sample = "".join(f" ({one.words})" for one in report.findings if one.check == "sample")
     here = f"{report.window}{sample}"
     if report.status == "unknown":
         return f"{here}: no conclusion, {'; '.join(one.words for one in report.at('unknown'))}."
     if alarms := [f"{one.words}{_since(one, report.window)}" for one in report.at("alarm")]:
         return f"Alarm in {here}: {'; '.join(alarms)}."
-    fine = chief.words if chief and chief.level == "ok" else _counted(report)
-    return f"No alarm in {here}: {fine}."
+    led = [chief.words] if chief and chief.level in ("ok", "unknown") else []
+    rest = [] if chief and chief.level == "ok" else [_counted(report)]
+    return f"No alarm in {here}: {'; '.join(led + rest)}."
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #0a27e27b
 @patch(as_prop=True)
@@ -135,13 +142,14 @@ def words(self: Report) -> list[str]:
     "The verdict, then what else there is to say"
     if self.status == "unknown":
         return [_first_sentence(self)]
+    first = _first_sentence(self)
     unknown = [one.words for one in self.at("unknown") if one.check not in ("drift", "missing")]
     warnings = [one for one in self.at("warning") if one.check != "drift"]
     moved = [one for one in self.at("warning") if one.check == "drift"]
     names = [f"{one.column} (PSI {one.value:.2f}{_since(one, self.window)})" for one in moved]
     return [
-        _first_sentence(self),
-        *(f"Not checked: {words}." for words in unknown),
+        first,
+        *(f"Not checked: {words}." for words in unknown if words not in first),
         *(f"Warning: {one.words}{_since(one, self.window)}." for one in warnings),
         *([f"Drifted columns: {', '.join(names)}."] if names else []),
     ]
