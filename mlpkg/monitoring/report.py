@@ -25,7 +25,7 @@ from .checks import Finding
 from .performance import leading
 from .verdict import judge_jointly, judge_model, judge_rows, unjudged
 from .windows import Window
-from ..quality import Kind
+from ..quality import Kind, get_quality
 from ..settings import MonitoringSettings
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #7e103656
@@ -107,9 +107,11 @@ def _leads(finding: Finding) -> bool:
 
 
 def _is_told(finding: Finding) -> bool:
-    "Can a verdict name it? A figure that is known and not decided can be, where it leads"
-    found = _leads(finding) and finding.check == "performance" and np.isfinite(finding.value)
-    return finding.level != "unknown" or bool(found)
+    "Can a verdict name it? Of what is undecided only the leading figure, where it is worse than on held-out rows"
+    if finding.level != "unknown" or finding.check != "performance" or not _leads(finding):
+        return finding.level != "unknown"
+    fall = finding.reference - finding.value
+    return fall > 0 if get_quality(finding.column).higher else fall < 0
 
 
 def _counted(report: Report) -> str:
