@@ -29,6 +29,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlpkg.airflow.dags.require_champion': ( 'api/airflow/dags.html#require_champion',
                                                                              'mlpkg/airflow/dags.py'),
                                     'mlpkg.airflow.dags.require_reason': ('api/airflow/dags.html#require_reason', 'mlpkg/airflow/dags.py'),
+                                    'mlpkg.airflow.dags.say_and_skip': ('api/airflow/dags.html#say_and_skip', 'mlpkg/airflow/dags.py'),
                                     'mlpkg.airflow.dags.seconds_or_none': ( 'api/airflow/dags.html#seconds_or_none',
                                                                             'mlpkg/airflow/dags.py'),
                                     'mlpkg.airflow.dags.step_defaults': ('api/airflow/dags.html#step_defaults', 'mlpkg/airflow/dags.py'),

@@ -50,6 +50,7 @@ def test_only_an_alarm_starts_what_waits_for_it(assets):
 def test_an_alarm_says_why_and_where_to_read_more(assets):
     output = assets.mlpkg("run", "producer", "--follow", "-p", "rows=5")
     assert "fireman succeeded" in output
+    assert "model 'nobody' has no champion yet: train one first" in output, "who skips steps says why"
     (fireman,) = assets.pipeline_runs("fireman")
     assert fireman.data.params["reason"] == "alarm: 5 rows"
     (both,) = assets.pipeline_runs("both")

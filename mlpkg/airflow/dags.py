@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['States', 'notebook_step', 'notebook_steps', 'parameter_sets', 'mapped_notebook_step', 'true_status', 'conclude_run',
            'close_forgotten', 'open_run', 'close_run', 'recorded_run', 'last_attempt', 'step_url', 'emit_if',
-           'require_champion', 'require_reason', 'Notify', 'seconds_or_none', 'step_defaults', 'dag_defaults',
-           'batches_param']
+           'say_and_skip', 'require_champion', 'require_reason', 'Notify', 'seconds_or_none', 'step_defaults',
+           'dag_defaults', 'batches_param']
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #e2e2c050
 import logging
@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from airflow.sdk import Asset, BaseNotifier, Param, chain, task
 from airflow.sdk.exceptions import AirflowSkipException
@@ -271,6 +271,15 @@ def emit_if(
     done: Any = step.output
     return emit(done)
 
+# %% ../../nbs/api/airflow/14_dags.ipynb #5b91df37
+def say_and_skip(
+    task_id: str,  # Who says it
+    why: str,  # In words
+) -> NoReturn:  # AirflowSkipException
+    "Skip what comes next, and say why"
+    announce("told", "", task_id, why, said=why)
+    raise AirflowSkipException(why)
+
 # %% ../../nbs/api/airflow/14_dags.ipynb #79bea7e8
 @task
 def require_champion(
@@ -282,7 +291,7 @@ def require_champion(
 
     connect()
     if (serving := champion(model)) is None:
-        raise AirflowSkipException(f"model {model!r} has no champion yet: train one first")
+        say_and_skip("require_champion", f"model {model!r} has no champion yet: train one first")
     return serving.version
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #6b3f62ec
@@ -303,7 +312,7 @@ def require_reason(
         close_forgotten(mlflow, training, ti)  # Or a training that nobody closed would count as running
     found = retrain_reasons(mlflow, open_lake(settings), settings, training, checks, window_column)
     if not found.retrain:
-        raise AirflowSkipException(found.verdict)
+        say_and_skip("require_reason", found.verdict)
     return found.verdict
 
 # %% ../../nbs/api/airflow/14_dags.ipynb #778502d5

@@ -24,6 +24,7 @@ from mlpkg.airflow.dags import (
     notebook_step,
     require_champion,
     require_reason,
+    say_and_skip,
     step_url,
 )
 from ..redaction import get_log
@@ -86,7 +87,7 @@ def find_arrivals(
     settings, run = load_settings(), context["dag_run"]
     pattern, lake = settings.pipeline_of(name).incoming, open_lake(settings)
     if not pattern:
-        raise AirflowSkipException(f"no files are expected: set pipeline.incoming in [model {name}]")
+        say_and_skip("find_arrivals", f"no files are expected: set pipeline.incoming in [model {name}]")
     over = partial(_is_over, context["ti"], run.dag_id)
     found = announce_arrivals(lake, name, arrived_files(pattern), run.run_id, run_owner(), over)
     said = _words_about(name, pattern, found, waiting_files(lake, name, pattern))
