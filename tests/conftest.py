@@ -194,7 +194,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
-    "No test sees the store, the experiment or the settings of another: `mlflow.set_tracking_uri` and others leave variables"
+    "No test sees store, experiment or settings of another: `mlflow.set_tracking_uri` and others leave variables"
     mlflow_sets = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
     for name in (*mlflow_sets, "MLPKG_SETTINGS", "MLPKG_PROFILE"):
         monkeypatch.delenv(name, raising=False)
