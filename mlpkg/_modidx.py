@@ -632,6 +632,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlpkg.data.commits.drawn': ('api/data/commits.html#drawn', 'mlpkg/data/commits.py'),
                                     'mlpkg.data.commits.find_table': ('api/data/commits.html#find_table', 'mlpkg/data/commits.py'),
                                     'mlpkg.data.commits.incomplete': ('api/data/commits.html#incomplete', 'mlpkg/data/commits.py'),
+                                    'mlpkg.data.commits.log_entries': ('api/data/commits.html#log_entries', 'mlpkg/data/commits.py'),
                                     'mlpkg.data.commits.log_lines': ('api/data/commits.html#log_lines', 'mlpkg/data/commits.py'),
                                     'mlpkg.data.commits.parts': ('api/data/commits.html#parts', 'mlpkg/data/commits.py'),
                                     'mlpkg.data.commits.removed': ('api/data/commits.html#removed', 'mlpkg/data/commits.py'),

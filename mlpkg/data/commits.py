@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Mode', 'Sources', 'Part', 'file_size', 'writer', 'keep_log', 'log_property', 'check_mode', 'watched', 'drawn',
            'describe', 'parts', 'touches', 'log_lines', 'added_parts', 'same_rows', 'OutdatedError', 'check_sources',
-           'commit_options', 'until_committed', 'removed', 'find_table', 'incomplete']
+           'commit_options', 'until_committed', 'removed', 'find_table', 'log_entries', 'incomplete']
 
 # %% ../../nbs/api/data/11_commits.ipynb #32783b70
 import json
@@ -319,6 +319,20 @@ def find_table(
             if not left or "not found" not in str(error):
                 raise
     return None
+
+# %% ../../nbs/api/data/11_commits.ipynb #5c0de1a2
+def log_entries(
+    table: DeltaTable,
+    limit: int | None = None,  # How many; all unless given
+) -> list[dict[str, Any]]:  # Newest first; what deltalake raises where they cannot be read
+    "What the log of a table says of its commits, read again where a part of it goes meanwhile"
+    for left in reversed(range(5)):
+        try:
+            return table.history(limit)
+        except (DeltaError, FileNotFoundError) as error:
+            if not left or "not found" not in str(error):
+                raise
+    return []
 
 # %% ../../nbs/api/data/11_commits.ipynb #101cd471
 def incomplete(

@@ -47,6 +47,7 @@ from mlpkg.data.commits import (
     drawn,
     find_table,
     incomplete,
+    log_entries,
     removed,
     same_rows,
     touches,
@@ -298,7 +299,7 @@ def _commit(
     stream, sources = drawn(reader, schema, self.sources, faults)
     if table is not None and self.run and sources and mode != "append":
         files = table.to_pyarrow_dataset().filesystem
-        check_sources(name, table.history(), partition, sources, schema, lambda at: added_parts(files, at, schema))
+        check_sources(name, log_entries(table), partition, sources, schema, lambda at: added_parts(files, at, schema))
     about: dict[str, Any] = {"write_id": mark, "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID")}
     about |= {"partition": partition, "made_from": sources}
     how = commit_options(mode, layout, changes, table is not None, about)
@@ -316,7 +317,7 @@ def _commit(
 def _written(self: Lake, name: str, mark: str) -> tuple[DeltaTable, dict[str, Any]] | None:
     "The table and its log's entry for the write with this mark, None if it was not committed"
     table = self._find(name)
-    entries = chain.from_iterable(table.history(limit) for limit in (20, None)) if table is not None else ()
+    entries = chain.from_iterable(log_entries(table, limit) for limit in (20, None)) if table is not None else ()
     entry = next((entry for entry in entries if entry.get("write_id") == mark), None)
     return None if table is None or entry is None else (table, entry)
 
@@ -360,7 +361,7 @@ def versions(self: Lake, name: str) -> pd.DataFrame:  # version, time (UTC), ope
     "What was done to a table, and by which MLflow run"
     table = self._open(name)
     self._note("look", name, table, table.version(), None, "newest")
-    return pd.DataFrame([describe(entry) for entry in table.history()])
+    return pd.DataFrame([describe(entry) for entry in log_entries(table)])
 
 # %% ../../nbs/api/data/14_lake.ipynb #df46497d
 @patch
@@ -370,7 +371,7 @@ def written(
     "When rows of a partition were last written"
     table = self._open(name)
     self._note("look", name, table, table.version(), None, "newest")
-    entries, schema = table.history(), _schema(table)
+    entries, schema = log_entries(table), _schema(table)
     last = next((entry for entry in entries if touches(entry, partition, schema)), entries[-1])
     return datetime.fromtimestamp(last["timestamp"] / 1000, UTC)
 
@@ -378,7 +379,7 @@ def written(
 @patch
 def lineage(self: Lake, name: str, version: Version = None) -> str | None:  # MLflow run id, None outside of a run
     "The run that wrote a version"
-    wanted, entries = self._look(name, version).version(), self._open(name).history()
+    wanted, entries = self._look(name, version).version(), log_entries(self._open(name))
     return next((entry.get("mlflow_run_id") for entry in entries if entry["version"] == wanted), None)
 
 # %% ../../nbs/api/data/14_lake.ipynb #90857db1

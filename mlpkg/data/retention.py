@@ -23,7 +23,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from .arrow import LakeError
-from .commits import keep_log, log_property
+from .commits import keep_log, log_entries, log_property
 from .lake import Lake
 from .snapshots import version_at
 from .together import refused_rows, rows_due, settled
@@ -53,7 +53,7 @@ def needed_versions(
     protected: Collection[int] = (),  # Versions that stay, however old they are
 ) -> list[int]:  # Sorted; the last of them and all after it stay
     "Versions whose files must not be removed"
-    known = {int(entry["version"]) for entry in lake._open(name).history()}
+    known = {int(entry["version"]) for entry in log_entries(lake._open(name))}
     current = version_at(lake, name, before)
     return sorted({version for version in protected if version in known} | {min(known) if current is None else current})
 
@@ -265,7 +265,7 @@ def last_written(
 ) -> float:  # Seconds since the epoch
     "When a table was last written; one that cannot be read, when the newest of its files was"
     try:
-        return lake._open(name).history(1)[0]["timestamp"] / 1000
+        return log_entries(lake._open(name), 1)[0]["timestamp"] / 1000
     except (DeltaError, LakeError, OSError, LookupError):
         times = [file.mtime.timestamp() for file in _file_infos(lake, name) if file.mtime]
         if not times and "://" not in lake.root:

@@ -22,7 +22,7 @@ from pyarrow.dataset import FileSystemDataset
 from pyarrow.parquet import filters_to_expression
 
 from .arrow import Filters, LakeError, filter_columns, plain_batch, plain_schema, read_files
-from .commits import file_size, keep_log, log_lines, until_committed, watched, writer
+from .commits import file_size, keep_log, log_entries, log_lines, until_committed, watched, writer
 from .lake import Lake
 from .retention import drop_folder, protect_log, table_folder
 
@@ -87,7 +87,7 @@ def _committed(lake: Lake, name: str, told: Mapping[str, str], since: int) -> bo
     "Is there a commit that says this, after a version? None if a part of the log is gone that may hold it"
     table = lake._open(name)
     new = table.version() - since
-    entries = table.history(new) if new > 0 else []
+    entries = log_entries(table, new) if new > 0 else []
     return any(told.items() <= entry.items() for entry in entries) or (None if len(entries) < new else False)
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #23f74209

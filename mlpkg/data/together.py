@@ -23,7 +23,15 @@ from deltalake import DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from .arrow import LakeError, check_name, fit_schema, plain_batch, plain_schema, read_files
-from .commits import check_mode, commit_options, file_size, log_property, until_committed, watched
+from mlpkg.data.commits import (
+    check_mode,
+    commit_options,
+    file_size,
+    log_entries,
+    log_property,
+    until_committed,
+    watched,
+)
 from .pins import arrived
 from .spill import reopened
 from ..redaction import get_log
@@ -155,7 +163,7 @@ def _waiting(lake: Any, name: str) -> Iterator[tuple[Waiting, DeltaTable]]:
 def _commit_of(table: DeltaTable | None, mark: str, since: int) -> int | None:
     "The version that a table got by the commit with this mark, after version `since`"
     new = 0 if table is None else table.version() - since
-    entries = table.history(new) if table is not None and new > 0 else []
+    entries = log_entries(table, new) if table is not None and new > 0 else []
     return next((int(entry["version"]) for entry in entries if entry.get("write_id") == mark), None)
 
 # %% ../../nbs/api/data/13_together.ipynb #9ad0f2a2
