@@ -620,6 +620,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlpkg.data.commits._common': ('api/data/commits.html#_common', 'mlpkg/data/commits.py'),
                                     'mlpkg.data.commits._concerns': ('api/data/commits.html#_concerns', 'mlpkg/data/commits.py'),
                                     'mlpkg.data.commits._later': ('api/data/commits.html#_later', 'mlpkg/data/commits.py'),
+                                    'mlpkg.data.commits._look_again': ('api/data/commits.html#_look_again', 'mlpkg/data/commits.py'),
                                     'mlpkg.data.commits._outdated': ('api/data/commits.html#_outdated', 'mlpkg/data/commits.py'),
                                     'mlpkg.data.commits._overlap': ('api/data/commits.html#_overlap', 'mlpkg/data/commits.py'),
                                     'mlpkg.data.commits._replaced': ('api/data/commits.html#_replaced', 'mlpkg/data/commits.py'),

@@ -304,21 +304,27 @@ def removed(
     )
 
 # %% ../../nbs/api/data/11_commits.ipynb #b43dcac2
+def _look_again(look: Callable[[], Any]) -> Any:
+    "Look at a table, up to five times where a part of its log goes meanwhile"
+    for _ in range(4):
+        try:
+            return look()
+        except (DeltaError, FileNotFoundError) as error:
+            if isinstance(error, TableNotFoundError) or "not found" not in str(error):
+                raise
+    return look()
+
+
 def find_table(
     place: str,  # Folder or URL
     options: Mapping[str, str],  # Storage options
     version: int | None = None,  # The newest unless given
 ) -> DeltaTable | None:  # None if there is no table; DeltaError if it cannot be opened
     "Open a table, again where a part of its log goes meanwhile"
-    for left in reversed(range(5)):
-        try:
-            return DeltaTable(place, version=version, storage_options=dict(options))
-        except TableNotFoundError:
-            break
-        except DeltaError as error:
-            if not left or "not found" not in str(error):
-                raise
-    return None
+    try:
+        return _look_again(lambda: DeltaTable(place, version=version, storage_options=dict(options)))
+    except TableNotFoundError:
+        return None
 
 # %% ../../nbs/api/data/11_commits.ipynb #5c0de1a2
 def log_entries(
@@ -326,13 +332,7 @@ def log_entries(
     limit: int | None = None,  # How many; all unless given
 ) -> list[dict[str, Any]]:  # Newest first; what deltalake raises where they cannot be read
     "What the log of a table says of its commits, read again where a part of it goes meanwhile"
-    for left in reversed(range(5)):
-        try:
-            return table.history(limit)
-        except (DeltaError, FileNotFoundError) as error:
-            if not left or "not found" not in str(error):
-                raise
-    return []
+    return _look_again(lambda: table.history(limit))
 
 # %% ../../nbs/api/data/11_commits.ipynb #101cd471
 def incomplete(
