@@ -48,7 +48,7 @@ def check_origins(
     "Refuse to replace predictions of another source"
     now = as_it_is_now(lake)
     found = set().union(*(origins(now, name, column, batches) for name in tables))
-    if lost := sorted((batch, other) for batch, other in found if other != source):
+    if lost := sorted((one for one in found if one[1] != source), key=str):
         names, others = (", ".join(map(repr, dict.fromkeys(some))) for some in zip(*lost, strict=True))
         raise BatchError(
             f"{tables[0]}: {column} {names} was predicted from {others}, and would be replaced by predictions of "

@@ -76,7 +76,8 @@ def thousands_comma_columns(
     table: pd.DataFrame,  # As for `decimal_comma_columns`, without the columns that it finds
 ) -> list[str]:
     "The columns that hold numbers like 1,234.5"
-    return _written_like(table, _thousands)
+    some = _written_like(table, _thousands)
+    return [name for name in some if table[name].dropna().astype(str).str.fullmatch(_thousands).all()]
 
 # %% ../../nbs/api/data/17_tabular.ipynb #9fd8525e
 def _as_numbers(values: pd.Series, thousands: str, point: str) -> pd.Series:
