@@ -116,9 +116,10 @@ def _is_told(finding: Finding) -> bool:
 
 def _counted(report: Report) -> str:
     "What was found where no figure of the model leads: how many checks are fine, and which are beyond their bounds"
-    unsure, fine = report.at("unknown"), len(report.at("ok"))
+    made = [one for one in report.findings if one.check != "sample"]
+    unsure, fine = report.at("unknown"), sum(one.level == "ok" for one in made)
     beyond = [one.words for one in unsure if one.check in ("drift", "prediction") and one.value > one.threshold]
-    words = f"{fine} of {len(report.findings)} checks within bounds"
+    words = f"{fine} of {len(made)} checks within bounds"
     if unsure:
         words += f", {len(unsure)} with too few rows or blocks to tell a change from chance"
     return words + (f", also of figures beyond their bounds: {'; '.join(beyond)}" if beyond else "")
