@@ -746,6 +746,21 @@ def test_what_a_notebook_has_opened_ends_with_its_step(project):
     assert len(project.mlflow.search_runs(everywhere)) == 3 and "RUNNING" not in found
 
 
+@pytest.mark.parametrize("variable", ["MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"])
+def test_trials_are_in_the_experiment_of_their_step_wherever_its_process_works(project, monkeypatch, variable):
+    elsewhere = project.mlflow.create_experiment("elsewhere")
+    monkeypatch.setenv(variable, elsewhere if variable.endswith("ID") else "elsewhere")
+    cell = "import mlflow\nwith mlflow.start_run(), mlflow.start_run(nested=True):\n    mlflow.log_metric('auc', 1)"
+    alone = run_step(project.notebook("tune", cell), settings=project.settings).run_id
+    pipeline = open_pipeline_run(project.mlflow, project.settings, "small", "manual__1")
+    below = run_step(project.notebook("tune", cell), parent=pipeline, settings=project.settings).run_id
+    for step in map(project.mlflow.get_run, (alone, below)):
+        nested = f"tags.`mlflow.parentRunId` = '{step.info.run_id}'"
+        [trial] = project.mlflow.search_runs([step.info.experiment_id], nested)
+        assert trial.data.metrics == {"auc": 1}
+    assert project.mlflow.search_runs([elsewhere, "0"]) == []
+
+
 def test_runs_that_a_notebook_left_open_do_not_spoil_a_step_that_succeeded(project):
     cell = "from mlflow import MlflowClient\nimport os\nup = os.environ['MLFLOW_RUN_ID']\n" + (
         "MlflowClient().create_run('0', tags={'mlflow.parentRunId': up})"

@@ -43,7 +43,8 @@ def installed_kernels() -> list[str]:  # Names, sorted
 # %% ../../nbs/api/steps/16_kernels.ipynb #29dee9fe
 def inherited_env() -> dict[str, str]:
     "The environment variables that a kernel gets from this process"
-    return {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__")}
+    own = ("AIRFLOW__", "MLFLOW_EXPERIMENT_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(own)}
 
 # %% ../../nbs/api/steps/16_kernels.ipynb #667c2e81
 def socket_folder() -> Path:  # Does not exist yet

@@ -110,10 +110,12 @@ def check_step(
 def kernel_env(
     settings: Settings,  # The step's own
     entry: Entry,  # Of this execution
+    experiment: str,  # That has its run, and gets what its notebook opens below it
 ) -> dict[str, str]:  # Environment variables
     "What a step's kernel finds in its environment"
     return {
         "MLFLOW_RUN_ID": entry.run_id,
+        "MLFLOW_EXPERIMENT_ID": experiment,
         "MLFLOW_TRACKING_URI": entry.tracking_uri,
         "MLPKG_TABLE_LOG": str(entry.tables),
         "MLPKG_SETTINGS": str(settings.file),
@@ -125,13 +127,14 @@ def kernel_env(
 def prepare_execution(
     settings: Settings,  # They hold the limits
     entry: Entry,  # Of this execution
+    experiment: str,  # That has its run
     notebook: Path,  # Step notebook
     parameters: Mapping[str, Any],  # As they were given
 ) -> Execution:
     "An execution within the limits of the settings"
     steps = settings.steps
     execution = Execution(
-        notebook, entry.notebook, parameters, env=kernel_env(settings, entry), timeout=steps.timeout,
+        notebook, entry.notebook, parameters, env=kernel_env(settings, entry, experiment), timeout=steps.timeout,
         cell_timeout=steps.cell_timeout, start_timeout=steps.start_timeout, output_limit=steps.output_limit,
         kernels=settings.kernels,
     )  # fmt: skip
@@ -226,8 +229,8 @@ def _describe(
 
 # %% ../../nbs/api/steps/22_run.ipynb #8c664730
 def _look_up(
-    mlflow: "MlflowClient", settings: Settings, notebook: Path, parent: "Run | None", about: Mapping[str, Any],
-    elsewhere: bool,
+    mlflow: "MlflowClient", settings: Settings, notebook: Path, parent: "Run | None", experiment: str,
+    about: Mapping[str, Any], elsewhere: bool,
 ) -> tuple[Hit | None, str]:  # fmt: skip
     "The earlier run that stands in for a step, if there is one; otherwise the reason"
     from mlpkg.data.lake import Lake
@@ -235,7 +238,6 @@ def _look_up(
     try:
         lake = Lake(settings.lake.root, run=parent.info.run_id if parent else "")
         lake.log = None
-        experiment = parent.info.experiment_id if parent else experiment_id(mlflow, "steps", settings)
         root = str(project_root(settings, notebook))
         hit, why = find_hit(mlflow, lake, experiment, step_key(about), root, elsewhere)
         if hit and not (why := pin_tables(hit)):
@@ -293,10 +295,11 @@ def run_step(
     name = name or step
     mlflow = mlflow or client(settings)
     parent = the_run(mlflow, parent) if parent else None
+    experiment = parent.info.experiment_id if parent else experiment_id(mlflow, "steps", settings)
     began, tags = time.monotonic(), {"mlpkg.notebook": _relative(notebook, settings), **(tags or {})}
     about, hit, why = _describe(settings, step, notebook, parameters or {}, kernel_name, caching), None, ""
     if about and caching.on:
-        hit, why = _look_up(mlflow, settings, notebook, parent, about, caching.elsewhere)
+        hit, why = _look_up(mlflow, settings, notebook, parent, experiment, about, caching.elsewhere)
     if hit is None:
         recover(settings)
         end_lost(mlflow, settings)
@@ -307,7 +310,7 @@ def run_step(
         return _cached(mlflow, run_id, name, step, hit, began)
 
     def prepare():
-        execution = prepare_execution(settings, entry, notebook, parameters or {})
+        execution = prepare_execution(settings, entry, experiment, notebook, parameters or {})
         execution.kernel_name, execution.language = kernel_name, language
         execution.env = {
             **execution.env,
