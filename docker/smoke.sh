@@ -32,9 +32,15 @@ end() {
   fi
   exit "$status"
 }
-trap end EXIT
 
 python3 docker/env.py "$secrets/.env"
+if [[ $(compose ps --all --quiet) ]]; then
+  echo "smoke: the stack of an earlier run is there. To end it, with all that is in it:" >&2
+  echo "docker compose --project-name mlpkg-smoke --env-file $secrets/.env down --volumes && rm -r $secrets" >&2
+  exit 2
+fi
+compose down --volumes # what a run that was killed has left, with passwords of its own
+trap end EXIT
 compose up --detach --build --wait
 python3 - "$secrets/.env" "$@" <<'EOF'
 import json, os, sys, time, urllib.error, urllib.request

@@ -3673,6 +3673,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlpkg.steps.seen.begin': ('api/steps/seen.html#begin', 'mlpkg/steps/seen.py'),
                                   'mlpkg.steps.seen.following': ('api/steps/seen.html#following', 'mlpkg/steps/seen.py'),
                                   'mlpkg.steps.seen.hear': ('api/steps/seen.html#hear', 'mlpkg/steps/seen.py'),
+                                  'mlpkg.steps.seen.in_words': ('api/steps/seen.html#in_words', 'mlpkg/steps/seen.py'),
                                   'mlpkg.steps.seen.listen_to_mlflow': ('api/steps/seen.html#listen_to_mlflow', 'mlpkg/steps/seen.py'),
                                   'mlpkg.steps.seen.look': ('api/steps/seen.html#look', 'mlpkg/steps/seen.py'),
                                   'mlpkg.steps.seen.note_model': ('api/steps/seen.html#note_model', 'mlpkg/steps/seen.py')},

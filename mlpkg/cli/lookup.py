@@ -46,4 +46,5 @@ def find_step_run(
     if len(fits) == 1:
         return next(iter(fits.values()))
     names = ", ".join(f"'{name}'" for name in (fits or {child.info.run_name: child for child in children}))
-    raise typer.BadParameter(f"{'several runs' if fits else 'no run'} of step '{step}' (there are: {names})")
+    problem, what = ("several runs", ", or what is in its brackets") if fits else ("no run", "")
+    raise typer.BadParameter(f"{problem} of step '{step}' (there are: {names}): give one of these names{what}")

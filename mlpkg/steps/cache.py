@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..redaction import get_log
 from .places import file_digest
 from .record import Caching, list_files, read_record, refusal
-from .seen import aliases_number
+from .seen import aliases_number, in_words
 from .tracking import missing
 from .used_tables import log_tables
 
@@ -137,7 +137,7 @@ def changed_models(
     "Models that are not what they were"
     for name, which, then in seen["models"]:
         if (now := _version_now(mlflow, name, which)) != then:
-            yield f"model '{name}': {which} was version {then or 'none'}, and is version {now or 'none'} now"
+            yield f"model '{name}': {which} was {in_words(which, then)}, and is {in_words(which, now)} now"
     for name, version in seen["made"]:
         if not _version_now(mlflow, name, str(version)):
             yield f"model '{name}': version {version}, which it registered, is gone"

@@ -14,6 +14,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from .record import code_cells, read_record
+from .seen import in_words
 from .tracking import all_pages
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _other_versions(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator
 # %% ../../nbs/api/steps/23_why.ipynb #143f1c41
 def _models(seen: Mapping[str, Any]) -> dict[str, Any]:
     "What numbers and aliases of models stood for"
-    return {f"'{name}' {which}": f"version {version or 'none'}" for name, which, version in seen["models"]}
+    return {f"'{name}' {which}": in_words(which, found) for name, which, found in seen["models"]}
 
 # %% ../../nbs/api/steps/23_why.ipynb #3308054a
 def differences(
