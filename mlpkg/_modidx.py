@@ -1243,6 +1243,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mlpkg.models.intervals.z_score': ( 'api/models/intervals.html#z_score',
                                                                             'mlpkg/models/intervals.py')},
             'mlpkg.models.labels': { 'mlpkg.models.labels.LabelError': ('api/models/labels.html#labelerror', 'mlpkg/models/labels.py'),
+                                     'mlpkg.models.labels._says_no': ('api/models/labels.html#_says_no', 'mlpkg/models/labels.py'),
                                      'mlpkg.models.labels.check_quantity': ( 'api/models/labels.html#check_quantity',
                                                                              'mlpkg/models/labels.py'),
                                      'mlpkg.models.labels.is_quantity': ('api/models/labels.html#is_quantity', 'mlpkg/models/labels.py'),

@@ -385,7 +385,14 @@ def test_texts_with_numbers_in_them_are_no_numbers_with_units(tmp_path, values):
     assert not said(drafted(tmp_path, members(given=values)), "as texts")
 
 
-@pytest.mark.parametrize(("no", "yes"), [("nein", "ja"), ("non", "oui"), ("no", "yes"), ("No", "Yes"), ("nee", "ja")])
+@pytest.mark.parametrize(
+    ("no", "yes"),
+    [
+        ("nein", "ja"), ("non", "oui"), ("no", "yes"), ("No", "Yes"), ("nee", "ja"), ("no", "Yes"), ("nein ", "Ja"),
+        ("N", "J"), ("hayır", "evet"), ("nem", "igen"), ("нет", "да"), ("falsch", "Wahr"), ("negative", "Positive"),
+        ("KS", "NE"), ("-", "+"), ("not paid", "paid"), ("no churn", "churn"), ("late", "ne"), ("NY", "OH"),
+    ],
+)  # fmt: skip
 def test_the_probability_is_that_of_the_yes_and_this_is_said(tmp_path, no, yes):
     table = members()
     made = drafted(tmp_path, table.assign(left=table["left"].map({"no": no, "yes": yes})))

@@ -6,6 +6,7 @@
 __all__ = ['Class', 'most_codes', 'most_classes', 'LabelError', 'known_label', 'label_classes', 'is_quantity', 'check_quantity']
 
 # %% ../../nbs/api/models/05_labels.ipynb #11e856f3
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,20 +42,32 @@ def known_label(
         )
     return y.astype("int8") if pd.api.types.is_bool_dtype(y.infer_objects()) else y
 
+# %% ../../nbs/api/models/05_labels.ipynb #7128d59f
+_noes = {
+    "no": "yes oui ja sí si sì sim", "n": "y j", "not": "yes", "nein": "ja", "non": "oui sì si", "nee": "ja",
+    "nej": "ja", "nei": "ja já", "não": "sim", "nao": "sim", "nie": "tak áno ano", "ne": "ano da taip jes",
+    "nem": "igen", "nu": "da", "ei": "kyllä jah", "nē": "jā", "hayır": "evet", "hayir": "evet", "нет": "да",
+    "ні": "так", "не": "да", "όχι": "ναι", "không": "có", "否": "是", "false": "true", "f": "t", "falsch": "wahr",
+    "faux": "vrai", "falso": "verdadero vero", "0": "1", "-": "+", "off": "on", "aus": "an ein", "absent": "present",
+    "negative": "positive", "negativ": "positiv", "négatif": "positif", "negativo": "positivo", "neg": "pos",
+}  # fmt: skip
+
+
+def _says_no(one: Class, other: Class) -> bool:
+    "Is one class the no to the other, such as nein to ja, or `not paid` to `paid`?"
+    no, yes = (str(some).strip().lower() for some in (one, other))
+    before = re.match(r"(not|non|no|nicht|kein)[\s_-]*(?=.)", no)
+    return yes in _noes.get(no, "").split() or bool(before and no.removeprefix(before[0]) == yes)
+
 # %% ../../nbs/api/models/05_labels.ipynb #351bc295
 most_codes = 20  # Whole numbers of more kinds than these are numbers to be predicted
 most_classes = 100
-_noes = frozenset(
-    "nein non nee nej nei nie ne não nao".split()
-)  # A `no` that its `yes` does not follow in the alphabet
 
 
 def label_classes(y: "pd.Series", name: str) -> tuple[Class, ...]:
-    "The classes of a label, in order"
+    "The classes of a label, in order; of two, a no before its yes"
     found = sorted(y.unique().tolist(), key=lambda one: (isinstance(one, str), one))
-    if (
-        len(found) == 2 and str(found[1]).lower() in _noes
-    ):  # ja and nein: the last one is the one whose probability is given
+    if len(found) == 2 and _says_no(found[1], found[0]):
         found.reverse()
     if len(found) > most_classes or (len(found) > 2 and len(found) > len(y) / 2):
         raise LabelError(
