@@ -405,6 +405,40 @@ def test_what_a_person_wrote_into_a_recipe_is_kept(written, tmp_path):
     assert lacking(said, ('among=["blue", "green", "red", "black"], pattern="[a-z]+"',)) == []
 
 
+def export(project: Project, *changes: tuple[str, str]) -> None:
+    "Change the page of a recipe, and export it"
+    page = project.root / "nbs" / "api" / "10_sales.ipynb"
+    text = page.read_text()
+    for old, new in changes:
+        old, new = (json.dumps(one)[1:-1] for one in (old, new))
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    page.write_text(text)
+    command = [sys.executable, "-c", "from nbdev.doclinks import nbdev_export as export; export()"]
+    env = {name: value for name, value in os.environ.items() if name != "IN_TEST"}
+    subprocess.run(command, cwd=project.root, env=env, check=True)
+
+
+def test_a_feature_that_is_made_in_clean_is_asked_for_in_the_contract_and_goes_all_the_way(written, tmp_path):
+    from shutil import copytree
+
+    project = Project(tmp_path / "made")
+    copytree(written.root, project.root)
+    env, etl = {"PYTHONPATH": str(project.root)}, ("run", "sales_etl", "-p", "source=given.csv")
+    made = 'return rows.assign(dear=rows["price"] / rows["weight"])'
+    export(project, ("return rows", made), ("numeric=(", 'numeric=("dear", '))
+    said = " ".join(project.mlpkg(*etl, code=1, **env).split())
+    line = '"dear": number_column("Dear", nullable=True),'
+    assert "the contract says nothing about dear. A feature that `clean` makes has a column in it too" in said
+    assert f"add {line} to the contract" in said
+    export(project, ('"weight": number_column', f'{line} "weight": number_column'))
+    train = ("sales_train", "-p", 'candidates=["logistic_regression"]', "-p", "budget=0")
+    project.mlpkg(*etl, *train, **env)
+    table = Lake(project.settings.lake.root).read("clean/sales")
+    assert np.allclose(table["dear"], table["price"] / table["weight"], equal_nan=True)
+    assert again(project, lambda t: t) == []
+
+
 def refused(folder: Path, table: pd.DataFrame | str | bytes, target: str = "y", **asked: object) -> str:
     "What is said to a table that cannot become a model"
     path = folder / "given.csv"

@@ -19,13 +19,14 @@ from ..data.arrivals import Arrival, arrival_of, in_order, note_aside, note_take
 from ..data.columns import cast_columns, contract_texts, contract_types, without_unreadable
 from ..data.inputs import without_blanks
 from ..data.lake import Lake
-from ..data.sources import UnreachableError, project_path, public_name
+from ..data.sources import SourceError, UnreachableError, project_path, public_name
 from ..data.tabular import Found, Values, read_any
 from ..errors import MlpkgError
 from ..models.splits import row_names, with_edition
 from .batches import DeliveryError, file_batch, select_batches
 from mlpkg.recipes.recipe import (
     Recipe,
+    as_it_is,
     batch_column,
     day_column,
     id_column,
@@ -68,8 +69,11 @@ def _with_all(table: pd.DataFrame, recipe: Recipe, source: str) -> pd.DataFrame:
     "Without what stands for missing values, and with empty columns where that is allowed: for a label not known yet"
     contract = recipe.contract()
     needed = {name: "" for name, one in contract.columns.items() if not one.nullable and name != recipe.label}
-    if not needed.keys() <= set(table):
-        cast_columns(table, needed, source)  # which names those that are not there
+    if absent := [name for name in needed if name not in table]:
+        words = f"source {public_name(source)!r} lacks columns: {', '.join(absent)} (it has: {', '.join(table)})"
+        made = ", ".join(name for name in absent if name in recipe.features and recipe.clean is not as_it_is)
+        more = f". If `clean` makes {made}, write nullable=True into its rule in the contract" if made else ""
+        raise SourceError(words + more)
     optional = [name for name, one in contract.columns.items() if one.nullable or name == recipe.label]
     blanks = {name: (one.metadata or {}).get("blanks", ()) for name, one in contract.columns.items() if name in table}
     plain = {name: without_blanks(table[name], some) for name, some in blanks.items() if some}
@@ -207,6 +211,7 @@ def _read_files(
     recipe: Recipe, files: Mapping[str, str]
 ) -> tuple[dict[str, Delivery], dict[str, Exception], dict[str, Arrival]]:
     "Read each file by itself: what each has, or what is wrong with it; and what it was before"
+    recipe.check_contract()  # what is wrong with it is wrong with no file
     good, bad, before = dict[str, Delivery](), dict[str, Exception](), dict[str, Arrival]()
     batches, seen = dict[str, str](), set[str]()
     once = recipe.copies == "once" and recipe.batch != "file" and len(files) > 1

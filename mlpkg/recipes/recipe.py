@@ -143,3 +143,27 @@ def added(self: Recipe) -> list[str]:
     "The columns that clean tables have beside features and label"
     context = [name for name in (self.time, self.group) if name and name not in self.features]
     return [*self.identity, *context, *([day_column] if self.time else [])]
+
+# %% ../../nbs/api/recipes/10_recipe.ipynb #4a6d2797
+@patch
+def _rule_text(self: Recipe, name: str) -> str:
+    "The line of the contract for a column that it lacks"
+    kind = "time" if name == self.time else "text" if name in self.categorical else "number"
+    return f'"{name}": {kind}_column("{name.replace("_", " ").capitalize()}", nullable=True),'
+
+# %% ../../nbs/api/recipes/10_recipe.ipynb #51ca99cc
+@patch
+def check_contract(
+    self: Recipe,
+) -> None:  # RecipeError where it lacks a column, with what to type
+    "Refuse a contract that says nothing about a column of the recipe"
+    there, named = self.contract().columns, [*self.features, self.label, self.time, self.group]
+    if not (absent := [name for name in dict.fromkeys(named) if name and name not in there]):
+        return
+    lines = [self._rule_text(name) for name in absent]
+    functions = sorted({line.partition(": ")[2].partition("(")[0] for line in lines})
+    raise RecipeError(
+        f"recipe {self.name!r}: the contract says nothing about {', '.join(absent)}. A feature that `clean` makes has "
+        f"a column in it too, which is empty in files: add {' '.join(lines)} to the contract on the page of the recipe "
+        f"(import {', '.join(functions)} there from mlpkg.data.contracts), and export the page (make export)"
+    )

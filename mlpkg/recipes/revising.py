@@ -49,6 +49,7 @@ class Declared:
     rules: dict[str, str] = field(default_factory=dict)  # Column -> rule of the contract, as code
     parts: dict[str, str] = field(default_factory=dict)  # Argument of `Recipe` -> code
     left_out: dict[str, str] = field(default_factory=dict)  # Column -> why, as the page tells it
+    made: set[str] = field(default_factory=set)  # Columns that `clean` makes, and no file has
     asked: list[str] = field(default_factory=list)  # Features that are features since somebody asked for them
 
     def text(self, part: str) -> str:
@@ -78,6 +79,16 @@ def _asked_for(notes: str) -> list[str]:
     return re.findall(r"^(?:- )?(.+?): .+, and is a feature, as asked", notes, re.MULTILINE)
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #37c7efc5
+def _assigned(function: ast.FunctionDef) -> set[str]:
+    "The columns that a function sets, by their names in it"
+    nodes = list(ast.walk(function))
+    found = [one.slice for one in nodes if isinstance(one, ast.Subscript) and isinstance(one.ctx, ast.Store)]
+    calls = [one for one in nodes if isinstance(one, ast.Call) and _code(one.func).endswith(".assign")]
+    given = [keyword for call in calls for keyword in call.keywords]
+    found += [key for one in given if isinstance(one.value, ast.Dict) for key in one.value.keys if key]
+    return {one.arg for one in given if one.arg} | {str(_literal(_code(one))) for one in found}
+
+
 def _read(page: str) -> Declared:
     "Read what the notebook of a recipe declares"
     texts: dict[str, list[str]] = {"code": [], "markdown": []}
@@ -90,8 +101,10 @@ def _read(page: str) -> Declared:
     pairs = [pair for one in rules for pair in zip(one.keys, one.values, strict=True)]
     columns = {str(_literal(_code(key))): _code(value) for key, value in pairs if key}
     parts = {one.arg: _code(one.value) for call in calls[:1] for one in call.keywords if one.arg}
+    cleaners = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == parts.get("clean")]
+    made = {name for one in cleaners for name in _assigned(one)}
     notes = html.unescape("\n".join(texts["markdown"]))
-    return Declared(columns, parts, _left_out(notes), _asked_for(notes))
+    return Declared(columns, parts, _left_out(notes), made, _asked_for(notes))
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #bc53393c
 def read_declared(
@@ -268,6 +281,9 @@ def _columns(self: Revision, made: Draft) -> None:
         if column in found and not unfit:
             self._compare(column, column_rule(found[column], None, made.blanks.get(column, ())), made)
             continue
+        optional = _arguments(self.proposed.rules[column])[1].get("nullable", False)
+        if column not in found and column in self.proposed.made and optional:
+            continue
         self.changes.append(f"{column} {found[column].why if unfit else 'is gone'}")
         del self.proposed.rules[column]
         self._use(column, "")
@@ -365,7 +381,7 @@ def revise(
     project: Project,
 ) -> Revision:  # Without a diff where nothing would change
     "Lay a recipe beside a newer file"
-    found = Revision(Declared(dict(there.rules), dict(there.parts), dict(there.left_out)))
+    found = Revision(Declared(dict(there.rules), dict(there.parts), dict(there.left_out), there.made))
     page = recipe_path(project, made.name).relative_to(project.root).as_posix()
     asked = found._target(made)
     found._columns(made)
