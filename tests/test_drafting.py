@@ -7,15 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from conftest import Project
+from pyarrow import parquet
 from test_new import again, team_project, visits
 from typer.testing import CliRunner
 
 from mlpkg.cli.new import creating
 from mlpkg.models.inspection import InspectionError, inspect_table
 from mlpkg.recipes.drafting import Draft, draft_pipeline
-from mlpkg.recipes.revising import draft_again, read_declared
+from mlpkg.recipes.revising import Declared, draft_again, read_declared
 from mlpkg.recipes.scaffold import find_project, write_pipeline
 
 ROWS = 900
@@ -404,3 +406,85 @@ def test_what_the_rules_need_is_said_as_it_is(tmp_path):
     days = pd.date_range("2026-01-01", periods=30).repeat(30)
     (words,) = said(drafted(tmp_path, members(seen=days.strftime("%Y-%m-%d")), time="seen"), "independent blocks")
     assert "in 6 independent blocks" in words and "need 5 blocks" in words and "will promote no model" not in words
+
+
+def test_a_batch_of_one_day_is_said_to_be_one_observation(tmp_path):
+    days = pd.Timestamp("2026-01-01") + pd.to_timedelta(np.sort(counts(0, 200)), unit="D")
+    table, words = members(sold=days.strftime("%Y-%m-%d")), "drift stays unknown"
+    for batch, expected in (("day", 1), ("month", 0), ("file", 0)):
+        made = drafted(tmp_path, table, time="sold", batch=batch)
+        assert sum(words in one for one in made.warnings) == expected, made.warnings
+        assert not any("--batch day" in one or "or day" in one for one in made.notes), made.notes
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 999_999, 123_456, 99_999_999, 37.5])
+def test_placeholders_in_a_target_are_asked_about_and_stay(tmp_path, value):
+    price = np.random.default_rng(3).lognormal(9, 0.5, ROWS).round(2).clip(1500, 60_000)
+    price[5:900:60] = value
+    made = drafted(tmp_path, members(price=price), "price")
+    (words,) = said(made, "if it means unknown")
+    assert f"price: {value} occurs 15 times" in words and f"blanks=[{value}]" in words
+    assert "Until then it is learned as it stands" in words
+    assert (made.found.table["price"] == value).sum() == 15
+    known = draft_pipeline("given", str(tmp_path / "given.csv"), "price", blanks={"price": [value]})
+    assert not said(known, "if it means unknown") and known.rows == ROWS - 15
+
+
+@pytest.mark.parametrize("shape", ["capped", "skewed", "dry days", "rounded"])
+def test_usual_targets_have_no_placeholders(tmp_path, shape):
+    rng = np.random.default_rng(4)
+    values = {
+        "capped": rng.normal(22, 9, ROWS).round(1).clip(5, 50),
+        "skewed": rng.lognormal(3, 1.5, ROWS).round(2),
+        "dry days": np.where(rng.uniform(size=ROWS) < 0.5, 0, rng.gamma(2, 8, ROWS).round(1) + 1),
+        "rounded": rng.lognormal(9, 0.6, ROWS).round(-2),
+    }
+    assert not said(drafted(tmp_path, members(cost=values[shape]), "cost"), "if it means unknown")
+
+
+def test_spellings_of_one_text_become_one_in_a_new_recipe_and_are_asked_about_later(tmp_path):
+    fuel = np.random.default_rng(5).choice(["petrol", "Petrol", "petrol ", "Diesel"], ROWS, p=[0.5, 0.2, 0.1, 0.2])
+    made = drafted(tmp_path, members(fuel=fuel))
+    (words,) = said(made, "differ only in capitals and blanks")
+    assert "'petrol' (" in words and "'Petrol' (" in words and "'petrol ' (" in words and "Diesel" not in words
+    assert "`one_spelling` in clean_given makes them one" in words
+    assert made.values("team.given", "")["spelled"] == '("fuel",)'
+    again = draft_pipeline("given", str(tmp_path / "given.csv"), "left", spelled=[])
+    assert len(said(again, 'write rows.assign(fuel=one_spelling(rows["fuel"])) into clean_given')) == 1
+    table = members()
+    table.loc[:20, "left"] = "Yes "
+    (words,) = said(drafted(tmp_path, table), "differ only in capitals and blanks")
+    assert "are classes of their own" in words and "into the file" in words
+
+
+@pytest.mark.parametrize("kind", [pa.decimal128(10, 2), pa.decimal256(40, 2)])
+def test_decimals_of_a_parquet_file_are_numbers(tmp_path, kind):
+    table = members(price=np.random.default_rng(6).gamma(4, 100, ROWS).round(2))
+    table.loc[:5, "price"] = np.nan
+    made = pa.Table.from_pandas(table, preserve_index=False)
+    place = made.schema.get_field_index("price")
+    made = made.set_column(place, "price", made["price"].cast(kind))
+    parquet.write_table(made, tmp_path / "given.parquet")
+    for target in ("left", "price"):
+        draft = draft_pipeline("given", str(tmp_path / "given.parquet"), target)
+        assert draft.found.columns["price"].kind == "number" and draft.found.table["price"].dtype == "float64"
+    assert draft.task.kind == "regression"
+
+
+@pytest.mark.parametrize(("comma", "low"), [(True, 1000), (False, 1.0)])
+def test_numbers_with_dots_before_three_digits_are_read_as_the_file_shows_or_as_it_is_said(tmp_path, comma, low):
+    rng = np.random.default_rng(8)
+    km = [f"{one:,}".replace(",", ".") for one in rng.integers(1000, 300_000, ROWS)]
+    litres = rng.uniform(1, 5, ROWS).round(1 if comma else 0)
+    table = members(km=km, litres=[f"{one:g}".replace(".", ",") for one in litres]).drop(columns="fee")
+    table.to_csv(tmp_path / "given.csv", index=False, sep=";")
+    made = draft_pipeline("given", str(tmp_path / "given.csv"), "left")
+    assert made.found.table["km"].min() >= low and (made.found.table["km"].max() > 1000) == comma
+    (words,) = said(made, "stand before three digits")
+    told = 'take thousands="." out of' if comma else 'write thousands="." into'
+    assert words.startswith("km: ") and told in words and "its rule in given_contract" in words
+    rules = {one["name"]: one["rule"] for one in made.values("team.given", "")["columns"]}
+    assert ('thousands="."' in rules["km"]) == comma
+    there = Declared(rules | {"km": 'number_column("Km", 0, 90, thousands=".")'}, {"target": "1"})
+    again = draft_again(there, "given", str(tmp_path / "given.csv"), "left")
+    assert again.found.table["km"].min() >= 1000 and not said(again, "stand before three digits")

@@ -41,6 +41,7 @@ def patients() -> pd.DataFrame:
     table = pd.DataFrame({"Age": rng.integers(29, 78, 400), "Chest pain": rng.integers(0, 4, 400)})
     table["Cholesterol"] = np.where(rng.uniform(size=400) < 0.1, -999, rng.integers(126, 400, 400))
     table["thal"] = rng.choice(["normal", "fixed", "?"], 400)
+    table.loc[:60, "thal"] = table.loc[:60, "thal"].replace("normal", "Normal ")
     table["e-mail"] = [f"p{number}@example.org" for number in range(400)]
     odds = 0.12 * (table["Age"] - 55) + table["Chest pain"] - 1
     table["target"] = (rng.uniform(size=400) < 1 / (1 + np.exp(-odds))).astype(int)
@@ -90,7 +91,7 @@ CASES = [
     Case(
         "heart", patients(), ("--target", "target"),
         ("400 of 800 rows are copies", "e_mail: identifies people, left out", "cholesterol: -999 in", "thal: '?' in",
-         "target: two classes", "binary"),
+         "thal: 'normal' (", "`one_spelling` in clean_heart makes them one", "target: two classes", "binary"),
         "logistic_regression", "binary",
     ),
     Case("wine", wines(), ("--target", "wine"), ("wine: 3 classes", "multiclass"), "random_forest", "multiclass"),
@@ -188,6 +189,8 @@ def test_a_new_file_is_predicted_and_the_lake_is_watched(made):
     assert len(said) >= lake.count(f"clean/{case.name}")
     wanted = {"binary": "probability", "multiclass": "probability_Barolo", "regression": "low"}[case.kind]
     assert wanted in said
+    if case.name == "heart":
+        assert set(lake.read("clean/heart")["thal"].dropna()) == {"normal", "fixed"}
     assert {"contract", "drift", "prediction"} <= set(lake.read(f"monitoring/{case.name}")["check"])
 
 
@@ -305,6 +308,9 @@ def test_the_api_answers_raw_rows(made, monkeypatch):
             known = {**record, "cholesterol": None, "thal": None}
             both = api.post("/v1/predict", json={"records": [record, known]}).json()["predictions"]
             assert both[0] == both[1]
+            spelled = [{**record, "thal": one} for one in ("fixed", " FIXED", "normal")]
+            three = api.post("/v1/predict", json={"records": spelled}).json()["predictions"]
+            assert three[0] == three[1] != three[2]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Filters', 'LakeError', 'plain_type', 'plain_schema', 'plain_batch', 'from_frame', 'as_reader', 'filter_columns',
            'without_views', 'read_files', 'distinct_values', 'check_name', 'allowed_values', 'in_partition', 'covering',
-           'as_literal', 'as_predicate', 'fit_schema', 'schema_differences', 'with_outside', 'storage_options']
+           'as_literal', 'as_predicate', 'fit_schema', 'schema_differences', 'with_outside', 'storage_options',
+           'read_parquet']
 
 # %% ../../nbs/api/data/12_arrow.ipynb #0ce6ee0f
 import os
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import Schema as DeltaSchema
-from pyarrow.parquet import filters_to_expression
+from pyarrow.parquet import filters_to_expression, read_schema
 
 from ..errors import MlpkgError
 
@@ -326,3 +327,13 @@ def storage_options(
     options = {"aws_virtual_hosted_style_request": "false", "aws_conditional_put": "etag"}
     options |= {"aws_endpoint_url": endpoint} if endpoint else {}
     return options | ({"aws_allow_http": "true"} if endpoint.startswith("http://") else {})
+
+# %% ../../nbs/api/data/12_arrow.ipynb #4ca33784
+def read_parquet(
+    file: Any,  # Open, seekable
+) -> pd.DataFrame:
+    "A Parquet file, with decimals as float64"
+    decimals = {field.name for field in read_schema(file) if pa.types.is_decimal(field.type)}
+    file.seek(0)
+    table = pd.read_parquet(file)
+    return table.astype({name: "float64" for name in table if name in decimals})

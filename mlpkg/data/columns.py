@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ColumnType', 'time_values', 'begins_with_day', 'accepted_times', 'as_days', 'times_as_days', 'days_to_text',
-           'as_texts', 'as_type', 'cast_columns', 'without_unreadable', 'contract_types', 'contract_texts']
+           'as_texts', 'one_spelling', 'as_type', 'cast_columns', 'without_unreadable', 'contract_types',
+           'contract_texts', 'contract_dotted']
 
 # %% ../../nbs/api/data/17_columns.ipynb #cff0582b
 from collections.abc import Mapping
@@ -152,6 +153,13 @@ def as_texts(
     whole = column[(column % 1 == 0) & (column.abs() < 2**53)]
     return column.astype("str").mask(column.index.isin(whole.index), whole.astype("int64").astype("str"))
 
+# %% ../../nbs/api/data/17_columns.ipynb #11d64122
+def one_spelling(
+    column: pd.Series,  # Of any type; NaN allowed
+) -> pd.Series:  # str; in lower case, with one blank between words and none around them; NaN stays missing
+    "Texts that differ only in capitals and blanks, as one"
+    return as_texts(column).str.replace(r"\s+", " ", regex=True).str.strip().str.lower()
+
 # %% ../../nbs/api/data/17_columns.ipynb #3ab6c72d
 def as_type(
     column: pd.Series,
@@ -234,3 +242,10 @@ def contract_texts(
         for name, column in contract.columns.items()
     }
     return {name: texts for name, texts in listed.items() if texts}
+
+# %% ../../nbs/api/data/17_columns.ipynb #7a67f402
+def contract_dotted(
+    contract: Any,  # pandera.pandas.DataFrameSchema
+) -> dict[str, bool]:  # Column -> yes or no, for each
+    "Whether dots in the numbers of a CSV stand between thousands, as the contract says"
+    return {name: (column.metadata or {}).get("thousands") == "." for name, column in contract.columns.items()}

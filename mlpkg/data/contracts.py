@@ -9,7 +9,7 @@ __all__ = ['violation_columns', 'ContractError', 'Outcome', 'check', 'number_col
 # %% ../../nbs/api/data/18_contracts.ipynb #ffc3a24a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -165,6 +165,7 @@ def number_column(
     nullable: bool = False,  # May it be missing?
     among: Sequence[float] = (),  # The only numbers allowed, such as codes
     blanks: Sequence[float | str] = (),  # What stands for a missing value, such as -999 or "?"
+    thousands: Literal["", "."] = "",  # "." where 40.604 in a CSV is forty thousand
 ) -> pa.Column:
     "A column of numbers"
     checks = [pa.Check.isin(list(among), error=f"one of {', '.join(map(str, among))}")] if among else []
@@ -173,7 +174,9 @@ def number_column(
     if high is not None:
         checks.append(pa.Check.le(high, error=f"at most {high:g}"))
     about: dict[str, Any] = {"nullable": nullable or bool(blanks), "description": description}
-    return pa.Column("float64", checks, metadata=_blanks(blanks), **about)
+    return pa.Column(
+        "float64", checks, metadata=_blanks(blanks) | ({"thousands": thousands} if thousands else {}), **about
+    )
 
 # %% ../../nbs/api/data/18_contracts.ipynb #44284208
 def text_column(

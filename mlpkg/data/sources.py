@@ -34,7 +34,7 @@ from pyarrow import csv, parquet
 from pyarrow.fs import FileSystem, LocalFileSystem, PyFileSystem
 from pyarrow.parquet import filters_to_expression
 
-from .arrow import Filters, filter_columns, storage_options, without_views
+from .arrow import Filters, filter_columns, read_parquet, storage_options, without_views
 from .lake import Lake
 from .packages import package_file, package_scheme
 from .spill import FileView, spill_folder
@@ -385,7 +385,7 @@ def read_frame(
         raise SourceError(f"source {name!r} cannot be read: give a path or an http(s):// or s3:// URL {_kinds}")
     with reading(name), opener(source, folder)() as file:
         if kind == ".parquet":
-            table = pd.read_parquet(file)
+            table = read_parquet(file)
         else:
             with open_csv(name, file) as text:
                 table = pd.read_csv(text)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['Use', 'Blanks', 'ColumnFacts', 'is_time', 'column_facts', 'find_blanks', 'as_plain', 'plain_columns',
-           'doubtful_codes', 'unit_examples']
+           'doubtful_codes', 'placeholders', 'unit_examples', 'spellings']
 
 # %% ../../nbs/api/models/03_facts.ipynb #2eebe13f
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from ..data.columns import begins_with_day, time_values
+from ..data.columns import begins_with_day, one_spelling, time_values
 from ..data.inputs import without_blanks
 from ..data.sources import SourceError
 
@@ -176,6 +177,40 @@ def doubtful_codes(
             rest = sorted([*rest, code])
     return found
 
+# %% ../../nbs/api/models/03_facts.ipynb #eb680667
+_typed = re.compile(r"-?(0|1|(\d)\2{2,}|123\d+)(\.0)?")  # What people type into a form that asks for a number
+
+
+def _stands_apart(counts: pd.Series, first: int) -> bool:
+    "Do the first values stand apart from the others, which follow them in order?"
+    there = counts.index.to_numpy("float64")
+    ends, rest, end = there[:first], there[first:], counts.iloc[first]
+    steps = [np.abs(np.diff(some)) for some in (there, np.sign(there) * np.log1p(np.abs(there)))]
+    typed = all(_typed.fullmatch(str(one)) for one in ends)
+    far = any(one[first - 1] > (1 if typed else 3) * one[first:].max() for one in steps)
+    return far and len(rest) >= 10 and bool((counts.iloc[:first] > max(2, 2 * end)).all())
+
+
+def placeholders(
+    values: pd.Series,  # A target of numbers, without its blanks; NaN allowed
+) -> dict[float, float]:  # Value -> the value of the others that is nearest to it; empty for texts and times
+    """Values of a target that may mean "not known": at most three at an end, that heap up far away from all others
+
+    Each is there three times or more, and more than twice as often as the value next to them. The gap to the others is
+    three times as wide as any gap among these, in plain numbers or in logarithms; for numbers that people type into a
+    form, such as 0, 1 and 99999, wider than any is enough. More than a quarter of the rows are no placeholder.
+    """
+    known, found = values.dropna(), dict[float, float]()
+    if not pd.api.types.is_numeric_dtype(known) or pd.api.types.is_bool_dtype(known):
+        return found
+    counts = known.value_counts().sort_index()
+    for side in (counts, counts[::-1]):
+        for first in (3, 2, 1) if len(side) > 12 else ():
+            if side.iloc[:first].sum() < len(known) / 4 and _stands_apart(side, first):
+                found |= dict.fromkeys(side.index[:first].tolist(), float(side.index[first]))
+                break
+    return found
+
 # %% ../../nbs/api/models/03_facts.ipynb #6c0d2f52
 _with_unit = r"^([^\w\s.,+-]|[^\W\d_]{1,3}(?=\s))?\s?([+-]?\d[\d.,]*)\s?([^\W\d_]{1,12}\d?|[^\w\s/:.,-])?$"
 
@@ -191,3 +226,14 @@ def unit_examples(
     if has.mean() <= 0.9 or units[has].nunique() > 5 or parts[1][has].nunique() <= 5:
         return []
     return [str(known[has & (units == one)].iloc[0]) for one in units[has].value_counts().index]
+
+# %% ../../nbs/api/models/03_facts.ipynb #78630a6f
+def spellings(
+    values: pd.Series,  # A column of texts; NaN allowed
+) -> list[pd.Series]:  # For each text with several spellings, those with their counts; the most frequent first
+    "Texts that differ only in capitals and blanks"
+    counts = values.dropna().astype("str").value_counts()
+    if not len(counts):
+        return []
+    one = one_spelling(counts.index.to_series())
+    return [some for _, some in counts.groupby(one.to_numpy(), sort=False) if len(some) > 1]

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from ..data.arrivals import Arrival, arrival_of, in_order, note_aside, note_taken
-from ..data.columns import cast_columns, contract_texts, contract_types, without_unreadable
+from ..data.columns import cast_columns, contract_dotted, contract_texts, contract_types, without_unreadable
 from ..data.inputs import without_blanks
 from ..data.lake import Lake
 from ..data.sources import SourceError, UnreachableError, project_path, public_name
-from ..data.tabular import Found, Values, read_any
+from ..data.tabular import Dotted, Found, Values, read_any
 from ..errors import MlpkgError
 from ..models.splits import row_names, with_edition
 from .batches import DeliveryError, file_batch, select_batches
@@ -41,16 +41,17 @@ def read_table(
     source: str,  # As for `mlpkg.data.tabular.read_any`
     texts: Sequence[str] = (),  # Columns that are texts, whatever is in them
     values: Values | None = None,  # Column -> texts that are values, whatever they look like
+    dotted: Dotted | None = None,  # As for `mlpkg.data.tabular.read_any`
 ) -> Found:  # SourceError as there
     "Read a file, without the names that pipelines use themselves"
-    found = read_any(source, texts, values)
+    found = read_any(source, texts, values, dotted)
     taken = {name: f"{name}_given" for name in reserved if name in found.table}
     if twice := [new for new in taken.values() if new in found.table]:
         raise DeliveryError(f"source {public_name(source)!r}: rename column {', '.join(twice)}, whose name is needed")
     names = {old: taken.get(new, new) for old, new in found.names.items()}
     renamed = ", ".join(f"{old!r} is {new}" for old, new in taken.items())
     notes = [f"columns renamed, since pipelines use the name: {renamed}"] if taken else []
-    return Found(found.table.rename(columns=taken), [*found.notes, *notes], names)
+    return Found(found.table.rename(columns=taken), [*found.notes, *notes], names, found.dotted)
 
 # %% ../../nbs/api/recipes/12_delivery.ipynb #2cc669a4
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ def _with_all(table: pd.DataFrame, recipe: Recipe, source: str) -> pd.DataFrame:
     contract = recipe.contract()
     needed = {name: "" for name, one in contract.columns.items() if not one.nullable and name != recipe.label}
     if absent := [name for name in needed if name not in table]:
-        words = f"source {public_name(source)!r} lacks columns: {', '.join(absent)} (it has: {', '.join(table)})"
+        words = (
+            f"source {public_name(source)!r} lacks columns: {', '.join(absent)} (it has: {', '.join(map(str, table))})"
+        )
         made = ", ".join(name for name in absent if name in recipe.features and recipe.clean is not as_it_is)
         more = f". If `clean` makes {made}, write nullable=True into its rule in the contract" if made else ""
         raise SourceError(words + more)
@@ -135,7 +138,7 @@ def _read_file(recipe: Recipe, source: str) -> tuple[Delivery, pd.DataFrame]:
     "Read what a pipeline needs from a file; also the columns that it does not need"
     types = contract_types(recipe.contract())
     texts = [name for name, kind in types.items() if kind == "str"]
-    found = read_table(source, texts, contract_texts(recipe.contract()))
+    found = read_table(source, texts, contract_texts(recipe.contract()), contract_dotted(recipe.contract()))
     notes, table = list(found.notes), found.table.reset_index(drop=True)
     table = _once(table, notes) if recipe.copies == "once" else table
     places, table = table.index + 1, table.reset_index(drop=True)

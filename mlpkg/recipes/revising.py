@@ -26,7 +26,7 @@ from ..models.tasks import Task
 from ..quality import Kind
 from .drafting import Draft, draft_pipeline
 from .scaffold import Project, recipe_path
-from .spelling import column_rule, sequence_code, split_code, task_code
+from .spelling import sequence_code, split_code, task_code
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #842d33c9
 def _code(node: ast.expr) -> str:
@@ -50,6 +50,7 @@ class Declared:
     parts: dict[str, str] = field(default_factory=dict)  # Argument of `Recipe` -> code
     left_out: dict[str, str] = field(default_factory=dict)  # Column -> why, as the page tells it
     made: set[str] = field(default_factory=set)  # Columns that `clean` makes, and no file has
+    spelled: set[str] = field(default_factory=set)  # Columns that `clean` spells in one way
     asked: list[str] = field(default_factory=list)  # Features that are features since somebody asked for them
 
     def text(self, part: str) -> str:
@@ -103,8 +104,10 @@ def _read(page: str) -> Declared:
     parts = {one.arg: _code(one.value) for call in calls[:1] for one in call.keywords if one.arg}
     cleaners = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == parts.get("clean")]
     made = {name for one in cleaners for name in _assigned(one)}
+    words = {node.value for one in cleaners for node in ast.walk(one) if isinstance(node, ast.Constant)}
+    spelled = {str(word) for word in words if any("one_spelling" in ast.unparse(one) for one in cleaners)}
     notes = html.unescape("\n".join(texts["markdown"]))
-    return Declared(columns, parts, _left_out(notes), made, _asked_for(notes))
+    return Declared(columns, parts, _left_out(notes), made, spelled, _asked_for(notes))
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #bc53393c
 def read_declared(
@@ -162,6 +165,8 @@ def draft_again(
     asked = (name, source, target, time or there.text("time"), together)
     signs = {column: _arguments(rule)[1].get("blanks", ()) for column, rule in there.rules.items()}
     more: dict[str, Any] = {"features": features, "declared": there.asked, "blanks": signs}
+    more["dotted"] = {column: _arguments(rule)[1].get("thousands") == "." for column, rule in there.rules.items()}
+    more["spelled"] = there.spelled if there.parts else None
     more["batch"] = batch or (there.text("batch") or "file" if there.text("time") else "")
     if kind or there.task is None:
         return draft_pipeline(*asked, kind, **more)
@@ -279,7 +284,7 @@ def _columns(self: Revision, made: Draft) -> None:
     for column in [name for name in self.proposed.rules if name != made.label]:
         unfit = column in found and column in self.proposed.features and found[column].use == "left out"
         if column in found and not unfit:
-            self._compare(column, column_rule(found[column], None, made.blanks.get(column, ())), made)
+            self._compare(column, made.rule(column), made)
             continue
         optional = _arguments(self.proposed.rules[column])[1].get("nullable", False)
         if column not in found and column in self.proposed.made and optional:
@@ -298,7 +303,7 @@ def _new_columns(self: Revision, made: Draft) -> None:
     for column, one in found.items():
         if column in before and one.use == "left out":
             continue
-        rule = column_rule(one, None, made.blanks.get(column, ()))
+        rule = made.rule(column)
         use = f"{'a' if one.use == 'feature' else 'the'} {one.use}, {_held[_arguments(rule)[0]]}"
         was = "was left out, and is now" if column in before else "is new:"
         if one.use != "left out":
@@ -314,7 +319,7 @@ def _new_columns(self: Revision, made: Draft) -> None:
 def _target(self: Revision, made: Draft) -> bool:  # Is it another question?
     "Compare the label"
     label, (task, words) = made.label, _question(made, self.proposed)
-    rule = column_rule(made.found.columns[label], task, made.blanks.get(label, ()))
+    rule = made.rule(label, task)
     if not words:
         if label in self.proposed.rules:
             self._compare(label, rule, made)
