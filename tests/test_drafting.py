@@ -480,11 +480,11 @@ def test_numbers_with_dots_before_three_digits_are_read_as_the_file_shows_or_as_
     table.to_csv(tmp_path / "given.csv", index=False, sep=";")
     made = draft_pipeline("given", str(tmp_path / "given.csv"), "left")
     assert made.found.table["km"].min() >= low and (made.found.table["km"].max() > 1000) == comma
-    (words,) = said(made, "stand before three digits")
+    (words,) = said(made, "three digits behind the dot")
     told = 'take thousands="." out of' if comma else 'write thousands="." into'
     assert words.startswith("km: ") and told in words and "its rule in given_contract" in words
     rules = {one["name"]: one["rule"] for one in made.values("team.given", "")["columns"]}
     assert ('thousands="."' in rules["km"]) == comma
     there = Declared(rules | {"km": 'number_column("Km", 0, 90, thousands=".")'}, {"target": "1"})
     again = draft_again(there, "given", str(tmp_path / "given.csv"), "left")
-    assert again.found.table["km"].min() >= 1000 and not said(again, "stand before three digits")
+    assert again.found.table["km"].min() >= 1000 and not said(again, "three digits behind the dot")

@@ -205,12 +205,13 @@ def _read_csv(
     )
     commas = decimal_comma_columns(table.drop(columns=list(as_they_are))) if separator != "," else []
     grouped = thousands_comma_columns(table.drop(columns=[*as_they_are, *commas]))
-    several = separator != ","
-    asked = [one for one in table if several and one not in as_they_are and table[one].dtype.kind not in "iubM"]
+    known = {old: (dotted or {}).get(new) for old, new in names.items()}
+    asked = [one for one in table if one not in as_they_are and table[one].dtype.kind not in "iubM"]
+    asked = [one for one in asked if known[one] or separator != ","]
     plain = read(io.StringIO(text), usecols=asked, dtype="str", na_values=missing)[asked] if asked else pd.DataFrame()
-    dots, known = dotted_columns(plain.drop(columns=commas)), dotted or {}
-    shown = {old: known.get(names[old], bool(commas) or one.count(".") > 1) for old, one in dots.items()}
-    shown |= {old: True for old in asked if known.get(names[old])}
+    dots = dotted_columns(plain.drop(columns=commas))
+    shown = {old: bool(commas) or one.count(".") > 1 for old, one in dots.items()}
+    shown |= {old: bool(known[old]) for old in asked if known[old] or (old in dots and known[old] is not None)}
     for column in [old for old, thousands in shown.items() if thousands]:
         table[column] = _without_dots(plain[column])
     for column in [one for one in [*commas, *grouped] if not shown.get(one)]:

@@ -338,7 +338,7 @@ def several_spellings(looked: Inspection) -> list[str]:
 def _spelled(values: pd.Series) -> str:
     "Texts that differ only in capitals and blanks, in words; the first three of three"
     some = spellings(values)
-    each = [" and ".join(f"{text!r} ({count:,} rows)" for text, count in one.head(3).items()) for one in some[:3]]
+    each = [", ".join(f"{text!r} ({count:,} rows)" for text, count in one.head(3).items()) for one in some[:3]]
     more = f", as do {len(some) - 3} more" if len(some) > 3 else ""
     return f"{'; '.join(each)} differ only in capitals and blanks{more}"
 
@@ -353,9 +353,8 @@ def told_spellings(
     for name in several_spellings(looked):
         told, line = _spelled(looked.table[name]), f'{name}=one_spelling(rows["{name}"])'
         if known is None:
-            words.append(
-                f"{name}: {told}: `one_spelling` in {clean} makes them one. If they are not, take it out there"
-            )
+            made = f"`one_spelling` in {clean} makes them one"
+            words.append(f"{name}: {told}: {made}. If they mean different things, take {name} out of it there")
         elif name not in known:
             words.append(
                 f"{name}: {told}. If they are one, write rows.assign({line}) into {clean}, on the page of the recipe "

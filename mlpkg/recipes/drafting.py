@@ -222,10 +222,10 @@ def _cautions(made: Draft) -> list[str]:
         )
     if made.batch == "day":
         words.append(
-            "the rows of a day depend on each other, so a batch of one day is one observation: of each, the monitor "
-            "says what breaks the contract, and shows how far columns, predictions and errors have moved, but cannot "
-            "tell that from chance: drift stays unknown, and no alarm asks for a training. --batch month can tell; "
-            "decide before the first run, since rows are stored by batch"
+            "--batch day: rows of a day depend on each other, so a batch of one day counts as one observation. The "
+            "monitor says what breaks the contract, and shows how far columns, predictions and errors have moved, but "
+            "cannot tell that from chance: drift stays unknown, as does whether the model got worse, and neither "
+            "raises an alarm. With --batch month it can tell. Decide before the first run: rows are stored by batch"
         )
     if features > 200:
         words.append(f"{features:,} features: the contract gets long. A file with those that matter is easier to keep")

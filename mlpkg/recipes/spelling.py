@@ -87,10 +87,10 @@ def told_dots(
 ) -> list[str]:
     "What was assumed of numbers like 40.604"
     rule = f"its rule in {pipeline}_contract, export the page, and call `mlpkg new` again: it shows the limits that fit"
-    like = "every dot in its numbers stands before three digits. A number like 40.604 is read"
+    like = "numbers like 40.604, always with three digits behind the dot, are read"
     other = {
-        True: f'{like} as 40604. If it is a decimal point, take thousands="." out of {rule}',
-        False: f'{like} with a decimal point. If it is 40604, write thousands="." into {rule}',
+        True: f'{like} as 40604. If the dot is a decimal point, take thousands="." out of {rule}',
+        False: f'{like} with a decimal point. If 40.604 means 40604, write thousands="." into {rule}',
     }
     return [f"{name}: {other[thousands]}" for name, thousands in dotted.items()]
 
