@@ -164,6 +164,6 @@ def check_contract(
     functions = sorted({line.partition(": ")[2].partition("(")[0] for line in lines})
     raise RecipeError(
         f"recipe {self.name!r}: the contract says nothing about {', '.join(absent)}. A feature that `clean` makes has "
-        f"a column in it too, which is empty in files: add {' '.join(lines)} to the contract on the page of the recipe "
-        f"(import {', '.join(functions)} there from mlpkg.data.contracts), and export the page (make export)"
+        f"a column in it too, which is empty in files and null in requests: add {' '.join(lines)} to the contract on "
+        f"the page of the recipe ({', '.join(functions)} from mlpkg.data.contracts), and export the page (make export)"
     )
