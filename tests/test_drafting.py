@@ -10,13 +10,19 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from conftest import Project
+from pandera.pandas import DataFrameSchema
 from pyarrow import parquet
 from test_new import again, team_project, visits
 from typer.testing import CliRunner
 
 from mlpkg.cli.new import creating
+from mlpkg.data.contracts import number_column
 from mlpkg.models.inspection import InspectionError, inspect_table
+from mlpkg.models.splits import SplitRule
+from mlpkg.models.tasks import Task
+from mlpkg.recipes.delivery import read_delivery
 from mlpkg.recipes.drafting import Draft, draft_pipeline
+from mlpkg.recipes.recipe import Recipe
 from mlpkg.recipes.revising import Declared, draft_again, read_declared
 from mlpkg.recipes.scaffold import find_project, write_pipeline
 
@@ -488,3 +494,17 @@ def test_numbers_with_dots_before_three_digits_are_read_as_the_file_shows_or_as_
     there = Declared(rules | {"km": 'number_column("Km", 0, 90, thousands=".")'}, {"target": "1"})
     again = draft_again(there, "given", str(tmp_path / "given.csv"), "left")
     assert again.found.table["km"].min() >= 1000 and not said(again, "three digits behind the dot")
+
+
+def test_the_contract_says_what_dots_mean_in_later_files_of_any_kind(tmp_path):
+    rules = {"km": number_column("Kilometres", 0, 400_000, thousands="."), "litres": number_column("Litres", 0, 9)}
+    rules["late"] = number_column("Late", among=[0, 1], nullable=True)
+    recipe = Recipe(
+        "cars", "late", Task("binary", (0, 1)), ("km", "litres"), (), lambda: DataFrameSchema(rules),
+        SplitRule("row", ("row_id",)),
+    )  # fmt: skip
+    for separator in (";", ","):
+        lines = [f"{km}{separator}{litres}" for km, litres in (("40.604", "1.250"), ("950", "2.125"), ("9.500", "3"))]
+        (tmp_path / "later.csv").write_text("\n".join([f"km{separator}litres", *lines]) + "\n")
+        rows = read_delivery(recipe, str(tmp_path / "later.csv")).rows
+        assert rows["km"].tolist() == [40604, 950, 9500] and rows["litres"].tolist() == [1.25, 2.125, 3]

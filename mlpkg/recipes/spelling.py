@@ -86,7 +86,10 @@ def told_dots(
     pipeline: str,  # Its name
 ) -> list[str]:
     "What was assumed of numbers like 40.604"
-    rule = f"its rule in {pipeline}_contract, export the page, and call `mlpkg new` again: it shows the limits that fit"
+    rule = (
+        f"its rule in {pipeline}_contract, export the page, mend its numbers in sample.csv, and call `mlpkg new` again"
+    )
+    rule += ": it shows the limits that fit"
     like = "numbers like 40.604, always with three digits behind the dot, are read"
     other = {
         True: f'{like} as 40604. If the dot is a decimal point, take thousands="." out of {rule}',
