@@ -32,10 +32,11 @@ from mlpkg.models.registry import Loaded, Version
 from mlpkg.models.scoring import probability
 from mlpkg.models.tasks import yes_no
 from mlpkg.models.training import fit
-from mlpkg.monitoring.checks import Finding, calibration_moves, check_columns
+from mlpkg.monitoring.checks import Finding, calibration_moves, check_columns, check_joint
 from mlpkg.monitoring.dealing import chances, level_shares
 from mlpkg.monitoring.drift import column_drift, draw_rows, joint_drift, number_drift
-from mlpkg.monitoring.performance import check_performance, leading
+from mlpkg.monitoring.estimation import _unseen, check_expected
+from mlpkg.monitoring.performance import check_performance, check_positive_rate, leading
 from mlpkg.monitoring.report import (
     Report,
     _finds_the_same,
@@ -226,7 +227,19 @@ def visited(seed: int, days: range, customers: range, by_day: float, by_customer
     off = rng.normal(0, by_day, 200)[day] + rng.normal(0, by_customer, 200)[customer]
     p = 1 / (1 + np.exp(1 - x / (1 + 0.35 * (by_day**2 + by_customer**2)) ** 0.5))
     y = rng.uniform(size=n) < 1 / (1 + np.exp(1 - x - off))
-    return Window(pd.DataFrame({"c0": x}), p, y, day, pd.DataFrame({"customer": customer.astype(str)}))
+    rows = pd.DataFrame({"c0": x, "of_whom": x + off, "size": np.where(x + off > 0.5, "large", "small")})
+    return Window(rows, p, y, day, pd.DataFrame({"customer": customer.astype(str)}))
+
+
+def new_customers(seed: int, by_day: float, by_customer: float) -> list[Window]:
+    "Two months and the next one, with customers of their own, in which nothing else has changed"
+    before = visited(2 * seed + 1, range(60), range(80), by_day, by_customer)
+    return _number_blocks(before, visited(2 * seed + 2, range(60, 90), range(80, 160), by_day, by_customer))
+
+
+def days_alone(*windows: Window) -> list[Window]:
+    "What is left where nothing is known of the customers"
+    return [replace(one, across=None) for one in windows]
 
 
 @pytest.mark.parametrize(("by_day", "by_customer"), [(0.0, 0.9), (0.6, 0.0), (0.3, 0.6)])
@@ -247,6 +260,76 @@ def test_days_and_customers_are_not_taken_for_a_change(by_day, by_customer):
     assert found["both"] <= at_most(60)
     assert found["customer"] > at_most(60) or by_customer, "or the example shows nothing"
     assert found["day"] > at_most(60) or by_day
+
+
+def drifts(before: Window, now: Window) -> bool:
+    "Does a column drift that tells what customers are like, by any amount?"
+    found = check_columns(before, now, [Input("size", "text")], MonitoringSettings(psi=1e-6))
+    return found[0].level == "warning"
+
+
+def told_apart(before: Window, now: Window) -> bool:
+    "Does a classifier tell the new rows from the old ones?"
+    rules = MonitoringSettings(joint_auc=0.501)
+    return check_joint(before, now, [Input("of_whom", "number")], rules).level == "warning"
+
+
+def more_positives(before: Window, now: Window) -> bool:
+    "Has the positive rate changed, by any amount?"
+    return check_positive_rate(before, now, MonitoringSettings(calibration=1e-6)).level == "warning"
+
+
+@pytest.mark.parametrize(("changed", "trials"), [(more_positives, 30), (drifts, 30), (told_apart, 20)])
+def test_no_warning_forgets_that_customers_return(changed, trials):
+    "Whatever is warned of at a level of 5 % counts along days and customers, as alarms do"
+    both, alone = 0, 0
+    for seed in range(trials):
+        windows = new_customers(seed, 0.0, 0.9)
+        both, alone = both + changed(*windows), alone + changed(*days_alone(*windows))
+    assert both <= at_most(trials)
+    assert alone > at_most(trials), "or the example shows nothing"
+
+
+def test_no_interval_forgets_that_customers_return():
+    before, now = new_customers(0, 0.0, 0.9)
+    inputs = [Input("of_whom", "number")]
+
+    def widths(*windows: Window) -> dict[str, float]:
+        found = judge_model(*windows, windows[0], inputs, RULES)
+        found += [check_expected(kind, *windows, inputs, RULES) for kind in ("binary", "multiclass", "regression")]
+        found += check_performance("regression", *windows, (), RULES)
+        named = {f"{place} {one.check} {one.column}": one.high - one.low for place, one in enumerate(found)}
+        return {name: width for name, width in named.items() if np.isfinite(width)}
+
+    both, alone = widths(before, now), widths(*days_alone(before, now))
+    assert set(both) == set(alone) and len(both) > 8
+    wider = {name for name in both if both[name] > 1.1 * alone[name]}
+    assert all(both[name] > 0.999 * alone[name] for name in both)
+    assert {name.split(" ", 1)[1] for name in wider} >= {"truth share", "performance calibration", "performance bias"}
+
+
+def test_the_model_of_errors_is_asked_about_days_and_customers_that_it_has_not_seen():
+    held = new_customers(0, 0.3, 0.6)[0]
+    splits = _unseen(held, 0)
+    assert sorted(np.concatenate([asked for _, asked in splits])) == [*range(len(held.rows))]
+    for labels in (held.blocks, held.across["customer"].to_numpy()):
+        assert not any(set(labels[learned]) & set(labels[asked]) for learned, asked in splits)
+
+
+@pytest.mark.parametrize("name", ["block", "across block", "0"])
+def test_what_rows_depend_on_each_other_by_may_have_any_name(name):
+    windows = [replace(one, across=one.across.set_axis([name], axis=1)) for one in new_customers(0, 0.3, 0.6)]
+    report = monitor(windows[0], windows[1], [Input("c0", "number")], RULES, windows[0])
+    expected = monitor(*new_customers(0, 0.3, 0.6), [Input("c0", "number")], RULES, new_customers(0, 0.3, 0.6)[0])
+    pd.testing.assert_frame_equal(report.checks, expected.checks)
+
+
+def test_customers_count_where_one_window_has_no_days():
+    before, now = new_customers(0, 0.0, 0.9)
+    numbered = _number_blocks(before, replace(now, blocks=None))
+    assert [one.blocks for one in numbered] == [None, None]
+    counts = [deals.given.shape[1] for _, deals in numbered[0].deal_with(numbered[1])]
+    assert counts == [80]  # units of two of the customers of both
 
 
 def test_what_one_day_says_of_a_model_may_be_chance():

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from ..errors import MlpkgError
+from .dependence import block_table, block_ways
 from .metrics import all_metrics, calibration_table, checked_predictions, figure_of, top_class
-from .paired import block_ways, jackknife_along, measure
+from .paired import jackknife_along, measure
 from .tasks import Task, yes_no
 from ..quality import chief, get_quality
 
@@ -67,14 +68,13 @@ def slice_table(
     blocks: Any = None,  # As for `evaluate`
 ) -> pd.DataFrame:  # column, value, n, observed, low, high, predicted, two metrics, small; largest slices first
     "The figures of every group"
-    codes, raw = checked_predictions(task, y, raw)
-    rows = []
+    (codes, raw), rows, labels = checked_predictions(task, y, raw), [], None if blocks is None else block_table(blocks)
     for column, values in pd.DataFrame(groups).items():
         if len(values) != len(codes):
             raise EvaluationError(f"group {column!r} has {len(values)} rows, there are {len(codes)} labels")
         keys = values.reset_index(drop=True).astype("str").fillna("missing")
         for value, index in sorted(keys.groupby(keys).indices.items(), key=lambda item: (-len(item[1]), item[0])):
-            own = None if blocks is None else pd.DataFrame(blocks).iloc[index]
+            own = None if labels is None else labels.iloc[index]
             rows.append({"column": column, "value": value, **_figures(codes[index], raw[index], task, own)})
     first = ["column", "value", "n", "observed", "low", "high", "predicted"]
     return pd.DataFrame(rows, columns=[*first, *_shown[task.kind], "small"])

@@ -10,13 +10,14 @@ __all__ = ['z_95', 'ScoreError', 'checked_scores', 'roc_auc', 'auc_from_counts',
 # %% ../../nbs/api/models/16_intervals.ipynb #503321ee
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
 from ..errors import MlpkgError
+from .dependence import block_ways, dealt_groups, variance_along
 
 # %% ../../nbs/api/models/16_intervals.ipynb #47e73f66
 class ScoreError(MlpkgError, ValueError):
@@ -145,10 +146,28 @@ def _block_draws(
     return auc_from_counts(weights @ counts[:, 0::2], weights @ counts[:, 1::2])
 
 # %% ../../nbs/api/models/16_intervals.ipynb #489d1dde
+def _ends_along(
+    y: np.ndarray, p: np.ndarray, ways: Sequence[np.ndarray], draws: int, level: float, seed: int
+) -> tuple[float, float]:
+    "The interval for each way, and as wide as all ways together make it"
+    found = []
+
+    def squared(way: np.ndarray) -> float:
+        some = way if len(ways) == 1 else dealt_groups(way, 400)
+        found.append(percentile_interval(_block_draws(y, p, some, draws, np.random.default_rng(seed)), level))
+        return ((found[-1][1] - found[-1][0]) / 2) ** 2
+
+    half = variance_along(ways, squared) ** 0.5
+    if len(ways) == 1:
+        return found[0]
+    middle = float(np.mean(found[: len(ways)]))
+    return middle - half, middle + half
+
+
 def auc_interval(
     y,  # Labels 0 and 1 (or booleans), shape (n,), no NaN
     p,  # Probabilities, shape (n,), no NaN
-    blocks: np.ndarray | None = None,  # Label of each row; None: rows are independent
+    blocks: Any = None,  # As for `block_ways`
     draws: int = 200,  # Number of bootstrap draws
     level: float = 0.95,  # Share of draws within the interval
     seed: int = 0,  # Same seed, same interval
@@ -157,31 +176,36 @@ def auc_interval(
     y, p = checked_scores(y, p)
     if not 0 < y.sum() < len(y):
         return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    found = _row_draws(y, p, draws, rng) if blocks is None else _block_draws(y, p, blocks, draws, rng)
-    return percentile_interval(found, level)
+    if blocks is None:
+        return percentile_interval(_row_draws(y, p, draws, np.random.default_rng(seed)), level)
+    return _ends_along(y, p, block_ways(blocks, len(y)), draws, level, seed)
 
 # %% ../../nbs/api/models/16_intervals.ipynb #63bfda5d
 def design_effect(
     codes: np.ndarray,  # Bin of each row, from 0, shape (n,)
-    blocks: np.ndarray | None,  # Label of each row; None: every row counts by itself
+    blocks: Any = None,  # As for `block_ways`
 ) -> float:  # From 1 (rows are independent) to n (all count as one, as in one block)
     "How many rows count as one"
     if blocks is None or len(codes) < 2:
         return 1.0
-    counts = block_counts(codes, blocks, int(codes.max()) + 1)
-    groups, rows, share = len(counts), len(codes), counts.sum(0) / len(codes)
-    if groups < 2:
+    ways, rows, size = block_ways(blocks, len(codes)), len(codes), int(codes.max()) + 1
+    if any(way.max() < 1 for way in ways):
         return float(rows)
-    apart = ((counts - counts.sum(1, keepdims=True) * share) ** 2).sum() * groups / (groups - 1) / rows
+    share = np.bincount(codes, minlength=size) / rows
     alone = float((share * (1 - share)).sum())
-    return float(np.clip(apart / alone, 1.0, rows)) if alone else 1.0
+
+    def between(way: np.ndarray) -> float:
+        counts = block_counts(codes, way, size)
+        apart = ((counts - counts.sum(1, keepdims=True) * share) ** 2).sum() * len(counts) / (len(counts) - 1) / rows
+        return float(apart)
+
+    return float(np.clip(variance_along(ways, between) / alone, 1.0, rows)) if alone else 1.0
 
 # %% ../../nbs/api/models/16_intervals.ipynb #d1d08125
 def inflation(
     before: np.ndarray,  # Codes of the reference, shape (n,)
     now: np.ndarray,  # Codes of the current table, shape (m,)
-    blocks: tuple[np.ndarray | None, np.ndarray | None] = (None, None),  # Labels of the rows of both
+    blocks: tuple[Any, Any] = (None, None),  # Of both, as for `block_ways`
 ) -> float:  # 1 if rows are independent
     "Factor by which the variance of a difference exceeds that of independent rows"
     n, m = len(before), len(now)
@@ -191,15 +215,20 @@ def inflation(
 # %% ../../nbs/api/models/16_intervals.ipynb #d4804397
 def standard_error(
     values: np.ndarray,  # Numbers, shape (n,); NaN makes the result NaN
-    blocks: np.ndarray | None = None,  # Label of each row; None: rows are independent
+    blocks: Any = None,  # As for `block_ways`
 ) -> float:  # NaN if there are fewer than two blocks
     "Standard error of the mean"
     values = np.asarray(values, dtype="float64")
-    _, place = np.unique(np.arange(len(values)) if blocks is None else blocks, return_inverse=True)
-    totals = np.bincount(place, weights=values - values.mean()) if len(values) else np.array([])
-    if len(totals) < 2:
+    if not len(values):
         return float("nan")
-    return float(np.sqrt(len(totals) / (len(totals) - 1) * (totals**2).sum()) / len(values))
+    apart = values - values.mean()
+
+    def squared(way: np.ndarray) -> float:
+        totals = np.bincount(way, weights=apart)
+        count = len(totals)
+        return count / (count - 1) * float((totals**2).sum()) if count > 1 else float("nan")
+
+    return float(variance_along(block_ways(blocks, len(values)), squared) ** 0.5) / len(values)
 
 # %% ../../nbs/api/models/16_intervals.ipynb #65dea412
 z_95: float = 1.96  # The standard normal distribution has 95 % of its mass between -z_95 and z_95
@@ -230,7 +259,7 @@ def z_score(
 def estimates(
     y: np.ndarray,  # Labels 0 and 1, shape (n,), no NaN
     p: np.ndarray,  # Probabilities, shape (n,), no NaN
-    blocks: np.ndarray | None = None,  # Label of each row; None: rows are independent
+    blocks: Any = None,  # As for `block_ways`
 ) -> dict[str, Estimate]:  # roc_auc (NaN with one class), brier, calibration (mean of p less mean of y), positive_rate
     "How well probabilities did, and how certain that is"
     low, high = auc_interval(y, p, blocks)

@@ -201,7 +201,7 @@ def chances(
 # %% ../../nbs/api/monitoring/11_dealing.ipynb #28621bad
 def join_ways(
     moves: Sequence[np.ndarray],  # For each way, as for `chances`
-    signs: Sequence[int],  # With which the variance of each counts, from `mlpkg.models.paired.overlaps`
+    signs: Sequence[int],  # With which the variance of each counts, from `mlpkg.models.dependence.overlaps`
 ) -> np.ndarray:  # As for `chances`
     "Moves as far apart as all ways together make them"
     if len(moves) == 1:

@@ -19,6 +19,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.inspection import permutation_importance
 
 from ..errors import MlpkgError
+from ..models.dependence import block_table, block_ways, folds_along, join_blocks, take_blocks, unseen_splits
 from ..models.intervals import auc_interval, bin_codes, bin_edges, inflation, roc_auc
 from ..models.scoring import native_threads, sample_positions
 
@@ -40,16 +41,17 @@ def psi(
     return max(0.0, float(((q - p) * np.log(q / p)).sum() - by_chance))
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #1b76805c
-def _known(values: pd.Series, blocks: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+def _known(values: pd.Series, blocks: Any) -> tuple[np.ndarray, pd.DataFrame | None]:
     "Finite numbers, and their blocks"
     numbers = values.to_numpy(dtype="float64", na_value=np.nan)
     finite = np.isfinite(numbers)
-    return numbers[finite], None if blocks is None else blocks[finite]
+    return numbers[finite], take_blocks(blocks, finite)
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #beb3653b
-def _width(before: np.ndarray, now: np.ndarray, blocks: tuple[np.ndarray | None, np.ndarray | None]) -> float:
+def _width(before: np.ndarray, now: np.ndarray, blocks: tuple[Any, Any]) -> float:
     "By what factor the variance exceeds that of independent rows; NaN where one side is a single block"
-    if any(labels is not None and len(np.unique(labels)) < 2 for labels in blocks):
+    sides = zip((before, now), blocks, strict=True)
+    if any(way.max() < 1 for one, labels in sides if labels is not None for way in block_ways(labels, len(one))):
         return float("nan")
     return inflation(before, now, blocks)
 
@@ -57,7 +59,7 @@ def _width(before: np.ndarray, now: np.ndarray, blocks: tuple[np.ndarray | None,
 def number_drift(
     reference: pd.Series,  # Numbers or booleans, shape (n,); NaN and infinity are ignored
     current: pd.Series,  # The same, shape (m,)
-    blocks: tuple[np.ndarray | None, np.ndarray | None] = (None, None),  # Labels of the rows of both
+    blocks: tuple[Any, Any] = (None, None),  # Of the rows of both, as for `block_ways`
 ) -> dict[str, float]:  # psi, ks, wasserstein, p_value; NaN if one side has no number; no p-value of one block
     "How far a column of numbers has moved"
     (old, old_blocks), (new, new_blocks) = _known(reference, blocks[0]), _known(current, blocks[1])
@@ -102,7 +104,7 @@ def _chi_squared(
 def text_drift(
     reference: pd.Series,  # Text, shape (n,); missing values are ignored
     current: pd.Series,  # The same, shape (m,)
-    blocks: tuple[np.ndarray | None, np.ndarray | None] = (None, None),  # Labels of the rows of both
+    blocks: tuple[Any, Any] = (None, None),  # Of the rows of both, as for `block_ways`
 ) -> dict[str, float]:  # psi, js, p_value; NaN if one side has no value
     "How far a column of text has moved"
     there = reference.notna().to_numpy(), current.notna().to_numpy()
@@ -114,7 +116,7 @@ def text_drift(
     every = [np.bincount(part, minlength=size) for part in (codes[: len(old)], codes[len(old) :])]
     group = _merge_rare(every[0], every[1])[codes]
     before, now = group[: len(old)], group[len(old) :]
-    first, second = (None if labels is None else labels[known] for labels, known in zip(blocks, there, strict=True))
+    first, second = (take_blocks(labels, known) for labels, known in zip(blocks, there, strict=True))
     counts = np.array([np.bincount(part, minlength=int(group.max()) + 1) for part in (before, now)])
     counts = counts[:, counts.sum(0) > 0]
     wide = _width(before, now, (first, second))
@@ -125,7 +127,7 @@ def text_drift(
 def missing_drift(
     reference: pd.Series,  # Any type, shape (n,)
     current: pd.Series,  # Any type, shape (m,)
-    blocks: tuple[np.ndarray | None, np.ndarray | None] = (None, None),  # Labels of the rows of both
+    blocks: tuple[Any, Any] = (None, None),  # Of the rows of both, as for `block_ways`
 ) -> dict[str, float]:  # missing_before, missing_now (shares, 0 to 1), missing_p
     "Have missing values become more or fewer?"
     before, now = reference.isna().to_numpy().astype(int), current.isna().to_numpy().astype(int)
@@ -152,7 +154,7 @@ def column_drift(
     reference: pd.DataFrame,  # Rows the model has learned from, at least one
     current: pd.DataFrame,  # Rows to compare, at least one
     columns: Sequence[str],  # To compare, in both tables
-    blocks: tuple[np.ndarray | None, np.ndarray | None] = (None, None),  # Labels of the rows of both
+    blocks: tuple[Any, Any] = (None, None),  # Of the rows of both, as for `block_ways`
 ) -> pd.DataFrame:  # A row for each column, the largest PSI first; DriftError for a table without rows
     "Compare two tables column by column"
     if reference.empty or current.empty:
@@ -180,21 +182,30 @@ def new_values(
     return float(counts.sum() / max(len(current), 1)), values
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #b027b161
-def _folds(
-    table: pd.DataFrame,  # Rows of both tables
+def _spread(
+    blocks: np.ndarray,  # Number of the block of each row, shape (n,)
     side: np.ndarray,  # 0 for the reference, 1 for the current table, shape (n,)
-    blocks: np.ndarray | None,  # Labels of the rows
     folds: int,
 ) -> np.ndarray:  # 0 to folds - 1, shape (n,)
-    "Fold of each row: blocks and rows that are alike stay together, and both sides are spread evenly"
-    alike = pd.util.hash_pandas_object(table, index=False).to_numpy()
-    labels, place = np.unique(alike if blocks is None else blocks, return_inverse=True)
-    mixed = pd.util.hash_array(labels) if labels.dtype.kind in "iufb" else pd.util.hash_array(labels.astype(object))
+    "Fold of each row: blocks stay together, and both sides are spread evenly"
+    numbers, place = np.unique(blocks, return_inverse=True)
     newer = np.bincount(place, weights=side) / np.bincount(place) > 0.5
-    order = np.lexsort([mixed, newer])
-    fold = np.empty(len(labels), dtype=int)
-    fold[order] = np.arange(len(labels)) % folds
+    order = np.lexsort([pd.util.hash_array(numbers), newer])
+    fold = np.empty(len(numbers), dtype=int)
+    fold[order] = np.arange(len(numbers)) % folds
     return fold[place]
+
+
+def _folds(
+    table: pd.DataFrame,  # Rows of both tables
+    side: np.ndarray,  # As above
+    blocks: Any,  # As for `block_ways`
+    folds: int,  # Of a single way
+) -> list[np.ndarray]:  # For each way
+    "Folds of blocks, or of rows that are alike"
+    alike = pd.util.hash_pandas_object(table, index=False).to_numpy()
+    ways = [alike] if blocks is None else block_ways(blocks, len(table))
+    return [_spread(way, side, folds_along(folds, len(ways))) for way in ways]
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #42bd8d19
 def _codes(
@@ -235,7 +246,7 @@ def _losses(
 def _cross_scores(
     X: pd.DataFrame,  # Numbers, NaN allowed
     side: np.ndarray,  # 0 or 1
-    fold: np.ndarray,  # Of each row, from 0
+    folds: list[np.ndarray],  # Of each row, from 0, for each way
     seed: int,
 ) -> tuple[
     np.ndarray, tuple | None
@@ -245,16 +256,15 @@ def _cross_scores(
         max_iter=40, max_leaf_nodes=15, min_samples_leaf=50, early_stopping=False, random_state=seed
     )
     score, last = np.full(len(X), np.nan), None
-    for one in range(int(fold.max()) + 1):
-        out = fold == one
-        empty = X.columns[X[~out].isna().all()]
-        if len(set(side[~out])) < 2 or not out.any():
+    for learned, out in unseen_splits(folds):
+        empty = X.columns[X.iloc[learned].isna().all()]
+        if len(set(side[learned])) < 2:
             continue
         score[out] = 0.5
         if len(empty) < len(X.columns):
             usable = X.drop(columns=empty)
-            last = model.fit(usable[~out], side[~out]), usable[out], side[out]
-            score[out] = model.predict_proba(usable[out])[:, 1]
+            last = model.fit(usable.iloc[learned], side[learned]), usable.iloc[out], side[out]
+            score[out] = model.predict_proba(usable.iloc[out])[:, 1]
     return score, last
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #7c1f0a3f
@@ -293,7 +303,7 @@ def joint_drift(
     reference: pd.DataFrame,  # Rows the model has learned from
     current: pd.DataFrame,  # Rows to compare
     columns: Sequence[str],  # To compare, in both tables; numbers or text, NaN allowed
-    blocks: tuple[np.ndarray | None, np.ndarray | None] = (None, None),  # Labels of the rows of both
+    blocks: tuple[Any, Any] = (None, None),  # Of the rows of both, as for `block_ways`
     rows: int = 8000,  # At most this many of each table are looked at
     folds: int = 4,  # Classifiers, each asked about the rows that it has not learned from
     seed: int = 0,  # Decides which rows; same seed, same result
@@ -302,19 +312,19 @@ def joint_drift(
     if min(len(reference), len(current)) < 2 * folds:
         raise DriftError(f"{len(reference)} rows to compare with {len(current)}: {2 * folds} of each are needed")
     tables = reference[list(columns)], current[list(columns)]
-    places = [draw_rows(t, rows, seed + i, b) for i, (t, b) in enumerate(zip(tables, blocks, strict=True))]
+    labels = [[one.to_numpy() for _, one in block_table(some).items()] for some in blocks]
+    places = [draw_rows(t, rows, seed + i, *more) for i, (t, more) in enumerate(zip(tables, labels, strict=True))]
     table = pd.concat([t.iloc[i] for t, i in zip(tables, places, strict=True)])
     side = np.repeat([0, 1], [len(i) for i in places])
-    known = [label[i] for label, i in zip(blocks, places, strict=True) if label is not None]
-    labels = np.concatenate(known) if len(known) == 2 else None
+    both = join_blocks(*(take_blocks(some, i) for some, i in zip(blocks, places, strict=True)))
     X = _numbers(table)
     with native_threads():
-        score, last = _cross_scores(X, side, _folds(table, side, labels, folds), seed)
+        score, last = _cross_scores(X, side, _folds(table, side, both, folds), seed)
         asked = np.isfinite(score)  # of others nothing is known: to leave them out leaves one side to learn from
         if len(set(side[asked])) < 2:
             return JointDrift(np.nan, np.nan, np.nan, pd.Series(0.0, index=X.columns))
-        score, side, labels = score[asked], side[asked], None if labels is None else labels[asked]
-        low, high = auc_interval(side, score, labels, seed=seed)
+        score, side = score[asked], side[asked]
+        low, high = auc_interval(side, score, take_blocks(both, asked), seed=seed)
         told = _losses(seed, *last) if last and low > 0.5 else pd.Series(dtype="float64")
     loss = told.reindex(X.columns, fill_value=0.0).sort_values(ascending=False, kind="stable")
     return JointDrift(roc_auc(side, score), low, high, loss)
@@ -323,7 +333,7 @@ def joint_drift(
 def prediction_drift(
     before,  # Probabilities for rows the model was not fitted on, shape (n,), no NaN
     now,  # Probabilities for the current rows, shape (m,), no NaN
-    blocks: tuple[np.ndarray | None, np.ndarray | None] = (None, None),  # Labels of the rows of both
+    blocks: tuple[Any, Any] = (None, None),  # Of the rows of both, as for `block_ways`
 ) -> dict[str, float]:  # psi, ks, wasserstein, p_value, mean_before, mean_now; DriftError for NaN or no rows
     "Does the model answer differently?"
     old, new = (pd.Series(np.asarray(p, dtype="float64")) for p in (before, now))

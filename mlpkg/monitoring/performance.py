@@ -71,18 +71,19 @@ def check_positive_rate(
     learned: Window,  # With truth, if it has any
     current: Window,  # With some truth
     rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
-) -> Finding:
+) -> Finding:  # "unknown" where the window is a single block
     "Has the positive rate changed?"
     then, now = learned.take(np.isfinite(learned.y)), current.take(np.isfinite(current.y))
-    new = Estimate(float(now.y.mean()), standard_error(now.y, now.blocks))
+    new = Estimate(float(now.y.mean()), standard_error(now.y, now.dependence))
     words = f"positive rate {new.value:.1%}"
     if not len(then.rows):
         return Finding("truth", "share", "ok", words, new.value, *new.interval)
-    old = Estimate(float(then.y.mean()), standard_error(then.y, then.blocks))
-    p = float(2 * stats.norm.sf(abs(z_score(new, old))))
-    level = level_of(abs(new.value - old.value) >= rules.calibration, p, rules.alpha)
-    words += f" (training rows: {old.value:.1%})"
-    return Finding("truth", "share", level, words, new.value, *new.interval, old.value, rules.calibration, p)
+    old = float(then.y.mean())
+    moves = then.moves_to(now, lambda deals: np.abs(np.subtract(*deals.means(then.y, now.y)))[:, None])
+    p = chances(moves, [rules.calibration], rules.alpha)[0].p if np.isfinite(new.error) else float("nan")
+    level = level_of(abs(new.value - old) >= rules.calibration, p, rules.alpha)
+    words += f" (training rows: {old:.1%})"
+    return Finding("truth", "share", level, words, new.value, *new.interval, old, rules.calibration, p)
 
 # %% ../../nbs/api/monitoring/13_performance.ipynb #17499e10
 def truth_chances(
@@ -128,7 +129,7 @@ def _of_several(
     held: Window, current: Window, rules: MonitoringSettings, share: float = level_shares["truth"]
 ) -> list[Finding]:
     "What several classes are asked"
-    now, before = (estimates(window.y, window.p, window.blocks) for window in (current, held))
+    now, before = (estimates(window.y, window.p, window.dependence) for window in (current, held))
     fall, gap = _class_chances(held, current, rules, share)
     calibration = check_calibration(now["calibration"], before["calibration"], gap, rules, now["positive_rate"].value)
     said = calibration.words.replace("positive rate", "right", 1).replace("predicted", "to be expected", 1)
@@ -142,7 +143,7 @@ def _of_several(
 def number_estimates(
     y: np.ndarray,  # True numbers, shape (n,), no NaN
     p: np.ndarray,  # Predicted ones
-    blocks: np.ndarray | None = None,
+    blocks: Any = None,  # As for `block_ways`
 ) -> dict[str, Estimate]:  # mae, and bias (predicted less true)
     "How far off predicted numbers are, and how certain that is"
     means = {"mae": np.abs(p - y), "bias": p - y}
@@ -192,7 +193,7 @@ def _of_numbers(
     held: Window, current: Window, rules: MonitoringSettings, share: float = level_shares["truth"]
 ) -> list[Finding]:
     "What predicted numbers are asked"
-    now, before = (number_estimates(window.y, window.p, window.blocks) for window in (current, held))
+    now, before = (number_estimates(window.y, window.p, window.dependence) for window in (current, held))
     rise, gap = _number_chances(held, current, rules, share)
     error = check_error(now["mae"], before["mae"], rise, rules)
     return [error, check_bias(now["bias"], before["bias"], gap, before["mae"].value, rules)]
@@ -232,7 +233,7 @@ def check_performance(
         return [*_of_numbers(held, current, rules, share), *check_slices(held, current, slices, rules, _number_slice)]
     if kind == "multiclass":
         return [*_of_several(held, current, rules, share), *check_slices(held, current, slices, rules)]
-    now, before = (estimates(window.y, window.p, window.blocks) for window in (current, held))
+    now, before = (estimates(window.y, window.p, window.dependence) for window in (current, held))
     fall, gap = truth_chances(held, current, rules, share)
     return [
         check_ranking(now["roc_auc"], before["roc_auc"], fall, rules),

@@ -176,13 +176,14 @@ def _too_few(learned: Window, current: Window, rules: MonitoringSettings) -> lis
 # %% ../../nbs/api/monitoring/14_report.ipynb #b929e4d8
 def _number_blocks(*windows: Window) -> list[Window]:
     "Blocks as numbers, the same for the same block; none at all where one window has none"
-    if any(one.blocks is None for one in windows):
-        return [replace(one, blocks=None) for one in windows]
-    codes = pd.factorize(np.concatenate([np.asarray(one.blocks).astype(str) for one in windows]), sort=True)[0]
-    ends = np.cumsum([len(one.rows) for one in windows])[:-1]
+    texts = [None if one.blocks is None else np.asarray(one.blocks).astype(str) for one in windows]
+    known = [one for one in texts if one is not None]
+    parts: list[np.ndarray | None] = [None] * len(windows)
+    if len(known) == len(windows):
+        ends = np.cumsum([len(one) for one in known])[:-1]
+        parts = [*np.split(pd.factorize(np.concatenate(known), sort=True)[0], ends)]
     across = [one.across if one.across is None else one.across.astype("str") for one in windows]
-    parts = zip(windows, np.split(codes, ends), across, strict=True)
-    return [replace(one, blocks=part, across=others) for one, part, others in parts]
+    return [replace(one, blocks=part, across=more) for one, part, more in zip(windows, parts, across, strict=True)]
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #50523385
 _learned_rows = 30_000  # A larger reference would cost time and change no verdict

@@ -179,7 +179,7 @@ def served_window(
 def _each_by_itself(window: Window, names: list[str]) -> Window:
     "Rows as blocks by their content, where there are no blocks and rows hardly ever have copies"
     rows = window.rows[[name for name in names if name in window.rows]]
-    if window.blocks is not None or rows.duplicated().mean() > 0.1:
+    if window.dependence is not None or rows.duplicated().mean() > 0.1:
         return window
     return replace(window, blocks=pd.util.hash_pandas_object(rows, index=False).to_numpy())
 

@@ -15,7 +15,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..errors import MlpkgError
-from ..models.paired import block_ways, overlaps
+from ..models.dependence import block_table, block_ways, join_blocks, overlaps
 from .dealing import Deals, deal, join_ways
 from .drift import draw_rows
 
@@ -67,6 +67,14 @@ def only(
     return replace(self, rows=self.rows[[name for name in self.rows if name in wanted]])
 
 # %% ../../nbs/api/monitoring/11_windows.ipynb #adb9f137
+@patch(as_prop=True)
+def dependence(self: Window) -> pd.DataFrame | None:  # None: every row by itself
+    "All ways in which rows depend on each other, with a column of labels for each, as `block_ways` takes them"
+    ways = {} if self.blocks is None else {"block": np.asarray(self.blocks)}
+    more = {} if self.across is None else {f"across {name}": one.to_numpy() for name, one in self.across.items()}
+    return pd.DataFrame(ways | more) if ways or more else None
+
+
 @patch
 def at_most(
     self: Window,
@@ -74,8 +82,8 @@ def at_most(
     seed: int = 0,  # Decides which
 ) -> Window:  # All rows where there are no more; in an order that depends on the content only
     "Some of the rows, drawn at random"
-    more = [] if self.across is None else [labels.to_numpy() for _, labels in self.across.items()]
-    return self.take(draw_rows(self.rows, rows, seed, self.p, self.y, self.blocks, *more))
+    labels = [one.to_numpy() for _, one in block_table(self.dependence).items()]
+    return self.take(draw_rows(self.rows, rows, seed, self.p, self.y, *labels))
 
 # %% ../../nbs/api/monitoring/11_windows.ipynb #df4d3530
 @patch(as_prop=True)
@@ -90,13 +98,10 @@ def deal_with(
     current: Window,  # The window to judge, at least one row
 ) -> list[tuple[int, Deals]]:  # For each way, and for what ways have in common, with its sign; see `overlaps`
     "Deal the blocks of both anew, in each way in which rows depend on each other"
-    rows, windows = (len(self.rows), len(current.rows)), (self, current)
-    if self.blocks is None or current.blocks is None:
+    rows, both = (len(self.rows), len(current.rows)), join_blocks(self.dependence, current.dependence)
+    if both is None:
         return [(1, deal(rows))]
-    ways = [pd.DataFrame({"block": one.blocks}).reset_index(drop=True) for one in windows]
-    more = [pd.DataFrame() if one.across is None else one.across.reset_index(drop=True) for one in windows]
-    both = [pd.concat(parts, axis=1) for parts in zip(ways, more, strict=True)]
-    found = overlaps(block_ways(pd.concat(both, join="inner", ignore_index=True), sum(rows)))
+    found = overlaps(block_ways(both, sum(rows)))
     return [(sign, deal(rows, (way[: rows[0]], way[rows[0] :]))) for sign, way in found]
 
 # %% ../../nbs/api/monitoring/11_windows.ipynb #840ed272

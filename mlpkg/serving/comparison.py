@@ -17,8 +17,9 @@ import pandas as pd
 from scipy.stats import norm, t
 
 from ..data.lake import Lake
+from ..models.dependence import block_ways
 from ..models.intervals import Judged, Losses, Scores, bootstrap_units, percentile_interval
-from ..models.paired import block_ways, jackknife_along
+from ..models.paired import jackknife_along
 from ..models.trials import Stratified, ratio_p_value, sequential_factor, strata, stratum_sizes
 from ..palette import blue
 from ..quality import Kind, get_quality
@@ -121,6 +122,11 @@ def _sequence(
     half = (0.0 if paired else float("nan")) if still else error * sequential_factor(error, scale)
     return difference - half, difference + half
 
+# %% ../../nbs/api/serving/22_comparison.ipynb #ae2e8111
+def _side(low: float, high: float, relevant: float) -> int | None:  # None: nothing is concluded
+    "Which arm is ahead by an interval: 1 the other, -1 the champion, 0 neither by a relevant difference"
+    return 1 if low > 0 else -1 if high < 0 else 0 if max(-low, high) < relevant else None
+
 # %% ../../nbs/api/serving/22_comparison.ipynb #76f1ea33
 def verdict(
     name: str,  # Of the other arm
@@ -141,10 +147,10 @@ def verdict(
     if not low <= high:
         return f"too early to tell: {found}, and the answers scatter too little to say how certain that is"
     found += f" ({low:+.3g} to {high:+.3g})"
-    if low > 0 or high < 0:
-        better = (low > 0) == get_quality(metric).higher
+    if side := _side(low, high, relevant):
+        better = (side > 0) == get_quality(metric).higher
         return f"the {name} is {'better' if better else 'worse'} than the champion: {found}"
-    if max(-low, high) < relevant:
+    if side == 0:
         return f"no relevant difference: {found}"
     more = answers_needed(known, difference, low, high, relevant)
     return f"too early to tell: {found}; about {more:,} more answers of the {name} with truth would decide it"
@@ -175,11 +181,6 @@ def _conclusion(rows: list[dict[str, Any]], matched: list[pd.DataFrame], kind: K
         side = "closer to" if trust[2] < 0 else "farther from"
         said += f"; its probabilities are {side} what happened: Brier score {trust[0]:+.3f}"
     return said
-
-# %% ../../nbs/api/serving/22_comparison.ipynb #ae2e8111
-def _side(low: float, high: float, relevant: float) -> int | None:  # None: nothing is concluded
-    "Which arm is ahead by an interval: 1 the other, -1 the champion, 0 neither by a relevant difference"
-    return 1 if low > 0 else -1 if high < 0 else 0 if max(-low, high) < relevant else None
 
 # %% ../../nbs/api/serving/22_comparison.ipynb #ef7a0216
 def _beyond(
