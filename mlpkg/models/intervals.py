@@ -161,7 +161,7 @@ def _ends_along(
     if len(ways) == 1:
         return found[0]
     middle = float(np.mean(found[: len(ways)]))
-    return middle - half, middle + half
+    return max(middle - half, 0.0), min(middle + half, 1.0)  # where no AUC lies is not drawn
 
 
 def auc_interval(
