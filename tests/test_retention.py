@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError
 
-from mlpkg.data import retention, rewriting, together, upkeep
+from mlpkg.data import commits, retention, rewriting, together, upkeep
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.lake import Lake
 from mlpkg.data.retention import (
@@ -234,6 +235,49 @@ def delete_at_once(place, barrier):
     barrier.wait()
     for value in range(3):
         delete_rows(lake, NAME, [("value", "==", value)])
+
+
+def test_a_checkpoint_that_is_not_listed_yet_is_waited_for(tmp_path, monkeypatch):
+    "The log of a table has a hint to its checkpoint, which is replaced and removed while others read"
+    lake, pauses = Lake(tmp_path), list[float]()
+    for value in range(6):
+        lake.write(NAME, frame(value))
+    trim_log(lake, NAME, 4, limit=0)
+    [checkpoint] = (tmp_path / NAME / "_delta_log").glob("*.checkpoint.parquet")
+    aside = tmp_path / "aside"
+
+    def come_back(seconds):
+        pauses.append(seconds)
+        if len(pauses) % 3 == 0:
+            aside.rename(checkpoint)
+
+    monkeypatch.setattr(commits.time, "sleep", come_back)
+    for look in (
+        lambda: lake.version(NAME),
+        lambda: lake._open(NAME, 5).version(),
+        lambda: lake.write(NAME, frame(6)) - 1,
+    ):
+        checkpoint.rename(aside)
+        assert look() == 5
+    assert pauses == sorted(pauses[:3]) * 3 and len(set(pauses)) == 3
+
+
+@pytest.mark.parametrize(("seconds", "looks"), [(0.5, 5), (3, 1)])
+def test_a_look_that_took_long_is_not_repeated(tmp_path, monkeypatch, seconds, looks):
+    "deltalake itself has tried a store that cannot be reached again and again"
+    clock, seen = [0.0], []
+    monkeypatch.setattr(commits.time, "sleep", seen.append)
+    monkeypatch.setattr(commits.time, "monotonic", lambda: clock[0])
+
+    def look():
+        clock[0] += seconds
+        return DeltaTable(tmp_path / "raw")
+
+    Lake(tmp_path).write("raw", frame(0))
+    (tmp_path / "raw/_delta_log" / f"{0:020}.json").write_text("{}")
+    with pytest.raises(DeltaError, match="No table metadata"):
+        commits.look_again(look)
+    assert len(seen) == looks - 1 and sum(seen) < 1
 
 
 def trim_often(place):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Mode', 'Sources', 'Part', 'file_size', 'writer', 'keep_log', 'log_property', 'check_mode', 'watched', 'drawn',
            'describe', 'parts', 'touches', 'log_lines', 'added_parts', 'same_rows', 'OutdatedError', 'check_sources',
-           'commit_options', 'until_committed', 'removed', 'find_table', 'log_entries', 'incomplete']
+           'commit_options', 'until_committed', 'removed', 'look_again', 'find_table', 'log_entries', 'incomplete']
 
 # %% ../../nbs/api/data/11_commits.ipynb #32783b70
 import json
@@ -304,14 +304,22 @@ def removed(
     )
 
 # %% ../../nbs/api/data/11_commits.ipynb #b43dcac2
-def _look_again(look: Callable[[], Any]) -> Any:
+_pauses = (0.02, 0.06, 0.17, 0.35)  # Seconds between looks; 0.6 in all
+_long = 2.0  # Seconds; a look that takes longer has been repeated by deltalake
+
+
+def look_again(
+    look: Callable[[], Any],  # At a table or its log
+) -> Any:  # What it returns; its last error, or the first one after which it is no use to look again
     "Look at a table, up to five times where a part of its log goes meanwhile"
-    for _ in range(4):
+    for pause in _pauses:
+        began = time.monotonic()
         try:
             return look()
         except (DeltaError, FileNotFoundError) as error:
-            if isinstance(error, TableNotFoundError) or "not found" not in str(error):
+            if isinstance(error, TableNotFoundError) or time.monotonic() - began > _long:
                 raise
+            time.sleep(pause)
     return look()
 
 
@@ -322,7 +330,7 @@ def find_table(
 ) -> DeltaTable | None:  # None if there is no table; DeltaError if it cannot be opened
     "Open a table, again where a part of its log goes meanwhile"
     try:
-        return _look_again(lambda: DeltaTable(place, version=version, storage_options=dict(options)))
+        return look_again(lambda: DeltaTable(place, version=version, storage_options=dict(options)))
     except TableNotFoundError:
         return None
 
@@ -332,7 +340,7 @@ def log_entries(
     limit: int | None = None,  # How many; all unless given
 ) -> list[dict[str, Any]]:  # Newest first; what deltalake raises where they cannot be read
     "What the log of a table says of its commits, read again where a part of it goes meanwhile"
-    return _look_again(lambda: table.history(limit))
+    return look_again(lambda: table.history(limit))
 
 # %% ../../nbs/api/data/11_commits.ipynb #101cd471
 def incomplete(

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import pandas as pd
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError
 from fastcore.basics import patch
 
 from mlpkg.data.arrow import (
@@ -105,11 +105,9 @@ def _open(self: Lake, name: str, version: int | None = None) -> DeltaTable:
         return table
     if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= last:
         raise LakeError(f"table {name!r} has no version {version!r} (there are: 0 to {last})")
-    try:
-        table.load_as_version(version)
-    except TableNotFoundError:  # its part of the log is gone
-        raise removed(name, version) from None
-    return table
+    if found := self._find(name, version):
+        return found
+    raise removed(name, version)  # its part of the log is gone
 
 # %% ../../nbs/api/data/14_lake.ipynb #22bd96f5
 @patch

@@ -119,7 +119,8 @@ def readable_versions(
 ) -> list[int]:  # Sorted
     "Versions whose files are all there"
     there = stored_files(lake, name)
-    return [version for version in range(lake._open(name).version() + 1) if _complete(lake, name, version, there)]
+    known = sorted(int(entry["version"]) for entry in log_entries(lake._open(name)))
+    return [version for version in known if _complete(lake, name, version, there)]
 
 # %% ../../nbs/api/data/22_retention.ipynb #56aa65f0
 def protect_log(

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from mlpkg.data.commits import (
     file_size,
     log_entries,
     log_property,
+    look_again,
     until_committed,
     watched,
 )
@@ -152,7 +154,8 @@ def _waiting(lake: Any, name: str) -> Iterator[tuple[Waiting, DeltaTable]]:
 
     for found in filter(whole, files.get_file_info(FileSelector(f"_waiting/{name}", allow_not_found=True))):
         try:
-            table = DeltaTable(f"{_room(lake, name)}/{found.base_name}", storage_options=lake.options)
+            place = f"{_room(lake, name)}/{found.base_name}"
+            table = look_again(partial(DeltaTable, place, storage_options=lake.options))
         except DeltaError:
             if whole(found):
                 raise
@@ -260,7 +263,7 @@ def settled(
     table = lake._find(name)
     if table is not None and lake.admits and leader_of(table):
         admit(lake, table, name)
-        table.update_incremental()  # what others have brought in too
+        table = lake._find(name)  # with what others have brought in too
     return table
 
 # %% ../../nbs/api/data/13_together.ipynb #382fa5f7
