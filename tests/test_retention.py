@@ -23,10 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
-from deltalake.exceptions import DeltaError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from mlpkg.data import commits, retention, rewriting, together, upkeep
 from mlpkg.data.arrow import LakeError
+from mlpkg.data.commits import UncertainError
 from mlpkg.data.lake import Lake
 from mlpkg.data.retention import (
     forget_history,
@@ -299,6 +300,104 @@ def test_who_looks_at_a_table_while_its_log_is_trimmed_sees_it(root):
     finally:
         job.join()
     assert job.exitcode == 0 and lake.version(NAME) == 20
+
+
+@pytest.fixture
+def trimmed(monkeypatch):
+    "Let somebody else write, and trim the log, right after the commits of a lake, which may then get an error"
+
+    def behind(lake: Lake, error: Exception | None) -> None:
+        commit = Lake._commit
+
+        def wrapped(self, name, *given):
+            commit(self, name, *given)
+            if self is lake:
+                other = Lake(lake.root)
+                other.write(name, frame(100))
+                trim_log(other, name, other.version(name), limit=0)
+                if error:
+                    raise error
+
+        monkeypatch.setattr(Lake, "_commit", wrapped)
+
+    return behind
+
+
+@pytest.mark.parametrize("error", [CommitFailedError("refused"), DeltaError("no answer"), OSError("no answer")])
+def test_a_write_of_which_the_log_does_not_tell_any_more_is_neither_repeated_nor_said_to_have_failed(
+    tmp_path, trimmed, error
+):
+    lake = Lake(tmp_path)
+    lake.write(NAME, frame(0))
+    trimmed(lake, error)
+    with pytest.raises(UncertainError, match="nobody can tell .* look for its rows in the table"):
+        lake.write(NAME, frame(1))
+    assert sorted(lake.read(NAME)["value"]) == [0, 0, 1, 1, 100, 100]
+
+
+def test_a_write_that_is_there_has_a_version_although_its_log_is_trimmed(tmp_path, trimmed):
+    lake = Lake(tmp_path, run="ab12")
+    lake.write(NAME, frame(0))
+    trimmed(lake, None)
+    version = lake.write(NAME, frame(1))
+    assert version == 2 and sorted(lake.read(NAME, version=version)["value"]) == [0, 0, 1, 1, 100, 100]
+
+
+def test_a_commit_keeps_its_number_while_others_write_all_the_time(root, monkeypatch):
+    "deltalake 1.6.6 counts those of others too, which came after the table was opened"
+    lake, other, find = Lake(root), Lake(root), Lake._find
+
+    def busy(self, name, version=None):
+        table = find(self, name, version)
+        if self is lake and table is not None:
+            other.write(NAME, frame(100))
+        return table
+
+    other.write(NAME, frame(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "_find", busy)
+        version = lake.write(NAME, frame(1))
+        told = lake.versions(NAME)
+    values = [other.read(NAME, version=number)["value"] for number in (version - 1, version)]
+    assert [1 in set(found) for found in values] == [False, True]
+    assert told["version"].tolist()[-1] == 0
+
+
+PART = {"month": "01"}
+
+
+def put_together(lake: Lake, value: int) -> dict[str, int]:
+    "Replace rows of two tables by others"
+    return replace_together(lake, {NAME: frame(value, ["01"]), "aside/orders": frame(value, ["01"])}, PART)
+
+
+def test_rows_wait_no_longer_when_the_log_goes_that_says_that_they_count(root, monkeypatch):
+    "Their writer was killed before he brought them in"
+    lake = Lake(root)
+    put_together(lake, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(together, "settled", lambda lake, name: lake._find(name))
+        with pytest.raises(LakeError, match="not in the table's log"):
+            put_together(lake, 1)
+    lake.write(NAME, frame(2, ["02"]))
+    forget_history(lake, NAME)
+    assert lake.read("aside/orders")["value"].tolist() == [1]
+
+
+def test_rows_that_others_have_brought_in_and_replaced_are_not_brought_in_again(root, monkeypatch):
+    "The reader who is slow finds neither the rows nor their mark, because the log was trimmed meanwhile"
+    lake, attempt = Lake(root), together._attempt
+    put_together(lake, 0)
+
+    def late(*given):
+        monkeypatch.setattr(together, "_attempt", attempt)
+        put_together(Lake(root), 2)
+        trim_log(lake, "aside/orders", lake.version("aside/orders"), limit=0)
+        attempt(*given)
+
+    monkeypatch.setattr(together, "_attempt", late)
+    put_together(lake, 1)
+    assert lake.read(NAME)["value"].tolist() == lake.read("aside/orders")["value"].tolist() == [2]
 
 
 def tidy_often(place, barrier, protected):

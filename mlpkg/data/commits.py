@@ -5,14 +5,18 @@
 # %% auto #0
 __all__ = ['Mode', 'Sources', 'Part', 'file_size', 'writer', 'keep_log', 'log_property', 'check_mode', 'watched', 'drawn',
            'describe', 'parts', 'touches', 'log_lines', 'added_parts', 'same_rows', 'OutdatedError', 'check_sources',
-           'commit_options', 'until_committed', 'removed', 'look_again', 'find_table', 'log_entries', 'incomplete']
+           'commit_options', 'until_committed', 'removed', 'look_again', 'find_table', 'table_folder', 'log_entries',
+           'Mark', 'UncertainError', 'find_commit', 'incomplete']
 
 # %% ../../nbs/api/data/11_commits.ipynb #32783b70
 import json
 import random
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice, product
 from typing import Any, Literal
 
@@ -279,15 +283,15 @@ _waits = [min(0.05 * 2**attempt, 2.0) for attempt in range(20)]  # Seconds betwe
 def until_committed(
     attempt: Callable[[], None],  # To write
     written: Callable[[], bool],  # Is the commit in the table's log?
-) -> None:  # CommitFailedError when all attempts were refused
+) -> None:  # CommitFailedError when all attempts were refused; other errors of an attempt, and those of `written`
     "Try until a commit is in the log"
     for wait in (*_waits, None):
         try:
             return attempt()
-        except CommitFailedError:
+        except (DeltaError, OSError) as error:
             if written():
                 return None
-            if wait is None:
+            if wait is None or not isinstance(error, CommitFailedError):
                 raise
             time.sleep(random.uniform(0, wait))  # noqa: S311
     return None
@@ -335,12 +339,71 @@ def find_table(
         return None
 
 # %% ../../nbs/api/data/11_commits.ipynb #5c0de1a2
+_at_once = 16  # Files of a log that are read at the same time
+
+
+def table_folder(
+    lake: Any,  # `mlpkg.data.lake.Lake`
+    name: str,  # Of a table
+) -> Any:  # pyarrow.fs.PyFileSystem
+    "The folder of a table, as a file system"
+    from deltalake.fs import DeltaStorageHandler
+    from pyarrow.fs import PyFileSystem
+
+    return PyFileSystem(DeltaStorageHandler(f"{lake.root}/{name}", lake.options))
+
+
 def log_entries(
-    table: DeltaTable,
-    limit: int | None = None,  # How many; all unless given
-) -> list[dict[str, Any]]:  # Newest first; what deltalake raises where they cannot be read
-    "What the log of a table says of its commits, read again where a part of it goes meanwhile"
-    return look_again(lambda: table.history(limit))
+    files: FileSystem,  # The folder of a table
+    version: int,  # The newest to look at
+    limit: int | None = None,  # How many versions to look at; all unless given
+) -> list[dict[str, Any]]:  # Newest first, up to the first that was trimmed
+    "What the log of a table says of its commits"
+    oldest, entries = 0 if limit is None else max(version - limit + 1, 0), list[dict[str, Any]]()
+    with ThreadPoolExecutor(_at_once) as threads:
+        for newest in range(version, oldest - 1, -_at_once):
+            some = range(newest, max(newest - _at_once, oldest - 1), -1)
+            for at, lines in zip(some, threads.map(partial(log_lines, files), some), strict=True):
+                if not lines:
+                    return entries
+                entries += [{**line["commitInfo"], "version": at} for line in lines if "commitInfo" in line]
+    return entries
+
+# %% ../../nbs/api/data/11_commits.ipynb #7c3e51d1
+@dataclass
+class Mark:
+    "What a write is found by in the log of its table"
+
+    write_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    since: int | None = None  # Version before the first attempt, -1 if there was no table; None before that
+
+
+class UncertainError(LakeError):
+    "A write of which nobody can tell whether it is in its table; the message says where to look"
+
+# %% ../../nbs/api/data/11_commits.ipynb #7c3e51d2
+def find_commit(
+    lake: Any,  # `mlpkg.data.lake.Lake`
+    name: str,  # Of a table
+    version: int,  # The newest that it has
+    told: Mapping[str, str],  # What the commit says, such as its `write_id`
+    since: int,  # It can only be after this version
+) -> (
+    dict[str, Any] | None
+):  # Its entry in the log, None if it is not there; UncertainError if the log is gone that may hold it
+    "Look for a commit"
+    files, new = table_folder(lake, name), max(version - since, 0)
+    for limit in (min(new, _at_once), new):  # it is seldom far
+        entries = log_entries(files, version, limit)
+        if found := next((entry for entry in entries if told.items() <= entry.items()), None):
+            return found
+    if not new or (entries and entries[-1]["version"] == since + 1):
+        return None
+    raise UncertainError(
+        f"table {name!r}: nobody can tell whether a write is in the table. It was refused or its answer was lost, and "
+        f"`mlpkg tidy` or `mlpkg forget` has trimmed the log after version {since} meanwhile, where its commit would "
+        "be. Nothing was written again: look for its rows in the table, and repeat the write only if they are missing"
+    )
 
 # %% ../../nbs/api/data/11_commits.ipynb #101cd471
 def incomplete(

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import sys
-import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import chain
@@ -37,6 +36,7 @@ from mlpkg.data.arrow import (
     with_outside,
 )
 from mlpkg.data.commits import (
+    Mark,
     Mode,
     Sources,
     added_parts,
@@ -45,11 +45,14 @@ from mlpkg.data.commits import (
     commit_options,
     describe,
     drawn,
+    find_commit,
     find_table,
     incomplete,
     log_entries,
+    look_again,
     removed,
     same_rows,
+    table_folder,
     touches,
     until_committed,
 )  # fmt: skip
@@ -281,10 +284,11 @@ def _layout(self: Lake, name: str, table: DeltaTable | None, partition_by: list[
 @patch
 def _commit(
     self: Lake, name: str, reader: pa.RecordBatchReader, mode: Mode, partition: Mapping[str, Any],
-    partition_by: list[str] | None, change_schema: bool, mark: str,
+    partition_by: list[str] | None, change_schema: bool, mark: Mark,
 ) -> None:  # fmt: skip
     "One attempt to write"
     table = settled(self, name)
+    mark.since = (-1 if table is None else table.version()) if mark.since is None else mark.since
     layout = self._layout(name, table, partition_by or ([] if table is not None else list(partition)))
     old = None if table is None else _schema(table)
     changes = change_schema and old is not None and bool(mode == "overwrite" or schema_differences(reader.schema, old))
@@ -297,8 +301,15 @@ def _commit(
     stream, sources = drawn(reader, schema, self.sources, faults)
     if table is not None and self.run and sources and mode != "append":
         files = table.to_pyarrow_dataset().filesystem
-        check_sources(name, log_entries(table), partition, sources, schema, lambda at: added_parts(files, at, schema))
-    about: dict[str, Any] = {"write_id": mark, "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID")}
+        check_sources(
+            name,
+            log_entries(files, table.version()),
+            partition,
+            sources,
+            schema,
+            lambda at: added_parts(files, at, schema),
+        )
+    about: dict[str, Any] = {"write_id": mark.write_id, "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID")}
     about |= {"partition": partition, "made_from": sources}
     how = commit_options(mode, layout, changes, table is not None, about)
     try:
@@ -312,12 +323,12 @@ def _commit(
 
 # %% ../../nbs/api/data/14_lake.ipynb #d997969c
 @patch
-def _written(self: Lake, name: str, mark: str) -> tuple[DeltaTable, dict[str, Any]] | None:
-    "The table and its log's entry for the write with this mark, None if it was not committed"
-    table = self._find(name)
-    entries = chain.from_iterable(log_entries(table, limit) for limit in (20, None)) if table is not None else ()
-    entry = next((entry for entry in entries if entry.get("write_id") == mark), None)
-    return None if table is None or entry is None else (table, entry)
+def _written(self: Lake, name: str, mark: Mark) -> tuple[DeltaTable, dict[str, Any]] | None:
+    "The table and its log's entry for the write with this mark, None if it was not committed; UncertainError"
+    if mark.since is None or (table := self._find(name)) is None:
+        return None
+    entry = find_commit(self, name, table.version(), {"write_id": mark.write_id}, mark.since)
+    return None if entry is None else (table, entry)
 
 # %% ../../nbs/api/data/14_lake.ipynb #67aaf8b7
 @patch
@@ -330,11 +341,11 @@ def write(
     partition_by: list[str] | None = None,  # Columns that split a new table; those of `partition` unless given
     change_schema: bool = False,  # May columns and types differ from the table's? Not with mode "append"
     allow_empty: bool = False,  # With mode "replace": may a part of the partition get no rows, and lose what it has?
-) -> int:  # Version; LakeError if the data does not fit, CommitFailedError when all attempts were refused
+) -> int:  # Version; LakeError if the data does not fit, CommitFailedError if all attempts were refused, UncertainError
     "Write rows in one atomic commit"
     check_name(name)
     check_mode(mode, partition, change_schema)
-    mark, rows = uuid.uuid4().hex, partition or {}
+    mark, rows = Mark(), partition or {}
     with reopened(data, rows, self.spill, whole=mode == "replace" and not allow_empty) as reopen:
         until_committed(
             lambda: self._commit(name, reopen(), mode, rows, partition_by, change_schema, mark),
@@ -355,11 +366,24 @@ def distinct(
 
 # %% ../../nbs/api/data/14_lake.ipynb #df6d5f5e
 @patch
+def _logged(self: Lake, name: str, limit: int | None = None) -> tuple[DeltaTable, list[dict[str, Any]]]:
+    "The newest version of a table, and what its log says of that version and those before"
+
+    def look() -> tuple[DeltaTable, list[dict[str, Any]]]:
+        table = self._open(name)
+        if entries := log_entries(table_folder(self, name), table.version(), limit):
+            return table, entries
+        raise FileNotFoundError(f"table {name!r}: the log of version {table.version()} was trimmed meanwhile")
+
+    return look_again(look)
+
+
+@patch
 def versions(self: Lake, name: str) -> pd.DataFrame:  # version, time (UTC), operation, rows, run_id; the newest first
     "What was done to a table, and by which MLflow run"
-    table = self._open(name)
+    table, entries = self._logged(name)
     self._note("look", name, table, table.version(), None, "newest")
-    return pd.DataFrame([describe(entry) for entry in log_entries(table)])
+    return pd.DataFrame([describe(entry) for entry in entries])
 
 # %% ../../nbs/api/data/14_lake.ipynb #df46497d
 @patch
@@ -367,9 +391,9 @@ def written(
     self: Lake, name: str, partition: Mapping[str, Any]
 ) -> datetime:  # UTC, at least the oldest time that the log still knows; LakeError if there is no such table
     "When rows of a partition were last written"
-    table = self._open(name)
+    table, entries = self._logged(name)
     self._note("look", name, table, table.version(), None, "newest")
-    entries, schema = log_entries(table), _schema(table)
+    schema = _schema(table)
     last = next((entry for entry in entries if touches(entry, partition, schema)), entries[-1])
     return datetime.fromtimestamp(last["timestamp"] / 1000, UTC)
 
@@ -377,7 +401,7 @@ def written(
 @patch
 def lineage(self: Lake, name: str, version: Version = None) -> str | None:  # MLflow run id, None outside of a run
     "The run that wrote a version"
-    wanted, entries = self._look(name, version).version(), log_entries(self._open(name))
+    wanted, (_, entries) = self._look(name, version).version(), self._logged(name)
     return next((entry.get("mlflow_run_id") for entry in entries if entry["version"] == wanted), None)
 
 # %% ../../nbs/api/data/14_lake.ipynb #90857db1

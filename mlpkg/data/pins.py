@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .arrow import LakeError
-from .commits import log_lines
+from .commits import Mark, UncertainError, log_lines, table_folder
 from .ledger import Ledger
 
 # %% ../../nbs/api/data/17_pins.ipynb #c9a1f0e2
@@ -23,11 +23,7 @@ def commit_mark(
     version: int,
 ) -> str:  # Identities of the table and of the commit; the latter is empty where the log no longer tells
     "The mark of a version of a table that is open already"
-    from deltalake.fs import DeltaStorageHandler
-    from pyarrow.fs import PyFileSystem
-
-    files = PyFileSystem(DeltaStorageHandler(f"{lake.root}/{name}", lake.options))
-    lines = log_lines(files, version)
+    lines = log_lines(table_folder(lake, name), version)
     commit: dict[str, Any] = next((line["commitInfo"] for line in lines if "commitInfo" in line), {})
     return f"{table.metadata().id} {commit.get('write_id') or commit.get('timestamp', '')}"
 
@@ -150,15 +146,20 @@ def move_pin(
 def arrived(
     lake: Any,  # `mlpkg.data.lake.Lake`
     name: str,  # Of a table
-    mark: str,  # `write_id` of the commit
-) -> int:  # LakeError if the table is gone
-    "The version of a write that is in the log, which the DAG run goes on with"
-    found: tuple[Any, dict[str, Any]] = lake._written(name, mark) or (None, {})
+    mark: Mark,  # Of a commit that is in the log, or was until it was trimmed
+) -> int:  # The oldest that the log has left, if it was trimmed; LakeError if the table is gone
+    "The version of a write, which the DAG run goes on with"
+    found: tuple[Any, dict[str, Any]]
+    try:
+        found = lake._written(name, mark) or (None, {})
+    except UncertainError:
+        table, entries = lake._logged(name)
+        found = table, {"version": entries[-1]["version"]}
     table, entry = found
     if table is None:
         raise LakeError(f"table {name!r}: the commit is not in the table's log: was the table deleted meanwhile?")
-    version = int(entry["version"])
+    version, rows = int(entry["version"]), entry.get("operationMetrics", {}).get("num_added_rows")
     if lake.run:
         move_pin(lake._pins, name, version)
-    lake._note("write", name, table, version, int(entry["operationMetrics"]["num_added_rows"]))
+    lake._note("write", name, table, version, None if rows is None else int(rows))
     return version

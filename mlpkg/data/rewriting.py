@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -22,9 +23,19 @@ from pyarrow.dataset import FileSystemDataset
 from pyarrow.parquet import filters_to_expression
 
 from .arrow import Filters, LakeError, filter_columns, plain_batch, plain_schema, read_files
-from .commits import file_size, keep_log, log_entries, log_lines, until_committed, watched, writer
+from mlpkg.data.commits import (
+    UncertainError,
+    file_size,
+    find_commit,
+    keep_log,
+    log_lines,
+    table_folder,
+    until_committed,
+    watched,
+    writer,
+)
 from .lake import Lake
-from .retention import drop_folder, protect_log, table_folder
+from .retention import drop_folder, protect_log
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #6b53ffa0
 def partition_files(
@@ -83,12 +94,15 @@ def _commit(lake: Lake, name: str, new: list[AddAction], paths: Collection[str],
     table.create_write_transaction([*new, *old], "append", table.schema(), layout, **how)
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #7fa74efa
-def _committed(lake: Lake, name: str, told: Mapping[str, str], since: int) -> bool | None:
-    "Is there a commit that says this, after a version? None if a part of the log is gone that may hold it"
+def _committed(lake: Lake, name: str, told: Mapping[str, str], since: int, paths: Collection[str]) -> bool:
+    "Is there a commit that says this, after a version? UncertainError if neither the log nor the files tell"
     table = lake._open(name)
-    new = table.version() - since
-    entries = log_entries(table, new) if new > 0 else []
-    return any(told.items() <= entry.items() for entry in entries) or (None if len(entries) < new else False)
+    try:
+        return find_commit(lake, name, table.version(), told, since) is not None
+    except UncertainError:
+        if _there(table, paths):
+            return False
+        raise
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #23f74209
 def rewrite_files(
@@ -99,19 +113,20 @@ def rewrite_files(
 ) -> bool:  # False if somebody has replaced a file meanwhile; CommitFailedError if others commit all the time
     "Write rows again into new files, which take the place of the old ones"
     table, mark, mode = lake._open(name), uuid.uuid4().hex, "delete" if without else "compact"
-    place, told, done = f"rewritten/{mark}", {"write_mode": mode, "rewritten": mark}, None
-    look = partial(_committed, lake, name, told, table.version())
+    place, told, done = f"rewritten/{mark}", {"write_mode": mode, "rewritten": mark}, False
+    look = partial(_committed, lake, name, told, table.version(), paths)
     try:
         new = _put_beside(lake, name, place, table, _rows_of(table, paths, without))
-        until_committed(lambda: _commit(lake, name, new, paths, told), lambda: bool(look()))
+        until_committed(lambda: _commit(lake, name, new, paths, told), look)
         done = True
     except (DeltaError, LakeError, OSError) as error:
         if isinstance(error, CommitFailedError) or _there(lake._open(name), paths):
             raise
     finally:
-        if (done := done or look()) is not None:
+        with suppress(UncertainError):  # they may be files of the table
+            done = done or look()
             drop_folder(lake, name, f"{place}/_delta_log" if done else place)
-    return bool(done)
+    return done
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #0c027dc7
 def _holding(table: DeltaTable, filters: Filters, clean: set[str]) -> dict[str, int]:

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from .commits import log_entries
 from .lake import Lake
 
 # %% ../../nbs/api/data/21_snapshots.ipynb #f2e05b46
@@ -75,7 +74,7 @@ def version_at(
     "The version that was the newest at a time"
     if not lake.exists(name):
         return None
-    entries = log_entries(lake._open(name))
+    _, entries = lake._logged(name)
     passed = (entry["version"] for entry in entries if entry["timestamp"] <= when.timestamp() * 1000)
     return next(passed, None)
 

@@ -10,7 +10,6 @@ __all__ = ['Waiting', 'leader_of', 'make_follower', 'put_down', 'followed', 'tak
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
@@ -25,10 +24,12 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from .arrow import LakeError, check_name, fit_schema, plain_batch, plain_schema, read_files
 from mlpkg.data.commits import (
+    Mark,
+    UncertainError,
     check_mode,
     commit_options,
     file_size,
-    log_entries,
+    find_commit,
     log_property,
     look_again,
     until_committed,
@@ -143,37 +144,47 @@ def take_away(lake: Any, name: str, mark: str) -> None:  # Changes nothing if th
         shutil.rmtree(f"{_room(lake, name)}/{mark}", ignore_errors=True)  # the folders
 
 # %% ../../nbs/api/data/13_together.ipynb #1fb50356
+def _waits(files: Any, name: str, mark: str) -> bool:
+    "Do rows wait for a follower, as a whole?"
+    return bool(files.get_file_info(f"_waiting/{name}/{mark}/{_first}").is_file)
+
+
 def _waiting(lake: Any, name: str) -> Iterator[tuple[Waiting, DeltaTable]]:
     "All that waits for a follower"
     from pyarrow.fs import FileSelector
 
     files = _files(lake)
-
-    def whole(found: Any) -> bool:
-        return bool(files.get_file_info(f"{found.path}/{_first}").is_file)
-
-    for found in filter(whole, files.get_file_info(FileSelector(f"_waiting/{name}", allow_not_found=True))):
+    for found in files.get_file_info(FileSelector(f"_waiting/{name}", allow_not_found=True)):
+        mark = found.base_name
+        if not _waits(files, name, mark):
+            continue
         try:
-            place = f"{_room(lake, name)}/{found.base_name}"
-            table = look_again(partial(DeltaTable, place, storage_options=lake.options))
+            table = look_again(partial(DeltaTable, f"{_room(lake, name)}/{mark}", storage_options=lake.options))
         except DeltaError:
-            if whole(found):
+            if _waits(files, name, mark):
                 raise
             continue  # somebody else has brought it in
         yield Waiting(**json.loads(table.metadata().description)), table
 
 # %% ../../nbs/api/data/13_together.ipynb #a53e9953
-def _commit_of(table: DeltaTable | None, mark: str, since: int) -> int | None:
-    "The version that a table got by the commit with this mark, after version `since`"
-    new = 0 if table is None else table.version() - since
-    entries = log_entries(table, new) if table is not None and new > 0 else []
-    return next((int(entry["version"]) for entry in entries if entry.get("write_id") == mark), None)
+def _commit_of(lake: Any, name: str, table: DeltaTable | None, one: Waiting) -> int | None:
+    "The version that a table got by the commit with the mark of some rows that wait; None if there is none"
+    with suppress(UncertainError):
+        since = one.since.get(name, -1)
+        entry = None if table is None else find_commit(lake, name, table.version(), {"write_id": one.mark}, since)
+        return None if entry is None else int(entry["version"])
+    return None
 
 # %% ../../nbs/api/data/13_together.ipynb #9ad0f2a2
+def _has(lake: Any, table: DeltaTable, one: Waiting) -> bool:
+    "Has a follower got its rows?"
+    return _commit_of(lake, one.name, table, one) is not None or not _waits(_files(lake), one.name, one.mark)
+
+
 def _attempt(lake: Any, one: Waiting, rows: DeltaTable) -> None:
     "Give a follower its rows, unless it has them"
     table = lake._find(one.name)
-    if _commit_of(table, one.mark, one.since.get(one.name, -1)) is not None:
+    if _has(lake, table, one):
         return
     schema = plain_schema(pa.schema(table.schema().to_arrow()))
     reader = read_files(rows.to_pyarrow_dataset(), None, None)
@@ -186,16 +197,8 @@ def _attempt(lake: Any, one: Waiting, rows: DeltaTable) -> None:
 
 # %% ../../nbs/api/data/13_together.ipynb #17291fb2
 def _insist(lake: Any, one: Waiting, rows: DeltaTable) -> None:
-    "Give a follower its rows, however many others do the same"
-
-    def written() -> bool:
-        return lake._written(one.name, one.mark) is not None
-
-    try:
-        until_committed(lambda: _attempt(lake, one, rows), written)
-    except (DeltaError, OSError):  # the rows may be gone, because somebody else was faster
-        if not written():
-            raise
+    "Give a follower its rows, however many others do the same; where somebody is faster, the rows may be gone"
+    until_committed(lambda: _attempt(lake, one, rows), lambda: _has(lake, lake._find(one.name), one))
 
 # %% ../../nbs/api/data/13_together.ipynb #2a868018
 _aside = "mlpkg.aside"  # Property of rows that a follower does not take: why
@@ -233,7 +236,7 @@ def rows_due(
     found = [
         (version, one, rows)
         for one, rows in _waiting(lake, name)
-        if not _why_aside(rows) and (version := _commit_of(decided, one.mark, one.since.get(leader, -1))) is not None
+        if not _why_aside(rows) and (version := _commit_of(lake, leader, decided, one)) is not None
     ]
     return [(one, rows) for _, one, rows in sorted(found, key=lambda entry: entry[0])]
 
@@ -269,12 +272,12 @@ def settled(
 # %% ../../nbs/api/data/13_together.ipynb #382fa5f7
 def _follow(
     lake: Any, leader: str, name: str, reader: pa.RecordBatchReader, partition: Mapping[str, Any], mark: str
-) -> bool:
-    "Put down the rows of a table that follows another one; False if it is not there and there are none"
+) -> Waiting | None:
+    "Put down the rows of a table that follows another one; None if it is not there and there are none"
     table, filled = settled(lake, name), (batch for batch in reader if batch.num_rows)
     first = next(filled, None)
     if table is None and first is None:
-        return False
+        return None
     known = None if table is None else plain_schema(pa.schema(table.schema().to_arrow()))
     schema = fit_schema(name, reader.schema, known)
     make_follower(lake, name, schema, lake._layout(name, table, list(partition)), leader)
@@ -282,7 +285,7 @@ def _follow(
     batches = (plain_batch(batch, schema) for batch in chain([] if first is None else [first], filled))
     waiting = Waiting(name, mark, dict(partition), before, dict(lake.sources), os.environ.get("MLFLOW_RUN_ID", ""))
     put_down(lake, waiting, pa.RecordBatchReader.from_batches(schema, batches))
-    return True
+    return waiting
 
 # %% ../../nbs/api/data/13_together.ipynb #0acf449a
 def replace_together(
@@ -293,12 +296,13 @@ def replace_together(
     "Replace rows in several tables, which change together for whoever reads them"
     leader, *others = map(check_name, tables)
     check_mode("replace", partition, False)
-    mark, waiting = uuid.uuid4().hex, list[str]()
+    mark, waiting = Mark(), list[Waiting]()
     with ExitStack() as stack:
         opened = {name: stack.enter_context(reopened(data, partition, lake.spill)) for name, data in tables.items()}
 
         def follow() -> None:
-            waiting[:] = [one for one in others if _follow(lake, leader, one, opened[one](), partition, mark)]
+            put = (_follow(lake, leader, one, opened[one](), partition, mark.write_id) for one in others)
+            waiting[:] = filter(None, put)
 
         def attempt() -> None:
             lake._commit(leader, followed(opened[leader](), follow), "replace", partition, None, False, mark)
@@ -308,10 +312,11 @@ def replace_together(
         except Exception:
             if lake._written(leader, mark) is None:
                 for one in others:
-                    take_away(lake, one, mark)
+                    take_away(lake, one, mark.write_id)
             raise
-    for one in waiting:
-        settled(lake, one)
-        if refused := [why for why in refused_rows(lake, one) if mark in why]:
+    for follower in waiting:
+        settled(lake, follower.name)
+        if refused := [why for why in refused_rows(lake, follower.name) if follower.mark in why]:
             raise LakeError(refused[0])
-    return {one: arrived(lake, one, mark) for one in (leader, *waiting)}
+    marks = {leader: mark} | {one.name: Mark(one.mark, one.since.get(one.name, -1)) for one in waiting}
+    return {name: arrived(lake, name, found) for name, found in marks.items()}
