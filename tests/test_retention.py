@@ -25,10 +25,10 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from mlpkg.data import commits, retention, rewriting, together, upkeep
+from mlpkg.data import log, retention, rewriting, together, upkeep
 from mlpkg.data.arrow import LakeError
-from mlpkg.data.commits import UncertainError
 from mlpkg.data.lake import Lake
+from mlpkg.data.log import UncertainError
 from mlpkg.data.retention import (
     forget_history,
     needed_versions,
@@ -252,7 +252,7 @@ def test_a_checkpoint_that_is_not_listed_yet_is_waited_for(tmp_path, monkeypatch
         if len(pauses) % 3 == 0:
             aside.rename(checkpoint)
 
-    monkeypatch.setattr(commits.time, "sleep", come_back)
+    monkeypatch.setattr(log.time, "sleep", come_back)
     for look in (
         lambda: lake.version(NAME),
         lambda: lake._open(NAME, 5).version(),
@@ -267,8 +267,8 @@ def test_a_checkpoint_that_is_not_listed_yet_is_waited_for(tmp_path, monkeypatch
 def test_a_look_that_took_long_is_not_repeated(tmp_path, monkeypatch, seconds, looks):
     "deltalake itself has tried a store that cannot be reached again and again"
     clock, seen = [0.0], []
-    monkeypatch.setattr(commits.time, "sleep", seen.append)
-    monkeypatch.setattr(commits.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(log.time, "sleep", seen.append)
+    monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
 
     def look():
         clock[0] += seconds
@@ -277,7 +277,7 @@ def test_a_look_that_took_long_is_not_repeated(tmp_path, monkeypatch, seconds, l
     Lake(tmp_path).write("raw", frame(0))
     (tmp_path / "raw/_delta_log" / f"{0:020}.json").write_text("{}")
     with pytest.raises(DeltaError, match="No table metadata"):
-        commits.look_again(look)
+        log.look_again(look)
     assert len(seen) == looks - 1 and sum(seen) < 1
 
 

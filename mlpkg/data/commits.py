@@ -5,25 +5,21 @@
 # %% auto #0
 __all__ = ['Mode', 'Sources', 'Part', 'file_size', 'writer', 'keep_log', 'log_property', 'check_mode', 'watched', 'drawn',
            'describe', 'parts', 'touches', 'log_lines', 'added_parts', 'same_rows', 'OutdatedError', 'check_sources',
-           'commit_options', 'until_committed', 'removed', 'look_again', 'find_table', 'table_folder', 'log_entries',
-           'Mark', 'UncertainError', 'find_commit', 'incomplete']
+           'commit_options', 'until_committed', 'removed', 'incomplete']
 
 # %% ../../nbs/api/data/11_commits.ipynb #32783b70
 import json
 import random
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain, islice, product
 from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, WriterProperties
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake import CommitProperties, PostCommitHookProperties, WriterProperties
+from deltalake.exceptions import CommitFailedError, DeltaError
 from pyarrow.fs import FileSystem
 
 from .arrow import LakeError, as_predicate, plain_batch
@@ -305,104 +301,6 @@ def removed(
     return LakeError(
         f"table {name!r}: version {version} can no longer be read, because `mlpkg tidy` has removed its files "
         "(retention.versions). Leave the version out to read the newest one"
-    )
-
-# %% ../../nbs/api/data/11_commits.ipynb #b43dcac2
-_pauses = (0.02, 0.06, 0.17, 0.35)  # Seconds between looks; 0.6 in all
-_long = 2.0  # Seconds; a look that takes longer has been repeated by deltalake
-
-
-def look_again(
-    look: Callable[[], Any],  # At a table or its log
-) -> Any:  # What it returns; its last error, or the first one after which it is no use to look again
-    "Look at a table, up to five times where a part of its log goes meanwhile"
-    for pause in _pauses:
-        began = time.monotonic()
-        try:
-            return look()
-        except (DeltaError, FileNotFoundError) as error:
-            if isinstance(error, TableNotFoundError) or time.monotonic() - began > _long:
-                raise
-            time.sleep(pause)
-    return look()
-
-
-def find_table(
-    place: str,  # Folder or URL
-    options: Mapping[str, str],  # Storage options
-    version: int | None = None,  # The newest unless given
-) -> DeltaTable | None:  # None if there is no table; DeltaError if it cannot be opened
-    "Open a table, again where a part of its log goes meanwhile"
-    try:
-        return look_again(lambda: DeltaTable(place, version=version, storage_options=dict(options)))
-    except TableNotFoundError:
-        return None
-
-# %% ../../nbs/api/data/11_commits.ipynb #5c0de1a2
-_at_once = 16  # Files of a log that are read at the same time
-
-
-def table_folder(
-    lake: Any,  # `mlpkg.data.lake.Lake`
-    name: str,  # Of a table
-) -> Any:  # pyarrow.fs.PyFileSystem
-    "The folder of a table, as a file system"
-    from deltalake.fs import DeltaStorageHandler
-    from pyarrow.fs import PyFileSystem
-
-    return PyFileSystem(DeltaStorageHandler(f"{lake.root}/{name}", lake.options))
-
-
-def log_entries(
-    files: FileSystem,  # The folder of a table
-    version: int,  # The newest to look at
-    limit: int | None = None,  # How many versions to look at; all unless given
-) -> list[dict[str, Any]]:  # Newest first, up to the first that was trimmed
-    "What the log of a table says of its commits"
-    oldest, entries = 0 if limit is None else max(version - limit + 1, 0), list[dict[str, Any]]()
-    with ThreadPoolExecutor(_at_once) as threads:
-        for newest in range(version, oldest - 1, -_at_once):
-            some = range(newest, max(newest - _at_once, oldest - 1), -1)
-            for at, lines in zip(some, threads.map(partial(log_lines, files), some), strict=True):
-                if not lines:
-                    return entries
-                entries += [{**line["commitInfo"], "version": at} for line in lines if "commitInfo" in line]
-    return entries
-
-# %% ../../nbs/api/data/11_commits.ipynb #7c3e51d1
-@dataclass
-class Mark:
-    "What a write is found by in the log of its table"
-
-    write_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    since: int | None = None  # Version before the first attempt, -1 if there was no table; None before that
-
-
-class UncertainError(LakeError):
-    "A write of which nobody can tell whether it is in its table; the message says where to look"
-
-# %% ../../nbs/api/data/11_commits.ipynb #7c3e51d2
-def find_commit(
-    lake: Any,  # `mlpkg.data.lake.Lake`
-    name: str,  # Of a table
-    version: int,  # The newest that it has
-    told: Mapping[str, str],  # What the commit says, such as its `write_id`
-    since: int,  # It can only be after this version
-) -> (
-    dict[str, Any] | None
-):  # Its entry in the log, None if it is not there; UncertainError if the log is gone that may hold it
-    "Look for a commit"
-    files, new = table_folder(lake, name), max(version - since, 0)
-    for limit in (min(new, _at_once), new):  # it is seldom far
-        entries = log_entries(files, version, limit)
-        if found := next((entry for entry in entries if told.items() <= entry.items()), None):
-            return found
-    if not new or (entries and entries[-1]["version"] == since + 1):
-        return None
-    raise UncertainError(
-        f"table {name!r}: nobody can tell whether a write is in the table. It was refused or its answer was lost, and "
-        f"`mlpkg tidy` or `mlpkg forget` has trimmed the log after version {since} meanwhile, where its commit would "
-        "be. Nothing was written again: look for its rows in the table, and repeat the write only if they are missing"
     )
 
 # %% ../../nbs/api/data/11_commits.ipynb #101cd471

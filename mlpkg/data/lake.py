@@ -36,7 +36,6 @@ from mlpkg.data.arrow import (
     with_outside,
 )
 from mlpkg.data.commits import (
-    Mark,
     Mode,
     Sources,
     added_parts,
@@ -45,17 +44,13 @@ from mlpkg.data.commits import (
     commit_options,
     describe,
     drawn,
-    find_commit,
-    find_table,
     incomplete,
-    log_entries,
-    look_again,
     removed,
     same_rows,
-    table_folder,
     touches,
     until_committed,
 )  # fmt: skip
+from .log import Mark, find_table, find_write, log_entries, newest_entries
 from .pins import PinLedger, arrived, commit_mark, move_pin, pin, pin_gone, pinned, pins
 from .spill import reopened
 from .together import settled
@@ -321,15 +316,6 @@ def _commit(
             raise CommitFailedError(f"table {name!r} was made by somebody else meanwhile") from error
         raise
 
-# %% ../../nbs/api/data/14_lake.ipynb #d997969c
-@patch
-def _written(self: Lake, name: str, mark: Mark) -> tuple[DeltaTable, dict[str, Any]] | None:
-    "The table and its log's entry for the write with this mark, None if it was not committed; UncertainError"
-    if mark.since is None or (table := self._find(name)) is None:
-        return None
-    entry = find_commit(self, name, table.version(), {"write_id": mark.write_id}, mark.since)
-    return None if entry is None else (table, entry)
-
 # %% ../../nbs/api/data/14_lake.ipynb #67aaf8b7
 @patch
 def write(
@@ -349,7 +335,7 @@ def write(
     with reopened(data, rows, self.spill, whole=mode == "replace" and not allow_empty) as reopen:
         until_committed(
             lambda: self._commit(name, reopen(), mode, rows, partition_by, change_schema, mark),
-            lambda: self._written(name, mark) is not None,
+            lambda: find_write(self, name, mark) is not None,
         )
     return arrived(self, name, mark)
 
@@ -366,22 +352,9 @@ def distinct(
 
 # %% ../../nbs/api/data/14_lake.ipynb #df6d5f5e
 @patch
-def _logged(self: Lake, name: str, limit: int | None = None) -> tuple[DeltaTable, list[dict[str, Any]]]:
-    "The newest version of a table, and what its log says of that version and those before"
-
-    def look() -> tuple[DeltaTable, list[dict[str, Any]]]:
-        table = self._open(name)
-        if entries := log_entries(table_folder(self, name), table.version(), limit):
-            return table, entries
-        raise FileNotFoundError(f"table {name!r}: the log of version {table.version()} was trimmed meanwhile")
-
-    return look_again(look)
-
-
-@patch
 def versions(self: Lake, name: str) -> pd.DataFrame:  # version, time (UTC), operation, rows, run_id; the newest first
     "What was done to a table, and by which MLflow run"
-    table, entries = self._logged(name)
+    table, entries = newest_entries(self, name)
     self._note("look", name, table, table.version(), None, "newest")
     return pd.DataFrame([describe(entry) for entry in entries])
 
@@ -391,7 +364,7 @@ def written(
     self: Lake, name: str, partition: Mapping[str, Any]
 ) -> datetime:  # UTC, at least the oldest time that the log still knows; LakeError if there is no such table
     "When rows of a partition were last written"
-    table, entries = self._logged(name)
+    table, entries = newest_entries(self, name)
     self._note("look", name, table, table.version(), None, "newest")
     schema = _schema(table)
     last = next((entry for entry in entries if touches(entry, partition, schema)), entries[-1])
@@ -401,7 +374,7 @@ def written(
 @patch
 def lineage(self: Lake, name: str, version: Version = None) -> str | None:  # MLflow run id, None outside of a run
     "The run that wrote a version"
-    wanted, (_, entries) = self._look(name, version).version(), self._logged(name)
+    wanted, (_, entries) = self._look(name, version).version(), newest_entries(self, name)
     return next((entry.get("mlflow_run_id") for entry in entries if entry["version"] == wanted), None)
 
 # %% ../../nbs/api/data/14_lake.ipynb #90857db1

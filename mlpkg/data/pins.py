@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from .arrow import LakeError
-from .commits import Mark, UncertainError, log_lines, table_folder
+from .commits import log_lines
 from .ledger import Ledger
+from .log import Mark, UncertainError, find_write, newest_entries, table_folder
 
 # %% ../../nbs/api/data/17_pins.ipynb #c9a1f0e2
 def commit_mark(
@@ -149,15 +150,14 @@ def arrived(
     mark: Mark,  # Of a commit that is in the log, or was until it was trimmed
 ) -> int:  # The oldest that the log has left, if it was trimmed; LakeError if the table is gone
     "The version of a write, which the DAG run goes on with"
-    found: tuple[Any, dict[str, Any]]
     try:
-        found = lake._written(name, mark) or (None, {})
+        found = find_write(lake, name, mark)
     except UncertainError:
-        table, entries = lake._logged(name)
+        table, entries = newest_entries(lake, name)
         found = table, {"version": entries[-1]["version"]}
-    table, entry = found
-    if table is None:
+    if found is None:
         raise LakeError(f"table {name!r}: the commit is not in the table's log: was the table deleted meanwhile?")
+    table, entry = found
     version, rows = int(entry["version"]), entry.get("operationMetrics", {}).get("num_added_rows")
     if lake.run:
         move_pin(lake._pins, name, version)

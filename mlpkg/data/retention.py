@@ -23,8 +23,9 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from .arrow import LakeError
-from .commits import keep_log, log_property, table_folder
+from .commits import keep_log, log_property
 from .lake import Lake
+from .log import newest_entries, table_folder
 from .snapshots import version_at
 from .together import refused_rows, rows_due, settled
 from ..errors import MlpkgError
@@ -53,7 +54,7 @@ def needed_versions(
     protected: Collection[int] = (),  # Versions that stay, however old they are
 ) -> list[int]:  # Sorted; the last of them and all after it stay
     "Versions whose files must not be removed"
-    known = {int(entry["version"]) for entry in lake._logged(name)[1]}
+    known = {int(entry["version"]) for entry in newest_entries(lake, name)[1]}
     current = version_at(lake, name, before)
     return sorted({version for version in protected if version in known} | {min(known) if current is None else current})
 
@@ -108,7 +109,7 @@ def readable_versions(
 ) -> list[int]:  # Sorted
     "Versions whose files are all there"
     there = stored_files(lake, name)
-    known = sorted(int(entry["version"]) for entry in lake._logged(name)[1])
+    known = sorted(int(entry["version"]) for entry in newest_entries(lake, name)[1])
     return [version for version in known if _complete(lake, name, version, there)]
 
 # %% ../../nbs/api/data/22_retention.ipynb #56aa65f0
@@ -263,7 +264,7 @@ def last_written(
 ) -> float:  # Seconds since the epoch
     "When a table was last written; one that cannot be read, when the newest of its files was"
     try:
-        return lake._logged(name, 1)[1][0]["timestamp"] / 1000
+        return newest_entries(lake, name, 1)[1][0]["timestamp"] / 1000
     except (DeltaError, LakeError, OSError, LookupError):
         times = [file.mtime.timestamp() for file in _file_infos(lake, name) if file.mtime]
         if not times and "://" not in lake.root:

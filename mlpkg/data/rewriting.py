@@ -24,17 +24,15 @@ from pyarrow.parquet import filters_to_expression
 
 from .arrow import Filters, LakeError, filter_columns, plain_batch, plain_schema, read_files
 from mlpkg.data.commits import (
-    UncertainError,
     file_size,
-    find_commit,
     keep_log,
     log_lines,
-    table_folder,
     until_committed,
     watched,
     writer,
 )
 from .lake import Lake
+from .log import UncertainError, find_commit, table_folder
 from .retention import drop_folder, protect_log
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #6b53ffa0

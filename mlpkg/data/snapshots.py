@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from .lake import Lake
+from .log import newest_entries
 
 # %% ../../nbs/api/data/21_snapshots.ipynb #f2e05b46
 def _later(
@@ -74,7 +75,7 @@ def version_at(
     "The version that was the newest at a time"
     if not lake.exists(name):
         return None
-    _, entries = lake._logged(name)
+    _, entries = newest_entries(lake, name)
     passed = (entry["version"] for entry in entries if entry["timestamp"] <= when.timestamp() * 1000)
     return next(passed, None)
 

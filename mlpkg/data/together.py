@@ -24,17 +24,14 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from .arrow import LakeError, check_name, fit_schema, plain_batch, plain_schema, read_files
 from mlpkg.data.commits import (
-    Mark,
-    UncertainError,
     check_mode,
     commit_options,
     file_size,
-    find_commit,
     log_property,
-    look_again,
     until_committed,
     watched,
 )
+from .log import Mark, UncertainError, find_commit, find_write, look_again
 from .pins import arrived
 from .spill import reopened
 from ..redaction import get_log
@@ -308,9 +305,9 @@ def replace_together(
             lake._commit(leader, followed(opened[leader](), follow), "replace", partition, None, False, mark)
 
         try:
-            until_committed(attempt, lambda: lake._written(leader, mark) is not None)
+            until_committed(attempt, lambda: find_write(lake, leader, mark) is not None)
         except Exception:
-            if lake._written(leader, mark) is None:
+            if find_write(lake, leader, mark) is None:
                 for one in others:
                     take_away(lake, one, mark.write_id)
             raise
