@@ -778,6 +778,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlpkg/data/retention.py'),
                                       'mlpkg.data.retention._log_version': ( 'api/data/retention.html#_log_version',
                                                                              'mlpkg/data/retention.py'),
+                                      'mlpkg.data.retention._still': ('api/data/retention.html#_still', 'mlpkg/data/retention.py'),
                                       'mlpkg.data.retention._store': ('api/data/retention.html#_store', 'mlpkg/data/retention.py'),
                                       'mlpkg.data.retention._vacuum': ('api/data/retention.html#_vacuum', 'mlpkg/data/retention.py'),
                                       'mlpkg.data.retention.drop_folder': ( 'api/data/retention.html#drop_folder',

@@ -650,6 +650,49 @@ def test_rows_are_deleted_whoever_writes_meanwhile_and_nothing_is_left_of_an_att
     assert disk(lake).keys() == {path for one in versions for path in one.to_pyarrow_dataset().files}
 
 
+def test_rows_are_deleted_although_their_files_are_replaced_and_removed_before_they_are_read(root, monkeypatch):
+    lake, other, read = Lake(root), Lake(root), rewriting.read_files
+    for value in range(4):
+        lake.write(NAME, frame(value), partition_by=["month"])
+
+    def late(*given):
+        monkeypatch.setattr(rewriting, "read_files", read)
+        compact(other, NAME, more_than=1)
+        forget_history(other, NAME)
+        return read(*given)
+
+    monkeypatch.setattr(rewriting, "read_files", late)
+    assert delete_rows(lake, NAME, [("value", "==", 2)]) == 2
+    assert sorted(lake.read(NAME)["value"]) == sorted([0, 1, 3] * 2)
+    for path in live(lake):
+        table_folder(lake, NAME).delete_file(path)
+    with pytest.raises(FileNotFoundError):
+        delete_rows(lake, NAME, [("value", "==", 3)])
+
+
+def test_what_a_killed_rewriter_leaves_while_history_is_forgotten_is_reported(tmp_path, monkeypatch):
+    "It has read its rows before they were deleted"
+    lake, clear = Lake(tmp_path), retention._clear_history
+    lake.write(NAME, frame(0))
+    left = tmp_path / NAME / "rewritten/a1/part-0.parquet"
+    monkeypatch.setattr(retention, "patience", 0.6)
+
+    def before(*given):
+        found = clear(*given)
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(b"rows of ann")
+        (tmp_path / NAME / "of-a-later-writer.parquet").write_bytes(b"other rows")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retention, "_clear_history", before)
+        told = forget_history(lake, NAME)
+    assert told.failed and told.note.startswith("1 file that no commit refers to may hold the same rows")
+    for path in (left, tmp_path / NAME / "of-a-later-writer.parquet"):
+        os.utime(path, (0, 0))
+    assert not forget_history(lake, NAME).failed and not left.exists()
+
+
 def write_all_the_time(place, stop):
     lake = Lake(place)
     while not stop.is_set():

@@ -33,7 +33,7 @@ from mlpkg.data.commits import (
 )
 from .lake import Lake
 from .log import UncertainError, find_commit, table_folder
-from .retention import drop_folder, protect_log
+from .retention import drop_folder, protect_log, rewritten
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #6b53ffa0
 def partition_files(
@@ -111,7 +111,7 @@ def rewrite_files(
 ) -> bool:  # False if somebody has replaced a file meanwhile; CommitFailedError if others commit all the time
     "Write rows again into new files, which take the place of the old ones"
     table, mark, mode = lake._open(name), uuid.uuid4().hex, "delete" if without else "compact"
-    place, told, done = f"rewritten/{mark}", {"write_mode": mode, "rewritten": mark}, False
+    place, told, done = f"{rewritten}/{mark}", {"write_mode": mode, "rewritten": mark}, False
     look = partial(_committed, lake, name, told, table.version(), paths)
     try:
         new = _put_beside(lake, name, place, table, _rows_of(table, paths, without))
@@ -148,7 +148,12 @@ def delete_rows(
     clean, deleted, left = set[str](), 0, True
     while left:
         table = lake._open(name)
-        found = _holding(table, filters, clean)
+        try:
+            found = _holding(table, filters, clean)
+        except FileNotFoundError:  # somebody has replaced and removed files since
+            if lake._open(name).version() == table.version():
+                raise
+            continue
         for files in partition_files(table).values():
             paths = [path for path in files if path in found]
             if paths and rewrite_files(lake, name, paths, filters):
