@@ -26,6 +26,7 @@ from pyarrow.csv import CSVWriter
 from pydantic import TypeAdapter, ValidationError
 from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
+from mlpkg.batch.origins import check_origins
 from mlpkg.batch.predict import predict_batches, score
 from mlpkg.batch.screening import BatchError, Screened, fast_check, rows_as_json, screen
 from mlpkg.batch.summary import plot_result
@@ -35,6 +36,7 @@ from mlpkg.data.contracts import check, time_column
 from mlpkg.data.inputs import Input, as_contract, from_json, inputs_from, shape, to_json
 from mlpkg.data.lake import Lake
 from mlpkg.data.sources import SourceError
+from mlpkg.data.together import replace_together
 from mlpkg.models import scoring
 from mlpkg.models.candidates import candidates
 from mlpkg.models.registry import Loaded, RegistryError, load_model, register
@@ -322,6 +324,24 @@ def test_bad_rows_go_to_quarantine_with_reasons_and_leave_it_when_they_are_fixed
     done = score(lake, loaded, TABLE, TO, {"month": "2026-01"}, ["parcel"])
     assert done.tables[ASIDE] == lake.version(ASIDE) and done.quarantined == 0
     assert lake.read(ASIDE)["parcel"].tolist() == [1500] and lake.count(TO) == 1999
+
+
+def test_predictions_of_another_source_that_came_meanwhile_are_not_replaced(loaded, lake, parcels, tmp_path):
+    "Two runs at once, neither of which may replace predictions of the other"
+    parcels[:100].to_parquet(tmp_path / "desk.parquet")
+    elsewhere, month = Lake(tmp_path / "elsewhere"), {"month": "2026-01"}
+    score(elsewhere, loaded, str(tmp_path / "desk.parquet"), TO, month, ["parcel"])
+    theirs, seen = elsewhere.table(TO), []
+
+    def meanwhile():  # the other run commits when this one has looked, and has its rows
+        check_origins(lake, (TO, ASIDE), "month", ["2026-01"], TABLE)
+        seen.append(lake.exists(TO))
+        if len(seen) == 2:
+            replace_together(lake, {TO: theirs}, month)
+
+    with pytest.raises(BatchError, match="month '2026-01' was predicted from .*desk.parquet"):
+        score(lake, loaded, TABLE, TO, month, ["parcel"], check=meanwhile)
+    assert seen == [False, False] and set(lake.read(TO)["source"]) == set(elsewhere.read(TO)["source"])
 
 
 def test_a_month_without_a_single_good_row(loaded, lake, parcels):

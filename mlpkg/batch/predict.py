@@ -11,11 +11,12 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from typing import Any, cast
 
@@ -374,10 +375,10 @@ def score(
     places: Sequence[str] = (),  # Columns that say of each row which file it is from and its place there; else counted
     unread: str = "",  # Column that names, separated by commas, the columns of which a value could not be read
     replace: bool = True,  # May they take the place of predictions of another source?
+    check: Callable[[], None] | None = None,  # In place of that look, first and before the commit; refuses by an error
 ) -> BatchResult:  # BatchError, SourceError, LakeError or ContractError if it cannot be scored; nothing is written
     "Score a table or a file, and write the predictions"
-    began = time.perf_counter()
-    loaded = _with_threshold(loaded, threshold)
+    began, loaded = time.perf_counter(), _with_threshold(loaded, threshold)
     if not loaded.inputs:
         raise BatchError("the model does not say what it takes: log it with mlpkg.models.storage.log_model")
     filters, aside = _partition_filters(partition), f"quarantine/{check_name(to)}"
@@ -385,15 +386,15 @@ def score(
     kept, groups = (list(dict.fromkeys([*partition, *more])) for more in (keep, by))
     given = open_source(lake, source, _types(loaded.inputs, filters, there[to], [*kept, *groups]))
     given, told = _with_places(_with_part(dataclasses.replace(given, name=origin or given.name), filters), places)
-    if not replace:
+    if not (replace or check):
         column, _, batches = cast(tuple, filters[0])
-        check_origins(lake, (to, aside), column, batches, given.name)
+        check = partial(check_origins, lake, (to, aside), column, batches, given.name)
+    if check:
+        check()
     job = _prepare(loaded, given, filters, kept, groups, there[to], unread, told)
-    answers, refused = job.schemas()
+    (answers, refused), tables = job.schemas(), {source: given.version} if given.version >= 0 else {}
     _make_room(lake, {to: plain_schema(answers), aside: plain_schema(refused)}, there)
-    tables = {source: given.version} if given.version >= 0 else {}
     with Spill(answers, lake.spill) as good, Spill(refused, lake.spill) as bad:
         with closing(job.run(bad, rows, threads)) as predictions:
-            both = {to: replayable(predictions, good), aside: bad.read}
-            tables |= replace_together(lake, both, partition)
+            tables |= replace_together(lake, {to: replayable(predictions, good), aside: bad.read}, partition, check)
     return job.summary.result(tables, job.absent, time.perf_counter() - began)

@@ -119,9 +119,7 @@ def find_commit(
     version: int,  # The newest that it has
     told: Mapping[str, str],  # What the commit says, such as its `write_id`
     since: int,  # It can only be after this version
-) -> (
-    dict[str, Any] | None
-):  # Its entry in the log, None if it is not there; UncertainError if the log is gone that may hold it
+) -> dict[str, Any] | None:  # Its entry; None if it is not there; UncertainError if the log that may hold it is gone
     "Look for a commit"
     files, new = table_folder(lake, name), max(version - since, 0)
     for limit in (min(new, _at_once), new):  # it is seldom far

@@ -289,6 +289,7 @@ def replace_together(
     lake: Any,  # `mlpkg.data.lake.Lake`
     tables: Mapping[str, Any],  # Name -> rows, as for `Lake.write`; the first one leads
     partition: Mapping[str, Any],  # Rows of each table that are replaced: column -> value or list of values
+    check: Callable[[], None] | None = None,  # Called before each commit; refuses it by an error
 ) -> dict[str, int]:  # Name -> version, without those that are not there; errors as those of `Lake.write`
     "Replace rows in several tables, which change together for whoever reads them"
     leader, *others = map(check_name, tables)
@@ -298,6 +299,8 @@ def replace_together(
         opened = {name: stack.enter_context(reopened(data, partition, lake.spill)) for name, data in tables.items()}
 
         def follow() -> None:
+            if check:
+                check()  # what others commit from now on is in the way of this commit, which is tried again then
             put = (_follow(lake, leader, one, opened[one](), partition, mark.write_id) for one in others)
             waiting[:] = filter(None, put)
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 
@@ -103,18 +104,18 @@ def predict_batches_of(
     typed = recipe.run_line("predict", list(files), **{name: one for name, one in asked.items() if one}, replace="true")
     if not more and not file_kind(table):
         wanted = select_batches(batches, stored_batches(lake, table), f"table {table}")
-        if not replace:
-            _check_kept(recipe, lake, to, [(one, table) for one in wanted], typed)
-        return score(lake, loaded, table, to, {batch_column: wanted}, *by), wanted
+        kept = partial(_check_kept, recipe, lake, to, [(one, table) for one in wanted], typed)
+        return score(lake, loaded, table, to, {batch_column: wanted}, *by, check=None if replace else kept), wanted
     _names_of(files)
     whole = dataclasses.replace(recipe, copies="keep", batch=recipe.batch if batches.strip() else "file")
     rows = _rows_to_score(recipe, read_delivery(whole, list(files.values()), batches), files, whole.batch != "file")
     made = rows[[batch_column, source_column]].drop_duplicates()
-    if not replace:
-        _check_kept(recipe, lake, to, [*made.itertuples(index=False, name=None)], typed)
+    kept = partial(_check_kept, recipe, lake, to, [*made.itertuples(index=False, name=None)], typed)
     wanted, origin, places = made[batch_column].tolist(), ", ".join(files), (source_column, place_column)
     with TemporaryDirectory(dir=spill_folder(lake.spill), prefix="spill-") as folder:
         rows.to_parquet(path := Path(folder) / "rows.parquet")
         where = {batch_column: wanted}
-        done = score(lake, loaded, str(path), to, where, *by, origin=origin, places=places, unread=unread_column)
+        how: dict[str, Any] = {"origin": origin, "places": places, "unread": unread_column}
+        how["check"] = None if replace else kept
+        done = score(lake, loaded, str(path), to, where, *by, **how)
     return done, wanted
