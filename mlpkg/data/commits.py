@@ -220,7 +220,9 @@ def check_sources(
     "Refuse to replace rows by others that were made from an older state"
     left = parts(partition, schema)
     for entry in entries:
-        if left and touches(entry, partition, schema):
+        if not left:
+            return
+        if touches(entry, partition, schema):
             if (later := _later(entry, sources)) and _concerns(entry, left, schema, added):
                 raise _outdated(name, *later)
             left = left - _replaced(entry, left, schema)

@@ -296,14 +296,8 @@ def _commit(
     stream, sources = drawn(reader, schema, self.sources, faults)
     if table is not None and self.run and sources and mode != "append":
         files = table.to_pyarrow_dataset().filesystem
-        check_sources(
-            name,
-            log_entries(files, table.version()),
-            partition,
-            sources,
-            schema,
-            lambda at: added_parts(files, at, schema),
-        )
+        entries = log_entries(files, table.version())
+        check_sources(name, entries, partition, sources, schema, lambda at: added_parts(files, at, schema))
     about: dict[str, Any] = {"write_id": mark.write_id, "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID")}
     about |= {"partition": partition, "made_from": sources}
     how = commit_options(mode, layout, changes, table is not None, about)
@@ -367,8 +361,10 @@ def written(
     table, entries = newest_entries(self, name)
     self._note("look", name, table, table.version(), None, "newest")
     schema = _schema(table)
-    last = next((entry for entry in entries if touches(entry, partition, schema)), entries[-1])
-    return datetime.fromtimestamp(last["timestamp"] / 1000, UTC)
+    for entry in entries:
+        if touches(entry, partition, schema):
+            break
+    return datetime.fromtimestamp(entry["timestamp"] / 1000, UTC)  # of the oldest one if none does
 
 # %% ../../nbs/api/data/14_lake.ipynb #37de876a
 @patch

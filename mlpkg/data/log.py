@@ -9,10 +9,11 @@ __all__ = ['look_again', 'find_table', 'table_folder', 'log_entries', 'newest_en
 # %% ../../nbs/api/data/13_log.ipynb #7c3e51e3
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from deltalake import DeltaTable
@@ -72,30 +73,30 @@ def log_entries(
     files: FileSystem,  # The folder of a table
     version: int,  # The newest to look at
     limit: int | None = None,  # How many versions to look at; all unless given
-) -> list[dict[str, Any]]:  # Newest first, up to the first that was trimmed
+) -> Iterator[dict[str, Any]]:  # Newest first, up to the first that was trimmed; read as it is used
     "What the log of a table says of its commits"
-    oldest, entries = 0 if limit is None else max(version - limit + 1, 0), list[dict[str, Any]]()
+    oldest = 0 if limit is None else max(version - limit + 1, 0)
     with ThreadPoolExecutor(_at_once) as threads:
         for newest in range(version, oldest - 1, -_at_once):
             some = range(newest, max(newest - _at_once, oldest - 1), -1)
             for at, lines in zip(some, threads.map(partial(log_lines, files), some), strict=True):
                 if not lines:
-                    return entries
-                entries += [{**line["commitInfo"], "version": at} for line in lines if "commitInfo" in line]
-    return entries
+                    return
+                yield from ({**line["commitInfo"], "version": at} for line in lines if "commitInfo" in line)
 
 # %% ../../nbs/api/data/13_log.ipynb #7c3e51ea
 def newest_entries(
     lake: Any,  # `mlpkg.data.lake.Lake`
     name: str,  # Of a table
     limit: int | None = None,  # How many versions to look at; all unless given
-) -> tuple[DeltaTable, list[dict[str, Any]]]:  # LakeError if there is no such table
+) -> tuple[DeltaTable, Iterator[dict[str, Any]]]:  # As of `log_entries`; LakeError if there is no such table
     "The newest version of a table, and what its log says, at least of that version"
 
-    def look() -> tuple[DeltaTable, list[dict[str, Any]]]:
+    def look() -> tuple[DeltaTable, Iterator[dict[str, Any]]]:
         table = lake._open(name)
-        if entries := log_entries(table_folder(lake, name), table.version(), limit):
-            return table, entries
+        entries = log_entries(table_folder(lake, name), table.version(), limit)
+        if newest := next(entries, None):
+            return table, chain([newest], entries)
         raise DeltaError(f"table {name!r}: the log of version {table.version()} was trimmed meanwhile: try again")
 
     return look_again(look)
@@ -122,11 +123,12 @@ def find_commit(
 ) -> dict[str, Any] | None:  # Its entry; None if it is not there; UncertainError if the log that may hold it is gone
     "Look for a commit"
     files, new = table_folder(lake, name), max(version - since, 0)
-    for limit in (min(new, _at_once), new):  # it is seldom far
-        entries = log_entries(files, version, limit)
-        if found := next((entry for entry in entries if told.items() <= entry.items()), None):
-            return found
-    if not new or (entries and entries[-1]["version"] == since + 1):
+    reached = version + 1
+    for entry in log_entries(files, version, new):  # it is seldom far
+        if told.items() <= entry.items():
+            return entry
+        reached = entry["version"]
+    if reached <= since + 1:
         return None
     raise UncertainError(
         f"table {name!r}: nobody can tell whether a write is in the table. It was refused or its answer was lost, and "

@@ -154,7 +154,7 @@ def arrived(
         found = find_write(lake, name, mark)
     except UncertainError:
         table, entries = newest_entries(lake, name)
-        found = table, {"version": entries[-1]["version"]}
+        found = table, {"version": min(entry["version"] for entry in entries)}
     if found is None:
         raise LakeError(f"table {name!r}: the commit is not in the table's log: was the table deleted meanwhile?")
     table, entry = found

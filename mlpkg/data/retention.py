@@ -271,7 +271,7 @@ def last_written(
 ) -> float:  # Seconds since the epoch
     "When a table was last written; one that cannot be read, when the newest of its files was"
     try:
-        return newest_entries(lake, name, 1)[1][0]["timestamp"] / 1000
+        return next(newest_entries(lake, name, 1)[1])["timestamp"] / 1000
     except (DeltaError, LakeError, OSError, LookupError):
         times = [file.mtime.timestamp() for file in _file_infos(lake, name) if file.mtime]
         if not times and "://" not in lake.root:
