@@ -174,9 +174,8 @@ def number_column(
     if high is not None:
         checks.append(pa.Check.le(high, error=f"at most {high:g}"))
     about: dict[str, Any] = {"nullable": nullable or bool(blanks), "description": description}
-    return pa.Column(
-        "float64", checks, metadata=_blanks(blanks) | ({"thousands": thousands} if thousands else {}), **about
-    )
+    more = {"thousands": thousands} if thousands else {}
+    return pa.Column("float64", checks, metadata=_blanks(blanks) | more, **about)
 
 # %% ../../nbs/api/data/18_contracts.ipynb #44284208
 def text_column(

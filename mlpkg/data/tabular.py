@@ -98,10 +98,8 @@ def dotted_columns(
     found = dict[str, str]()
     for name in plain:
         some = plain[name].dropna().str.strip()
-        like, with_dot = (
-            some.str.fullmatch(_dotted),
-            some[some.str.fullmatch(_dotted) & some.str.contains(".", regex=False)],
-        )
+        like = some.str.fullmatch(_dotted)
+        with_dot = some[like & some.str.contains(".", regex=False)]
         others = pd.to_numeric(some[~like], errors="coerce").notna()
         if len(with_dot) and like.mean() > 0.9 and not others.any():
             found[str(name)] = max(with_dot, key=lambda one: one.count("."))
