@@ -91,15 +91,13 @@ def newest_entries(
     limit: int | None = None,  # How many versions to look at; all unless given
 ) -> tuple[DeltaTable, Iterator[dict[str, Any]]]:  # As of `log_entries`; LakeError if there is no such table
     "The newest version of a table, and what its log says, at least of that version"
-
-    def look() -> tuple[DeltaTable, Iterator[dict[str, Any]]]:
-        table = lake._open(name)
+    for pause in (*_pauses, 0):
+        table = lake._open(name)  # which looks again by itself
         entries = log_entries(table_folder(lake, name), table.version(), limit)
         if newest := next(entries, None):
             return table, chain([newest], entries)
-        raise DeltaError(f"table {name!r}: the log of version {table.version()} was trimmed meanwhile: try again")
-
-    return look_again(look)
+        time.sleep(pause)
+    raise DeltaError(f"table {name!r}: the log of version {table.version()} was trimmed meanwhile: try again")
 
 # %% ../../nbs/api/data/13_log.ipynb #7c3e51d1
 @dataclass

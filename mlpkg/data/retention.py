@@ -27,7 +27,7 @@ from .commits import keep_log, log_property
 from .lake import Lake
 from .log import newest_entries, table_folder
 from .snapshots import version_at
-from .together import refused_rows, rows_due, settled
+from .together import leader_of, refused_rows, rows_due, settled
 from ..errors import MlpkgError
 
 # %% ../../nbs/api/data/22_retention.ipynb #d416c8c8
@@ -168,11 +168,12 @@ def _log_version(
     return int(found[1]) if found else -1
 
 # %% ../../nbs/api/data/22_retention.ipynb #7c3e51d4
-def _bring_in(lake: Lake) -> None:
-    "Bring in what waits for any table"
+def _bring_in(lake: Lake, name: str) -> None:
+    "Bring in what waits for a table, or for one of its commits"
     waiting = Lake(f"{lake.root}/_waiting", lake.options, run="").tables(quietly=True)
-    for name in sorted({place.rpartition("/")[0] for place in waiting}):
-        settled(lake, name)
+    for one in sorted({place.rpartition("/")[0] for place in waiting}):
+        if (table := lake._find(one)) is not None and name in (one, leader_of(table)):
+            settled(lake, one)
 
 # %% ../../nbs/api/data/22_retention.ipynb #8ea95381
 def trim_log(
@@ -188,7 +189,7 @@ def trim_log(
     if len(old) <= limit:
         return 0, 0
     if not dry_run:
-        _bring_in(lake)
+        _bring_in(lake, name)
         lake._open(name, first).create_checkpoint()
         _delete_files(lake, name, old)
     return len(old), sum(there[path] for path in old)

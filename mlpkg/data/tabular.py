@@ -91,6 +91,11 @@ def _as_numbers(values: pd.Series, thousands: str, point: str) -> pd.Series:
 _dotted = r"-?([1-9]\d{0,2}(\.\d{3})+|\d{1,3})"  # Not 0.604, 40.6 or 40604
 
 
+def _mostly_dotted(some: pd.Series) -> bool:
+    "May each dot of most of these texts stand between thousands?"
+    return bool(some.dropna().str.strip().str.fullmatch(_dotted).mean() > 0.9)  # NaN where there are none
+
+
 def dotted_columns(
     plain: pd.DataFrame,  # Texts, as the file has them; NaN allowed
 ) -> dict[str, str]:  # Column -> a number of it, one like 1.234.567 if there is one
@@ -206,8 +211,11 @@ def _read_csv(
     known = {old: (dotted or {}).get(new) for old, new in names.items()}
     asked = [one for one in table if one not in as_they_are and table[one].dtype.kind not in "iubM"]
     asked = [one for one in asked if known[one] or separator != ","]
-    plain = read(io.StringIO(text), usecols=asked, dtype="str", na_values=missing)[asked] if asked else pd.DataFrame()
-    dots = dotted_columns(plain.drop(columns=commas))
+    as_texts: Any = partial(read, dtype="str", na_values=missing)
+    first = as_texts(io.StringIO(text), usecols=asked, nrows=1000) if asked else pd.DataFrame()
+    asked = [one for one in asked if known[one] or _mostly_dotted(first[one])]  # a file may be large
+    plain = as_texts(io.StringIO(text), usecols=asked)[asked] if asked else pd.DataFrame()
+    dots = dotted_columns(plain.drop(columns=commas, errors="ignore"))
     shown = {old: bool(commas) or one.count(".") > 1 for old, one in dots.items()}
     shown |= {old: bool(known[old]) for old in asked if known[old] or (old in dots and known[old] is not None)}
     for column in [old for old, thousands in shown.items() if thousands]:

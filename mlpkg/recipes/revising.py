@@ -26,7 +26,7 @@ from ..models.tasks import Task
 from ..quality import Kind
 from .drafting import Draft, draft_pipeline
 from .scaffold import Project, recipe_path
-from .spelling import sequence_code, split_code, task_code
+from .spelling import sequence_code, spelled_columns, split_code, task_code
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #842d33c9
 def _code(node: ast.expr) -> str:
@@ -104,8 +104,7 @@ def _read(page: str) -> Declared:
     parts = {one.arg: _code(one.value) for call in calls[:1] for one in call.keywords if one.arg}
     cleaners = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == parts.get("clean")]
     made = {name for one in cleaners for name in _assigned(one)}
-    words = {node.value for one in cleaners for node in ast.walk(one) if isinstance(node, ast.Constant)}
-    spelled = {str(word) for word in words if any("one_spelling" in ast.unparse(one) for one in cleaners)}
+    spelled = {name for one in cleaners for name in spelled_columns(one)}
     notes = html.unescape("\n".join(texts["markdown"]))
     return Declared(columns, parts, _left_out(notes), made, spelled, _asked_for(notes))
 
