@@ -16,6 +16,7 @@ if (($# % 2)); then
   exit 2
 fi
 secrets=$(mktemp -d)
+trap 'rm -r "$secrets"' EXIT
 export AIRFLOW_PORT=${AIRFLOW_PORT:-18080} MLFLOW_PORT=${MLFLOW_PORT:-15000} API_PORT=${API_PORT:-18001}
 GIT_COMMIT=$(git rev-parse HEAD 2>/dev/null) || GIT_COMMIT=unknown
 export GIT_COMMIT
@@ -34,9 +35,10 @@ end() {
 }
 
 python3 docker/env.py "$secrets/.env"
-if [[ $(compose ps --all --quiet) ]]; then
-  echo "smoke: the stack of an earlier run is there. To end it, with all that is in it:" >&2
-  echo "docker compose --project-name mlpkg-smoke --env-file $secrets/.env down --volumes && rm -r $secrets" >&2
+found=$(compose ps --all --quiet)
+if [[ $found ]]; then
+  echo "smoke: the stack of an earlier run is there, which may have been killed. To end it, with all that is in it:" >&2
+  echo "docker ps --all --quiet --filter label=com.docker.compose.project=mlpkg-smoke | xargs docker rm --force" >&2
   exit 2
 fi
 compose down --volumes # what a run that was killed has left, with passwords of its own

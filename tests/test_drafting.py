@@ -353,6 +353,15 @@ def test_timestamps_of_a_parquet_file_are_times(tmp_path, zone):
     )
 
 
+def test_dots_stay_in_a_column_with_a_word_that_makes_it_texts(tmp_path):
+    driven = [f"{one:,}".replace(",", ".") if at % 25 else "k.A." for at, one in enumerate(counts(10_000, 90_000))]
+    used = [f"{one / 10}".replace(".", ",") for one in counts(50, 90)]
+    members(km=driven, litres=used).to_csv(tmp_path / "given.csv", index=False, sep=";")
+    made = draft_pipeline("given", str(tmp_path / "given.csv"), "left")
+    assert set(made.found.table["km"]) == set(driven) and "thousands" not in made.rule("km")
+    assert not said(made, "between thousands")
+
+
 def test_numbers_with_commas_between_thousands_are_numbers_in_files(tmp_path):
     amounts = counts(100, 90_000) / 10
     for separator in ",;":

@@ -5,6 +5,7 @@ The S3 tests run where AWS_ENDPOINT_URL (and credentials) point to a server; the
 
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 import mlpkg.data.lake
 from mlpkg.data.arrow import LakeError
@@ -162,7 +163,7 @@ def test_a_writer_of_two_tables_that_is_killed_has_changed_both_or_none(root, co
         "from tests.test_lake import frame\n"
         "def killed(*args): os.kill(os.getpid(), signal.SIGKILL)\n"
         "commit, wait = lake.Lake._commit, together.put_down\n"
-        "if sys.argv[2] == 'True': lake.Lake._commit = lambda *args: (commit(*args), killed())\n"
+        "if sys.argv[2] == 'True': lake.Lake._commit = lambda *args, **more: (commit(*args, **more), killed())\n"
         "else: together.put_down = lambda *args: (wait(*args), killed())\n"
         "tables = {'raw/flights': frame('2013-01', 7), 'aside/flights': frame('2013-01', 7, rows=3)}\n"
         "together.replace_together(lake.Lake(sys.argv[1]), tables, {'month': '2013-01'})"
@@ -192,6 +193,55 @@ def test_rows_that_wait_and_cannot_be_read_are_not_overlooked(tmp_path, lost):
     with pytest.raises((DeltaError, OSError)):
         lake.read("aside/flights")
     assert room.exists()
+
+
+@pytest.mark.parametrize("made", ["dropped", "made anew"])
+def test_a_write_is_found_in_a_table_that_was_made_anew_between_its_attempts(tmp_path, monkeypatch, made):
+    lake, write, attempts = Lake(tmp_path), mlpkg.data.lake.write_deltalake, []
+    for _ in range(5):
+        lake.write("raw/flights", frame("2013-01"))
+
+    def refused_once(*given, **more):
+        attempts.append(given)
+        if len(attempts) == 1:
+            shutil.rmtree(tmp_path / "raw/flights")
+            if made == "made anew":
+                write(f"{tmp_path}/raw/flights", pa.Table.from_pandas(frame("2013-02"), preserve_index=False))
+            raise CommitFailedError("somebody else was faster")
+        write(*given, **more)
+        if made == "made anew":
+            raise CommitFailedError("the answer is lost, and the commit is there")
+
+    monkeypatch.setattr(mlpkg.data.lake, "write_deltalake", refused_once)
+    version = lake.write("raw/flights", frame("2013-03", 7))
+    months = lake.read("raw/flights")["month"].unique().tolist()
+    assert (version, sorted(months)) == ((0, ["2013-03"]) if made == "dropped" else (1, ["2013-02", "2013-03"]))
+
+
+def test_a_commit_that_adds_no_rows_is_seen_by_whoever_looks_before_the_commit(tmp_path):
+    "All rows of the other one were refused, so that its commit has no file that contradicts ours"
+    lake, month = Lake(tmp_path), {"month": "2013-01"}
+    both = ("predictions/flights", "aside/flights")
+    replace_together(lake, dict.fromkeys(both, frame("2013-02")), {"month": "2013-02"})
+    code = (
+        "import sys; import pandas as pd; from mlpkg.data.lake import Lake\n"
+        "from mlpkg.data.together import replace_together\n"
+        "rows = Lake(sys.argv[1]).read('aside/flights').assign(month='2013-01', writer=8)\n"
+        "replace_together(Lake(sys.argv[1]), {'predictions/flights': rows[:0], 'aside/flights': rows}, "
+        "{'month': '2013-01'})"
+    )
+    looks = []
+
+    def look():
+        looks.append(lake.count("aside/flights"))
+        if len(looks) == 1:
+            subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+        elif (lake.read("aside/flights")["month"] == "2013-01").any():
+            raise LakeError("somebody else was faster")
+
+    with pytest.raises(LakeError, match="somebody else was faster"):
+        replace_together(lake, dict.fromkeys(both, frame("2013-01", 7)), month, look)
+    assert set(lake.read("aside/flights").query("month == '2013-01'")["writer"]) == {8}
 
 
 def test_a_commit_that_was_reported_as_failed_counts_for_both_tables(tmp_path, monkeypatch):

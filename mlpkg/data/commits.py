@@ -257,11 +257,12 @@ def commit_options(
     change_schema: bool,  # Do columns or types change, so that all files are written anew?
     exists: bool,  # Is there such a table?
     about: Mapping[str, Any],  # What the log shall say: partition, write_id and the like; what is empty is left out
+    alone: bool = False,  # Is it refused by whatever others have committed meanwhile?
 ) -> dict[str, Any]:
     "Options of a write, for deltalake"
     told = {"write_mode": mode} | {name: value for name, value in about.items() if value}
     said = {name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in told.items()}
-    once = mode == "overwrite" or change_schema or not exists  # what somebody else has committed has to be seen first
+    once = alone or mode == "overwrite" or change_schema or not exists  # what others commit has to be seen first
     return {
         "mode": "error" if not exists else "append" if mode == "append" else "overwrite",
         "predicate": as_predicate(about["partition"]) if mode == "replace" and not change_schema else None,

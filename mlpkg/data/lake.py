@@ -279,11 +279,13 @@ def _layout(self: Lake, name: str, table: DeltaTable | None, partition_by: list[
 @patch
 def _commit(
     self: Lake, name: str, reader: pa.RecordBatchReader, mode: Mode, partition: Mapping[str, Any],
-    partition_by: list[str] | None, change_schema: bool, mark: Mark,
+    partition_by: list[str] | None, change_schema: bool, mark: Mark, alone: bool = False,
 ) -> None:  # fmt: skip
     "One attempt to write"
     table = settled(self, name)
-    mark.since = (-1 if table is None else table.version()) if mark.since is None else mark.since
+    if mark.since is None:
+        mark.since = -1 if table is None else table.version()
+        mark.table = "" if table is None else str(table.metadata().id)
     layout = self._layout(name, table, partition_by or ([] if table is not None else list(partition)))
     old = None if table is None else _schema(table)
     changes = change_schema and old is not None and bool(mode == "overwrite" or schema_differences(reader.schema, old))
@@ -300,7 +302,7 @@ def _commit(
         check_sources(name, entries, partition, sources, schema, lambda at: added_parts(files, at, schema))
     about: dict[str, Any] = {"write_id": mark.write_id, "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID")}
     about |= {"partition": partition, "made_from": sources}
-    how = commit_options(mode, layout, changes, table is not None, about)
+    how = commit_options(mode, layout, changes, table is not None, about, alone)
     try:
         write_deltalake(table or f"{self.root}/{name}", stream, storage_options=self.options, **how)
     except DeltaError as error:

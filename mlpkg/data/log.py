@@ -106,6 +106,7 @@ class Mark:
 
     write_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     since: int | None = None  # Version before the first attempt, -1 if there was no table; None before that
+    table: str = ""  # Delta's id of the table then, "" if there was none: it may be made anew between attempts
 
 
 class UncertainError(LakeError):
@@ -115,14 +116,16 @@ class UncertainError(LakeError):
 def find_commit(
     lake: Any,  # `mlpkg.data.lake.Lake`
     name: str,  # Of a table
-    version: int,  # The newest that it has
+    table: DeltaTable,  # Its newest version
     told: Mapping[str, str],  # What the commit says, such as its `write_id`
     since: int,  # It can only be after this version
+    known: str = "",  # Delta's id of the table that had it; in another one the commit may be anywhere
 ) -> dict[str, Any] | None:  # Its entry; None if it is not there; UncertainError if the log that may hold it is gone
     "Look for a commit"
-    files, new = table_folder(lake, name), max(version - since, 0)
+    files, version = table_folder(lake, name), table.version()
+    since = -1 if version < since or (known and known != str(table.metadata().id)) else since
     reached = version + 1
-    for entry in log_entries(files, version, new):  # it is seldom far
+    for entry in log_entries(files, version, version - since):  # it is seldom far
         if told.items() <= entry.items():
             return entry
         reached = entry["version"]
@@ -143,5 +146,5 @@ def find_write(
     "Look for the commit of a write; None if it is not there"
     if mark.since is None or (table := lake._find(name)) is None:
         return None
-    entry = find_commit(lake, name, table.version(), {"write_id": mark.write_id}, mark.since)
+    entry = find_commit(lake, name, table, {"write_id": mark.write_id}, mark.since, mark.table)
     return None if entry is None else (table, entry)

@@ -96,7 +96,7 @@ def _committed(lake: Lake, name: str, told: Mapping[str, str], since: int, paths
     "Is there a commit that says this, after a version? UncertainError if neither the log nor the files tell"
     table = lake._open(name)
     try:
-        return find_commit(lake, name, table.version(), told, since) is not None
+        return find_commit(lake, name, table, told, since) is not None
     except UncertainError:
         if _there(table, paths):
             return False

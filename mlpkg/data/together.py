@@ -47,6 +47,7 @@ class Waiting:
     mark: str  # Of the commit that decides
     partition: dict[str, Any]  # Rows of the follower that these replace
     since: dict[str, int] = field(default_factory=dict)  # Leader and follower -> version that each had before
+    tables: dict[str, str] = field(default_factory=dict)  # The same -> Delta's id of the table
     sources: dict[str, list[Any]] = field(default_factory=dict)  # What the rows were made from
     run: str = ""  # MLflow run of the writer
 
@@ -168,7 +169,8 @@ def _commit_of(lake: Any, name: str, table: DeltaTable | None, one: Waiting) -> 
     "The version that a table got by the commit with the mark of some rows that wait; None if there is none"
     with suppress(UncertainError):
         since = one.since.get(name, -1)
-        entry = None if table is None else find_commit(lake, name, table.version(), {"write_id": one.mark}, since)
+        about = {"write_id": one.mark}, since, one.tables.get(name, "")
+        entry = None if table is None else find_commit(lake, name, table, *about)
         return None if entry is None else int(entry["version"])
     return None
 
@@ -278,9 +280,12 @@ def _follow(
     known = None if table is None else plain_schema(pa.schema(table.schema().to_arrow()))
     schema = fit_schema(name, reader.schema, known)
     make_follower(lake, name, schema, lake._layout(name, table, list(partition)), leader)
-    before = {one: found.version() for one in (leader, name) if (found := lake._find(one)) is not None}
+    there = {one: found for one in (leader, name) if (found := lake._find(one)) is not None}
+    before = {one: found.version() for one, found in there.items()}
+    ids = {one: str(found.metadata().id) for one, found in there.items()}
     batches = (plain_batch(batch, schema) for batch in chain([] if first is None else [first], filled))
-    waiting = Waiting(name, mark, dict(partition), before, dict(lake.sources), os.environ.get("MLFLOW_RUN_ID", ""))
+    run = os.environ.get("MLFLOW_RUN_ID", "")
+    waiting = Waiting(name, mark, dict(partition), before, ids, dict(lake.sources), run)
     put_down(lake, waiting, pa.RecordBatchReader.from_batches(schema, batches))
     return waiting
 
@@ -300,12 +305,13 @@ def replace_together(
 
         def follow() -> None:
             if check:
-                check()  # what others commit from now on is in the way of this commit, which is tried again then
+                check()  # whatever others commit from now on refuses this commit, which is tried again then
             put = (_follow(lake, leader, one, opened[one](), partition, mark.write_id) for one in others)
             waiting[:] = filter(None, put)
 
         def attempt() -> None:
-            lake._commit(leader, followed(opened[leader](), follow), "replace", partition, None, False, mark)
+            rows = followed(opened[leader](), follow)
+            lake._commit(leader, rows, "replace", partition, None, False, mark, alone=check is not None)
 
         try:
             until_committed(attempt, lambda: find_write(lake, leader, mark) is not None)
@@ -318,5 +324,7 @@ def replace_together(
         settled(lake, follower.name)
         if refused := [why for why in refused_rows(lake, follower.name) if follower.mark in why]:
             raise LakeError(refused[0])
-    marks = {leader: mark} | {one.name: Mark(one.mark, one.since.get(one.name, -1)) for one in waiting}
+    marks = {leader: mark} | {
+        one.name: Mark(one.mark, one.since.get(one.name, -1), one.tables.get(one.name, "")) for one in waiting
+    }
     return {name: arrived(lake, name, found) for name, found in marks.items()}

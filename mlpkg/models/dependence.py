@@ -16,21 +16,18 @@ import pandas as pd
 
 # %% ../../nbs/api/models/15_dependence.ipynb #2c5a0b1c
 def block_numbers(
-    blocks,  # Label of each row, shape (n,), no NaN; None: rows are independent
+    blocks,  # Label of each row, shape (n,); a missing one is a block by itself; None: rows are independent
     rows: int,  # n
 ) -> np.ndarray:  # Number of the block of each row, from 0, in the order of the labels, shape (n,)
     "Blocks as numbers"
-    return np.arange(rows) if blocks is None else pd.factorize(np.asarray(blocks), sort=True)[0]
-
-# %% ../../nbs/api/models/15_dependence.ipynb #377691fa
-def _numbered(labels: Any) -> np.ndarray:
-    "Blocks as numbers, where a missing label is a block by itself"
-    place = pd.factorize(np.asarray(labels), sort=True)[0]
+    if blocks is None:
+        return np.arange(rows)
+    place = pd.factorize(np.asarray(blocks), sort=True)[0]
     unknown = place < 0
     place[unknown] = place.max(initial=-1) + 1 + np.arange(unknown.sum())
     return place
 
-
+# %% ../../nbs/api/models/15_dependence.ipynb #377691fa
 def _joint(ways: Sequence[np.ndarray]) -> np.ndarray:
     "Number of what rows have in common in all ways, in the order of the last one"
     found, *others = ways[::-1]
@@ -59,7 +56,7 @@ def block_ways(
 ) -> list[np.ndarray]:  # For each way that is left: number of the block of each row, from 0; at least one
     "The ways in which rows depend on each other"
     ways = list[np.ndarray]()
-    for way in (_numbered(labels) for _, labels in block_table(blocks).items()):
+    for way in (block_numbers(labels, rows) for _, labels in block_table(blocks).items()):
         if not any(_within(way, other) for other in ways):
             ways = [*(other for other in ways if not _within(other, way)), way]
     return ways or [np.arange(rows)]

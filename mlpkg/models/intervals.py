@@ -161,7 +161,14 @@ def _ends_along(
     if len(ways) == 1:
         return found[0]
     middle = float(np.mean(found[: len(ways)]))
-    return max(middle - half, 0.0), min(middle + half, 1.0)  # where no AUC lies is not drawn
+    return middle - half, middle + half
+
+
+def _auc_ends(y: np.ndarray, p: np.ndarray, blocks: Any, draws: int, level: float, seed: int) -> tuple[float, float]:
+    "The interval of an AUC, which may reach to where no AUC lies"
+    if blocks is None:
+        return percentile_interval(_row_draws(y, p, draws, np.random.default_rng(seed)), level)
+    return _ends_along(y, p, block_ways(blocks, len(y)), draws, level, seed)
 
 
 def auc_interval(
@@ -176,9 +183,8 @@ def auc_interval(
     y, p = checked_scores(y, p)
     if not 0 < y.sum() < len(y):
         return float("nan"), float("nan")
-    if blocks is None:
-        return percentile_interval(_row_draws(y, p, draws, np.random.default_rng(seed)), level)
-    return _ends_along(y, p, block_ways(blocks, len(y)), draws, level, seed)
+    low, high = _auc_ends(y, p, blocks, draws, level, seed)
+    return max(low, 0.0), min(high, 1.0)
 
 # %% ../../nbs/api/models/16_intervals.ipynb #63bfda5d
 def design_effect(
@@ -262,7 +268,8 @@ def estimates(
     blocks: Any = None,  # As for `block_ways`
 ) -> dict[str, Estimate]:  # roc_auc (NaN with one class), brier, calibration (mean of p less mean of y), positive_rate
     "How well probabilities did, and how certain that is"
-    low, high = auc_interval(y, p, blocks)
+    y, p = checked_scores(y, p)
+    low, high = _auc_ends(y, p, blocks, 200, 0.95, 0) if 0 < y.sum() < len(y) else (np.nan, np.nan)
     means = {"brier": (p - y) ** 2, "calibration": p - y, "positive_rate": y}
     found = {name: Estimate(float(values.mean()), standard_error(values, blocks)) for name, values in means.items()}
     return {"roc_auc": Estimate(roc_auc(y, p), (high - low) / (2 * z_95)), **found}

@@ -28,7 +28,7 @@ from mlpkg.monitoring.checks import (
     figure_finding,
     level_of,
 )
-from .dealing import Chance, Deals, alarm_level, chances, level_shares
+from .dealing import Chance, Deals, alarm_level, chances, enough_power, level_shares
 from .windows import Window
 from ..quality import Kind
 from ..settings import MonitoringSettings
@@ -80,8 +80,11 @@ def check_positive_rate(
         return Finding("truth", "share", "ok", words, new.value, *new.interval)
     old = float(then.y.mean())
     moves = then.moves_to(now, lambda deals: np.abs(np.subtract(*deals.means(then.y, now.y)))[:, None])
-    p = chances(moves, [rules.calibration], rules.alpha)[0].p if np.isfinite(new.error) else float("nan")
-    level = level_of(abs(new.value - old) >= rules.calibration, p, rules.alpha)
+    chance, large = chances(moves, [rules.calibration], rules.alpha)[0], abs(new.value - old) >= rules.calibration
+    p = chance.p if np.isfinite(new.error) else float("nan")
+    level = level_of(large, p, rules.alpha)
+    if level == "ok" and large and chance.power < enough_power:  # so few blocks that it could not be found
+        level = "unknown"
     words += f" (training rows: {old:.1%})"
     return Finding("truth", "share", level, words, new.value, *new.interval, old, rules.calibration, p)
 

@@ -20,6 +20,7 @@ from ..data.arrivals import in_order
 from ..data.inputs import Input
 from ..data.lake import Lake
 from ..errors import MlpkgError
+from ..models.dependence import block_numbers
 from ..models.tasks import Task, yes_no
 from .checks import Finding
 from .performance import leading
@@ -176,12 +177,11 @@ def _too_few(learned: Window, current: Window, rules: MonitoringSettings) -> lis
 # %% ../../nbs/api/monitoring/14_report.ipynb #b929e4d8
 def _number_blocks(*windows: Window) -> list[Window]:
     "Blocks as numbers, the same for the same block; none at all where one window has none"
-    texts = [None if one.blocks is None else np.asarray(one.blocks).astype(str) for one in windows]
-    known = [one for one in texts if one is not None]
+    known = [pd.Series(one.blocks).astype("str") for one in windows if one.blocks is not None]
     parts: list[np.ndarray | None] = [None] * len(windows)
     if len(known) == len(windows):
         ends = np.cumsum([len(one) for one in known])[:-1]
-        parts = [*np.split(pd.factorize(np.concatenate(known), sort=True)[0], ends)]
+        parts = [*np.split(block_numbers(pd.concat(known), sum(map(len, known))), ends)]
     across = [one.across if one.across is None else one.across.astype("str") for one in windows]
     return [replace(one, blocks=part, across=more) for one, part, more in zip(windows, parts, across, strict=True)]
 

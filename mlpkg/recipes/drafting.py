@@ -37,7 +37,7 @@ from ..models.splits import SplitRule, row_names, with_edition
 from ..models.tasks import Task
 from ..quality import Kind, chief
 from .batches import file_batch
-from .delivery import read_table
+from .delivery import read_numbers
 from .recipe import id_column
 from .spelling import column_rule, sequence_code, split_code, task_code, titled_name, told_dots
 
@@ -163,7 +163,7 @@ def draft_pipeline(
     "Look at a file and decide what a pipeline for it declares"
     if batch in ("month", "day") and not time:
         raise InspectionError(f"--batch {batch} needs a column of times: give --time too, or leave out --batch")
-    read, shown = read_table(source, dotted=dotted), public_name(source)
+    read, shown = read_numbers(source, dotted, blanks or {}), public_name(source)
     target, time, group = (read.column(one) for one in (target, time, group))
     wanted = [*map(read.column, features), *(one for one in declared if one in read.table)]
     plain, signs, told = plain_columns(read.table, blanks or {})

@@ -71,7 +71,7 @@ def _check_kept(
     look, raw = partial(origins, as_it_is_now(lake), column=batch_column, batches=batches), recipe.table("raw")
     own = look(raw, source=source_column) if recipe.table("clean") in sources else set()
     there = look(to) | look(f"quarantine/{to}")
-    if lost := sorted(there - own - set(made)):
+    if lost := sorted(there - own - set(made), key=str):
         names, others = (", ".join(map(repr, dict.fromkeys(some))) for some in zip(*lost, strict=True))
         more = "Give the file another name to keep both. " if any(map(file_kind, sources)) else ""
         raise DeliveryError(
