@@ -28,6 +28,7 @@ from mlpkg.data.lake import Lake
 from mlpkg.data.upkeep import tidy_lake
 from mlpkg.examples.flights import categorical, clean, features_contract, flight_features, numeric, seed_lake, split
 from mlpkg.examples.flights_data import months, read_planes, read_source, read_weather
+from mlpkg.models.intervals import estimates
 from mlpkg.models.registry import Loaded, Version
 from mlpkg.models.scoring import probability
 from mlpkg.models.tasks import yes_no
@@ -306,6 +307,35 @@ def test_no_interval_forgets_that_customers_return():
     wider = {name for name in both if both[name] > 1.1 * alone[name]}
     assert all(both[name] > 0.999 * alone[name] for name in both)
     assert {name.split(" ", 1)[1] for name in wider} >= {"truth share", "performance calibration", "performance bias"}
+
+
+def test_an_auc_is_never_more_certain_by_days_and_customers_than_by_one_of_them():
+    "Near 1, where an interval that was cut would be the narrower one"
+    for seed in range(10):
+        draw = np.random.default_rng(seed)
+        y, ways = (np.arange(120) % 10 == 0) * 1, pd.DataFrame(draw.integers(0, [8, 10], (120, 2)))
+        effect = sum(draw.normal(0, 0.7, 10)[ways[way]] for way in ways)
+        p = 1 / (1 + np.exp(-((y - 0.5) * 4.5 + draw.normal(size=120) + effect)))
+        both, *alone = (estimates(y, p, blocks)["roc_auc"].error for blocks in (ways, ways[[0]], ways[[1]]))
+        assert both >= 0.999 * max(alone)
+
+
+@pytest.mark.parametrize(("days", "level"), [(2, "unknown"), (3, "unknown"), (20, "warning")])
+def test_a_rate_that_moves_far_on_few_days_is_not_within_bounds(days, level):
+    def window(rate: float, first: int) -> Window:
+        rows = 100 * days
+        day = first + np.arange(rows) % days
+        y = (np.random.default_rng(first).uniform(size=rows) < rate) * 1.0
+        return Window(pd.DataFrame({"size": np.arange(rows)}), blocks=day, p=y * 0 + 0.2, y=y)
+
+    assert check_positive_rate(window(0.2, 0), window(0.8, 100), RULES).level == level
+
+
+def test_rows_whose_block_is_not_known_are_blocks_by_themselves():
+    one = Window(pd.DataFrame({"size": range(4)}), blocks=np.array(["a", None, "b", None], dtype=object))
+    before, now = _number_blocks(one, one)
+    places = [*before.blocks, *now.blocks]
+    assert places[0] == places[4] and places[2] == places[6] and len(set(places)) == 6
 
 
 def test_the_model_of_errors_is_asked_about_days_and_customers_that_it_has_not_seen():
