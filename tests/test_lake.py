@@ -146,6 +146,20 @@ def test_tables_that_are_replaced_together_end_with_the_same_writer_whoever_else
     assert seen > 0 and waiting(root) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="processors are taken away by a call of Linux")
+def test_two_tables_change_together_on_a_machine_with_one_processor(tmp_path):
+    program = (
+        "import os, sys; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from tests.test_lake import Lake, frame, replace_together\n"
+        "tables = dict.fromkeys(('raw/flights', 'aside/flights'), frame('2013-01'))\n"
+        "lake = Lake(sys.argv[1])\n"
+        "for _ in range(2): replace_together(lake, tables, {'month': '2013-01'}, check=lake.tables)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "lake")]
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=True, timeout=60)  # noqa: S603
+    assert Lake(tmp_path / "lake").count("aside/flights") == 5
+
+
 TOGETHER = ("raw/flights", "aside/flights", "raw/flights")
 
 

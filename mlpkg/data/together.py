@@ -51,6 +51,9 @@ class Waiting:
     sources: dict[str, list[Any]] = field(default_factory=dict)  # What the rows were made from
     run: str = ""  # MLflow run of the writer
 
+# %% ../../nbs/api/data/13_together.ipynb #e70b94c8
+os.environ.setdefault("TOKIO_WORKER_THREADS", str(max(32, os.cpu_count() or 1)))  # read at deltalake's first use
+
 # %% ../../nbs/api/data/13_together.ipynb #03b3003c
 _follows = "mlpkg.follows"  # Property of a follower, which names its leader
 
