@@ -34,7 +34,7 @@ def prepare_stores(base: Path, dags: tuple[Path, ...] = ()) -> None:
         shutil.copy(dag, base / "dags")
     (base / "settings.ini").write_text(settings_text())  # no thresholds: whatever wins is registered, in every variant
     make_stores = (
-        "from mlpkg.airflow.local import prepare_database, use_airflow; from mlpkg.settings import load_settings;"
+        "from mlpkg.airflow.home import prepare_database, use_airflow; from mlpkg.settings import load_settings;"
         "from mlpkg.steps.tracking import client; s = load_settings(); client(s); use_airflow(s); prepare_database(s);"
         f"import {MODULES}"  # bytecode compiled and files read, so that the first variant does not pay for all
     )

@@ -4,7 +4,8 @@ import json
 import sys
 from pathlib import Path
 
-from mlpkg.airflow.local import load_dags, run_dag, use_airflow
+from mlpkg.airflow.home import use_airflow
+from mlpkg.airflow.local import load_dags, run_dag
 from mlpkg.settings import load_settings
 
 OUTPUT = Path("var/notebooks")

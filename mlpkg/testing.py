@@ -380,7 +380,7 @@ def seed(
     cells: Iterable[Any] = (),  # Cells that `nbdev-test` will run; the store stays empty unless they are a step's
 ) -> TemporaryStore:  # Open until the process ends
     "Point the environment to a temporary store, and fill it for step notebooks"
-    from mlpkg.airflow.local import use_airflow
+    from mlpkg.airflow.home import use_airflow
 
     store = TemporaryStore()
     use_airflow(store.settings)

@@ -211,7 +211,7 @@ def stores(tmp_path_factory) -> Path:
     project = Project(root)
     make = (
         "from pathlib import Path; from mlpkg.settings import load_settings; from mlpkg.steps.tracking import client;"
-        "from mlpkg.airflow.local import use_airflow, prepare_database;"
+        "from mlpkg.airflow.home import use_airflow, prepare_database;"
         "s = load_settings(); client(s); use_airflow(s); prepare_database(s)"
     )
     done = subprocess.run([sys.executable, "-c", make], cwd=root, env=project.env, capture_output=True, text=True)

@@ -67,7 +67,8 @@ def test_without_follow_nothing_is_started(assets):
 
 
 TWICE = """
-from mlpkg.airflow.local import load_dags, run_dag, triggered, use_airflow
+from mlpkg.airflow.home import use_airflow
+from mlpkg.airflow.local import load_dags, run_dag, triggered
 from mlpkg.settings import load_settings
 
 settings = load_settings()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlpkg.airflow.local import airflow_env
+from mlpkg.airflow.home import airflow_env
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docker-compose.yml").read_text()

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 
@@ -108,7 +109,7 @@ def test_two_runs_at_once_on_sqlite(project):
 def test_two_processes_make_airflows_database_once(project):
     (project.root / "var" / "airflow" / "mlpkg-migrated").unlink()
     make = (
-        "from mlpkg.settings import load_settings; from mlpkg.airflow.local import prepare_database, use_airflow;"
+        "from mlpkg.settings import load_settings; from mlpkg.airflow.home import prepare_database, use_airflow;"
         "s = load_settings(); use_airflow(s); made = prepare_database(s); print(made, flush=True)"
     )
     command = [sys.executable, "-c", make]
@@ -117,6 +118,16 @@ def test_two_processes_make_airflows_database_once(project):
     ]
     said = sorted(process.communicate(timeout=300)[0].splitlines()[-1] for process in both)
     assert said == ["False", "True"]
+
+
+def test_a_copied_project_has_a_database_of_its_own(project, stores):
+    "Airflow writes the path of its database into `airflow.cfg`, which is copied with the project"
+    before = (stores / "var" / "airflow" / "airflow.db").read_bytes()
+    shutil.copy(stores / "var" / "airflow" / "airflow.cfg", project.root / "var" / "airflow")
+    project.mlpkg("run", "small")
+    config = (project.root / "var" / "airflow" / "airflow.cfg").read_text()
+    assert str(stores) not in config and f"{project.root}/var/airflow/airflow.db" in config
+    assert (stores / "var" / "airflow" / "airflow.db").read_bytes() == before
 
 
 def test_parameters_are_checked_before_anything_starts(project):

@@ -84,8 +84,8 @@ def test_without_children_it_waits_for_a_second(tasks):
 FALLBACK = """
 import contextlib, sys
 from mlpkg.settings import load_settings
-from mlpkg.airflow import local, task_api
-local.use_airflow(load_settings())
+from mlpkg.airflow import home, local, task_api
+home.use_airflow(load_settings())
 if len(sys.argv) > 1:
     @contextlib.contextmanager
     def renamed():

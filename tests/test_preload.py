@@ -10,7 +10,7 @@ import uuid
 import pytest
 from airflow.sdk.execution_time.task_runner import TaskRunnerMarker
 
-from mlpkg.airflow.local import airflow_env
+from mlpkg.airflow.home import airflow_env
 from mlpkg.airflow.preload import Listener, SchedulerPlugin, preload
 from mlpkg.steps.probe import try_in_child
 

@@ -186,7 +186,7 @@ def test_a_task_that_is_cleared_in_airflow_goes_on_in_the_same_way(parcels, more
     try:
         wait_for(lambda: answers(port), seconds=200, what="Airflow's API, which tasks report to")
         clear = (
-            "import sys; from mlpkg.airflow.local import use_airflow; from mlpkg.settings import load_settings;"
+            "import sys; from mlpkg.airflow.home import use_airflow; from mlpkg.settings import load_settings;"
             "use_airflow(load_settings()); sys.argv[0] = 'airflow'; from airflow.__main__ import main; main()"
         )
         done = parcels.start(

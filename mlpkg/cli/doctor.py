@@ -147,7 +147,8 @@ def parse_dags(
 # %% ../../nbs/api/cli/16_doctor.ipynb #5f352109
 def check_dags() -> str:  # Their ids; DagError if a file cannot be read
     "Check that the DAG files can be read"
-    from mlpkg.airflow.local import output_to, use_airflow
+    from mlpkg.airflow.home import use_airflow
+    from mlpkg.airflow.local import output_to
 
     settings = current_settings()
     use_airflow(settings)

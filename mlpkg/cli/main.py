@@ -72,7 +72,8 @@ def airflow_server(
     port: int = 8080,
 ) -> list[str]:  # Arguments for `python -m`
     "The command that starts Airflow with UI and scheduler; creates its database if there is none"
-    from mlpkg.airflow.local import output_to, prepare_database, use_airflow
+    from mlpkg.airflow.home import prepare_database, use_airflow
+    from mlpkg.airflow.local import output_to
 
     use_airflow(settings)
     os.environ.update(airflow_ui_env(port))

@@ -99,7 +99,8 @@ def run_command(
     Example: [bold]mlpkg run flights_etl --param months=2013-01..2013-03[/bold]
     Go on with a run that failed: [bold]mlpkg run flights_etl --resume[/bold]
     """
-    from mlpkg.airflow.local import load_dags, output_to, plan, prepare_database, read_params, use_airflow
+    from mlpkg.airflow.home import prepare_database, use_airflow
+    from mlpkg.airflow.local import load_dags, output_to, plan, read_params
     from mlpkg.steps.tracking import client
 
     check_resume(dags, param, resume)
@@ -212,7 +213,8 @@ def simulate_command(
     """
     import pandas as pd
 
-    from mlpkg.airflow.local import load_dags, output_to, prepare_database, read_params, run_dag, use_airflow
+    from mlpkg.airflow.home import prepare_database, use_airflow
+    from mlpkg.airflow.local import load_dags, output_to, read_params, run_dag
     from mlpkg.airflow.simulation import batch_range, check_no_future, recipe_variables, record_simulation
     from mlpkg.steps.tracking import client
 

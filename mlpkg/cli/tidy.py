@@ -89,7 +89,8 @@ def close_unknown(
     now: datetime | None = None,  # This moment unless given
 ) -> list[str]:  # MLflow ids of the runs that were closed
     "Close runs that are open although Airflow does not know them, and nothing has happened in them for long"
-    from mlpkg.airflow.local import dag_run_states, use_airflow
+    from mlpkg.airflow.home import use_airflow
+    from mlpkg.airflow.local import dag_run_states
     from mlpkg.steps.tracking import client, end_run, pipeline_runs
 
     limit, mlflow = settings.airflow.run_timeout, client(settings)
@@ -135,7 +136,7 @@ def clean_records(
     dry_run: bool = False,  # Only say what would go?
 ) -> "Iterable[Removal]":  # None if there is no database of Airflow
     "Close runs of DAGs that Airflow does not know any more, and remove what it knows about DAG runs of long ago"
-    from mlpkg.airflow.local import use_airflow
+    from mlpkg.airflow.home import use_airflow
     from mlpkg.data.retention import Removal
 
     if not _has_database(settings):
