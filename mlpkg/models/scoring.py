@@ -26,6 +26,7 @@ from ..data.inputs import Input, prepare
 from ..errors import MlpkgError
 from .encoding import ColumnBlock, column_blocks
 from .tasks import Task, yes_no
+from .trees import fast_trees
 from ..redaction import get_log
 
 _log = get_log("mlpkg.models.scoring")
@@ -180,11 +181,13 @@ class Scorer:
         self.pipeline, self.inputs, self.tables_only = pipeline, list(inputs), tables_only
         self.model = pipeline[-1] if isinstance(pipeline, Pipeline) else pipeline  # What takes encoded rows
         self.way, self.blocks = "plain", list[ColumnBlock]()
+        self.few: Any = None  # Answers for a few rows, in place of the model
         self.order: Literal["C", "F"] = "C"  # Are encoded rows stored row by row, or column by column?
         self.many = 0  # Number of rows from which texts are encoded once; 0 while the scorer is tried
         _pools.cache_clear()  # the model may have come with a library that has threads of its own
         self._choose(sample)
         self.many = 2000
+        self.few = None if tables_only else fast_trees(self.model)
 
     def __repr__(self) -> str:
         return f"Scorer({type(self.model).__name__}, {self.way})"
@@ -289,6 +292,9 @@ def encode_records(
         return self.encode(records_frame(records, self.inputs))
     return self._joined([block.encode_records(records) for block in self.blocks])
 
+# %% ../../nbs/api/models/10_scoring.ipynb #cb4d0654
+_few_rows = 256
+
 # %% ../../nbs/api/models/10_scoring.ipynb #cabcb90a
 @patch
 def predict(
@@ -296,7 +302,8 @@ def predict(
     encoded: Any,  # From `encode` or `encode_records`
 ) -> np.ndarray:  # As `Task.predict` gives it
     "The last step; native threads are the caller's to limit"
-    return self.task.predict(self.model, encoded)
+    few = self.few is not None and isinstance(encoded, np.ndarray) and len(encoded) <= _few_rows
+    return self.task.predict(self.few if few else self.model, encoded)
 
 # %% ../../nbs/api/models/10_scoring.ipynb #84267ae8
 @patch
