@@ -27,6 +27,8 @@ def test_notebooks_run_nested_and_are_stored(project):
 
 
 def test_a_terminal_shows_a_live_table_and_nothing_from_airflows_log(project):
+    slow = "import scrapbook as sb\nimport time\ntime.sleep(2)\nsb.glue('rows', rows)"  # long enough to be seen
+    project.notebook("10_count", "rows: int = 3", slow)
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", "from mlpkg.cli.main import main; main()", "run", "small"]
     process = subprocess.Popen(
