@@ -3632,6 +3632,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlpkg.steps.reachable._refusal': ('api/steps/reachable.html#_refusal', 'mlpkg/steps/reachable.py'),
                                        'mlpkg.steps.reachable.make_tables': ( 'api/steps/reachable.html#make_tables',
                                                                               'mlpkg/steps/reachable.py'),
+                                       'mlpkg.steps.reachable.remember_versions': ( 'api/steps/reachable.html#remember_versions',
+                                                                                    'mlpkg/steps/reachable.py'),
                                        'mlpkg.steps.reachable.server_problem': ( 'api/steps/reachable.html#server_problem',
                                                                                  'mlpkg/steps/reachable.py')},
             'mlpkg.steps.record': { 'mlpkg.steps.record.Caching': ('api/steps/record.html#caching', 'mlpkg/steps/record.py'),

@@ -30,6 +30,7 @@ from .notebooks import code_digest, read_scraps, render_html, step_name, write_w
 from .outbox import Entry, conclude, locked_entry, upload_or_keep
 from .parameters import check_parameters, read_parameters
 from .provenance import distributions, package_digest
+from .reachable import remember_versions
 from .record import Caching, code_cells, describe_step, project_root, step_key, watch_env, write_record
 from .recovery import end_lost, recover
 from .tracking import client, end_run, experiment_id, log_params, start_step, storable, the_run
@@ -342,6 +343,7 @@ def get_ready() -> None:
 
     KernelProvisionerFactory.instance()  # looks through everything that is installed
     package_digest()
+    remember_versions()
     for folder in sys.path:
         distributions(folder or ".")
     render_html(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x = 1")]), "page")
