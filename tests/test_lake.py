@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow as pa
@@ -17,10 +19,15 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 import mlpkg.data.lake
+import mlpkg.data.log
+import mlpkg.data.together
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.lake import Lake, open_lake
+from mlpkg.data.log import Mark, UncertainError, find_write
+from mlpkg.data.retention import needed_versions, readable_versions, trim_log
 from mlpkg.data.spill import Spill, replayable
-from mlpkg.data.together import Waiting, put_down, replace_together
+from mlpkg.data.together import Waiting, put_down, refused_rows, replace_together
+from mlpkg.data.upkeep import tidy_lake
 from mlpkg.recipes.delivery import write_batches
 from mlpkg.settings import load_settings
 
@@ -191,8 +198,7 @@ def test_a_writer_of_two_tables_that_is_killed_has_changed_both_or_none(root, co
     assert (lake.count("raw/flights"), lake.read("aside/flights")["writer"].tolist()) == (5, [8, 8])
 
 
-@pytest.mark.parametrize("lost", ["rows", "log"])
-def test_rows_that_wait_and_cannot_be_read_are_not_overlooked(tmp_path, lost):
+def test_rows_that_wait_and_are_lost_are_not_overlooked(tmp_path):
     lake, month = Lake(tmp_path), {"month": "2013-01"}
     before = replace_together(lake, {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}, month)
     lake.write("raw/flights", frame("2013-01", 7), "replace", month)  # by a writer who died before he went on
@@ -200,13 +206,46 @@ def test_rows_that_wait_and_cannot_be_read_are_not_overlooked(tmp_path, lost):
     rows = pa.Table.from_pandas(frame("2013-01", 7), preserve_index=False)
     put_down(lake, Waiting("aside/flights", mark, month, before), rows.to_reader())
     room = tmp_path / "_waiting" / "aside/flights" / mark
-    if lost == "rows":
-        next(room.glob("*.parquet")).unlink()
-    else:
-        (room / "_delta_log" / f"{0:020}.json").write_text("half a line")
+    next(room.glob("*.parquet")).unlink()
     with pytest.raises((DeltaError, OSError)):
         lake.read("aside/flights")
     assert room.exists()
+
+
+def test_a_torn_log_of_rows_that_wait_is_named_and_keeps_nobody_from_reading(tmp_path, caplog):
+    "Their machine lost its power while they were put down"
+    lake, month = Lake(tmp_path), {"month": "2013-01"}
+    both = {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}
+    replace_together(lake, both, month)
+    room = tmp_path / "_waiting/aside/flights/a1b2"
+    (room / "_delta_log").mkdir(parents=True)
+    (room / "_delta_log" / f"{0:020}.json").write_text("half a line")
+    assert lake.count("aside/flights") == lake.count("aside/flights") == 5
+    [told] = [one.message for one in caplog.records if one.levelname == "ERROR"]
+    assert "'aside/flights'" in told and str(room) in told and "cannot be read" in told
+    assert replace_together(lake, both, month)["aside/flights"] == lake.version("aside/flights")
+    trim_log(lake, "raw/flights", lake.version("raw/flights"), limit=0)
+    [left] = [one for one in tidy_lake(lake, datetime.now(UTC) - timedelta(days=9)) if one.failed]
+    assert left.where == "_waiting" and str(room) in left.note
+    for path in [*room.rglob("*"), room]:
+        os.utime(path, (0, 0))
+    list(tidy_lake(lake, datetime.now(UTC) - timedelta(days=9)))
+    assert not room.exists() and refused_rows(lake, "aside/flights") == []
+
+
+def test_a_writer_whose_rows_were_torn_while_they_waited_hears_of_it(tmp_path, monkeypatch):
+    lake, month = Lake(tmp_path), {"month": "2013-01"}
+    both = {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}
+    replace_together(lake, both, month)
+
+    def torn(lake, waiting, rows):
+        put_down(lake, waiting, rows)
+        room = tmp_path / "_waiting" / waiting.name / waiting.mark
+        (room / "_delta_log" / f"{0:020}.json").write_text("half a line")
+
+    monkeypatch.setattr(mlpkg.data.together, "put_down", torn)
+    with pytest.raises(LakeError, match="'aside/flights' has not got rows .* cannot be read"):
+        replace_together(lake, both, month)
 
 
 @pytest.mark.parametrize("made", ["dropped", "made anew"])
@@ -272,6 +311,120 @@ def test_a_commit_that_was_reported_as_failed_counts_for_both_tables(tmp_path, m
         assert replace_together(lake, both, month)["raw/flights"] == 1
         assert lake.write("raw/others", frame("2013-01")) == 0
     assert {*lake.read("raw/flights")["writer"], *lake.read("aside/flights")["writer"]} == {7}
+
+
+@pytest.fixture
+def connection(monkeypatch):
+    "Says whether the store can be reached, and what is lost right behind a commit: its answer, and the connection"
+    here = SimpleNamespace(up=True, lost="")
+
+    class Table(DeltaTable):
+        def __init__(self, *given, **more):
+            if not here.up:
+                raise OSError("connection reset")
+            super().__init__(*given, **more)
+
+    commit = Lake._commit
+
+    def committed(*given, **more):
+        commit(*given, **more)
+        here.up = not here.lost
+        if here.lost == "answer":
+            raise OSError("connection reset after the commit was sent")
+
+    monkeypatch.setattr(mlpkg.data.log, "DeltaTable", Table)
+    monkeypatch.setattr(Lake, "_commit", committed)
+    return here
+
+
+@pytest.mark.parametrize("lost", ["answer", "connection"])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_write_whose_connection_stays_lost_says_what_is_known_of_it(tmp_path, connection, lost, several):
+    lake, month = Lake(tmp_path), {"month": "2013-01"}
+    both = {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}
+    replace_together(lake, both, month)
+    connection.lost = lost
+    with pytest.raises(LakeError) as caught:
+        if several:
+            replace_together(lake, dict.fromkeys(both, frame("2013-01", 7)), month)
+        else:
+            lake.write("raw/flights", frame("2013-01", 7))
+    assert isinstance(caught.value, UncertainError) == (lost == "answer")
+    expected = {
+        "answer": "It may be written: .* behind version 0",
+        "connection": "the rows are written, .* again: lake.",
+    }
+    assert caught.match(expected[lost]) and "connection reset" in str(caught.value.__cause__)
+    connection.up, connection.lost = True, ""
+    assert lake.count("raw/flights", 1) == (5 if several else 10) and lake.version("raw/flights") == 1
+    assert set(lake.read("aside/flights")["writer"]) == ({7} if several else {0})
+    assert waiting(tmp_path) == []
+
+
+def test_what_was_wrong_before_a_commit_is_said_although_the_connection_is_lost_since(tmp_path, connection):
+    lake, month = Lake(tmp_path), {"month": "2013-01"}
+    both = {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}
+    replace_together(lake, both, month)
+
+    def look():
+        connection.up = False
+        raise LakeError("somebody else was faster")
+
+    with pytest.raises(LakeError, match="somebody else was faster"):
+        replace_together(lake, both, month, look)
+
+    def rows():
+        yield from pa.Table.from_pandas(frame("2013-01", 7), preserve_index=False).to_batches()
+        connection.up = False
+        raise OSError("the file cannot be read any more")
+
+    connection.up = True
+    with pytest.raises((OSError, DeltaError), match="the file cannot be read any more"):
+        lake.write("raw/flights", rows)
+    connection.up = True
+    assert lake.version("raw/flights") == 0
+
+
+def without_words(place: Path, version: int) -> None:
+    "Make a commit one of those that say nothing of themselves"
+    entry = place / "_delta_log" / f"{version:020}.json"
+    entry.write_text("\n".join(line for line in entry.read_text().splitlines() if "commitInfo" not in line))
+
+
+def test_commits_of_others_that_say_nothing_of_themselves_are_commits(tmp_path):
+    "Delta does not ask writers for it"
+    lake = Lake(tmp_path)
+    for name, several in (("raw/flights", 3), ("raw/planes", 1)):
+        for _ in range(several):
+            lake.write(name, frame("2013-01"))
+    without_words(tmp_path / "raw/flights", 1)
+    without_words(tmp_path / "raw/planes", 0)
+    assert lake.versions("raw/flights")["operation"].tolist() == ["append", "unknown", "append"]
+    assert lake.versions("raw/planes")["version"].tolist() == [0] and lake.lineage("raw/planes") is None
+    assert find_write(lake, "raw/flights", Mark("no such mark", 0)) is None
+    for name in ("raw/flights", "raw/planes"):
+        assert abs(lake.written(name, {"month": "2013-01"}) - datetime.now(UTC)) < timedelta(minutes=5)
+    before = datetime.now(UTC) - timedelta(days=1)
+    assert needed_versions(lake, "raw/flights", before) == [0] and readable_versions(lake, "raw/flights") == [0, 1, 2]
+
+
+def test_old_entries_of_a_long_log_are_not_read_by_whoever_does_not_ask_for_them(tmp_path):
+    "They cannot be read here"
+    lake, free = Lake(tmp_path, run="ab12"), Lake(tmp_path, run="")
+    free.write("raw/planes", frame("2013-01"))
+    lake.read("raw/planes")
+    for version in range(60):
+        free.write("clean/flights", frame("2013-01", version), partition_by=["month"])
+    DeltaTable(tmp_path / "clean/flights").create_checkpoint()
+    for version in range(10, 30):
+        (tmp_path / "clean/flights/_delta_log" / f"{version:020}.json").write_text("commitInfo: not for you")
+    free.write("clean/flights", frame("2013-01"))
+    assert free.lineage("clean/flights") is None and free.written("clean/flights", {"month": "2013-01"})
+    assert needed_versions(free, "clean/flights", datetime.now(UTC), protected=[3]) == [3, 60]
+    written = [lake.write("clean/flights", frame(one), "replace", {"month": one}) for one in ("2013-02", "2013-03")]
+    assert written == [61, 62]
+    with pytest.raises(ValueError):
+        free.versions("clean/flights")
 
 
 def test_a_run_goes_on_with_both_tables_that_it_has_replaced(root):

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -164,6 +165,7 @@ def test_killed_while_it_deletes_the_log_it_leaves_a_table_that_can_be_read(root
     lake = Lake(root)
     for value in range(12):
         lake.write(NAME, frame(value))
+    age_table(lake, NAME, days=1)
     program = (
         "import os, signal, sys, pyarrow.fs; from mlpkg.data.lake import Lake; from mlpkg.data import retention\n"
         "def stop(lake, name, paths):\n"
@@ -180,6 +182,27 @@ def test_killed_while_it_deletes_the_log_it_leaves_a_table_that_can_be_read(root
     assert lake.versions(NAME)["version"].min() == 9 and lake.count(NAME) == 24
     lake.write(NAME, frame(12))
     assert lake.count(NAME) == 26
+
+
+def test_killed_while_it_empties_young_entries_it_leaves_versions_that_are_whole_or_gone(root):
+    lake = Lake(root)
+    for value in range(12):
+        lake.write(NAME, frame(value))
+    program = (
+        "import os, signal, sys; from mlpkg.data.lake import Lake; from mlpkg.data import retention\n"
+        "empty = retention._empty_entry\n"
+        "def stop(*given): os.kill(os.getpid(), signal.SIGKILL) if given[-1] < 5 else empty(*given)\n"
+        "retention._empty_entry = stop\n"
+        f"retention.trim_log(Lake(sys.argv[1]), {NAME!r}, 9, limit=0)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, root]).returncode == -9  # noqa: S603
+    assert [len(lake.read(NAME, version=version)) for version in (0, 4, 9, 11)] == [2, 10, 20, 24]
+    for version in (5, 8):
+        with pytest.raises(LakeError, match=f"version {version} can no longer be read"):
+            lake.read(NAME, version=version)
+    assert readable_versions(lake, NAME) == lake.versions(NAME)["version"].tolist()[::-1] == [9, 10, 11]
+    trim_log(lake, NAME, 9, limit=0)
+    assert readable_versions(lake, NAME) == [9, 10, 11] and lake.count(NAME) == 24 and entries(lake) == 12
 
 
 def test_killed_while_it_removes_a_table_it_leaves_one_that_goes_next_time(root):
@@ -306,7 +329,7 @@ def test_who_looks_at_a_table_while_its_log_is_trimmed_sees_it(root):
 def trimmed(monkeypatch):
     "Let somebody else write, and trim the log, right after the commits of a lake, which may then get an error"
 
-    def behind(lake: Lake, error: Exception | None) -> None:
+    def behind(lake: Lake, error: Exception | None, days: int = 1) -> None:
         commit = Lake._commit
 
         def wrapped(self, name, *given):
@@ -314,6 +337,7 @@ def trimmed(monkeypatch):
             if self is lake:
                 other = Lake(lake.root)
                 other.write(name, frame(100))
+                age_table(other, name, days)
                 trim_log(other, name, other.version(name), limit=0)
                 if error:
                     raise error
@@ -335,10 +359,12 @@ def test_a_write_of_which_the_log_does_not_tell_any_more_is_neither_repeated_nor
     assert sorted(lake.read(NAME)["value"]) == [0, 0, 1, 1, 100, 100]
 
 
-def test_a_write_that_is_there_has_a_version_although_its_log_is_trimmed(tmp_path, trimmed):
+@pytest.mark.parametrize(("error", "days"), [(None, 1), (None, 0), (OSError("no answer"), 0)])
+def test_a_write_that_is_there_has_a_version_although_its_log_is_trimmed(tmp_path, trimmed, error, days):
+    "The marks of young commits stay"
     lake = Lake(tmp_path, run="ab12")
     lake.write(NAME, frame(0))
-    trimmed(lake, None)
+    trimmed(lake, error, days)
     version = lake.write(NAME, frame(1))
     assert version == 2 and sorted(lake.read(NAME, version=version)["value"]) == [0, 0, 1, 1, 100, 100]
 
@@ -369,6 +395,83 @@ PART = {"month": "01"}
 def put_together(lake: Lake, value: int) -> dict[str, int]:
     "Replace rows of two tables by others"
     return replace_together(lake, {NAME: frame(value, ["01"]), "aside/orders": frame(value, ["01"])}, PART)
+
+
+def stop_before_commit(place) -> subprocess.Popen:
+    "A writer that is stopped when it has seen which number is free, and has not yet put its commit there"
+    program = (
+        "import sys; from mlpkg.data.lake import Lake; from tests.test_retention import NAME, frame\n"
+        "lake = Lake(sys.argv[1]); lake.sources['long' * 10**7] = ['', 0]  # it takes a while to write that\n"
+        "print(lake.write(NAME, frame(42)))"
+    )
+    log, there = Path(place, NAME, "_delta_log"), Lake(place).version(NAME)
+    command, home = [sys.executable, "-c", program, str(place)], Path(__file__).parents[1]
+    writer = subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    while writer.poll() is None and not (draft := next(log.glob(f"{there + 1:020}.json#*"), None)):
+        pass
+    writer.send_signal(signal.SIGSTOP)
+    assert draft and Lake(place).version(NAME) == there, "it was too fast"
+    return writer
+
+
+def test_a_writer_who_was_stopped_before_its_commit_loses_no_rows_where_history_is_forgotten_meanwhile(tmp_path):
+    lake = Lake(tmp_path)
+    for value in range(3):
+        lake.write(NAME, frame(value))
+    writer = stop_before_commit(tmp_path)
+    try:
+        for value in range(3, 6):
+            lake.write(NAME, frame(value))
+        forget_history(lake, NAME)
+        newest = lake.version(NAME)
+        assert lake.versions(NAME)["version"].tolist() == readable_versions(lake, NAME) == [newest]
+        with pytest.raises(LakeError, match="version 4 can no longer be read"):
+            lake.read(NAME, version=4)
+        writer.send_signal(signal.SIGCONT)
+        assert writer.communicate(timeout=120)[0] == f"{newest + 1}\n"
+    finally:
+        writer.kill()
+    assert sorted(lake.read(NAME)["value"]) == sorted([*range(6), 42] * 2)
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite", "replace"])
+def test_a_writer_whose_table_is_trimmed_while_rows_are_drawn_writes_them_once(root, mode):
+    "It has opened the table before"
+    lake, other, looks = Lake(root), Lake(root), []
+    for value in range(3):
+        lake.write(NAME, frame(value))
+
+    def rows():
+        yield pa.RecordBatch.from_pandas(frame(42, ["01"]))
+        if looks.append(1) or len(looks) == 1:
+            for value in range(3, 6):
+                other.write(NAME, frame(value))
+            forget_history(other, NAME)
+
+    version = lake.write(NAME, rows, mode, PART if mode == "replace" else None, allow_empty=True)
+    expected = {"append": [*range(6)] * 2 + [42], "overwrite": [42], "replace": [*range(6), 42]}
+    assert version == lake.version(NAME) and sorted(lake.read(NAME)["value"]) == sorted(expected[mode])
+
+
+def entries(lake: Lake) -> int:
+    "How many numbers of commits are taken in the log of a table"
+    return sum(path.endswith(".json") for path in stored_files(lake, NAME, "_delta_log"))
+
+
+def test_numbers_that_nobody_can_take_any_more_go_from_the_log(root):
+    "Those of commits that were replaced longer ago than a writer may be stopped"
+    lake = Lake(root)
+    for value in range(4):
+        lake.write(NAME, pd.DataFrame({"customer": [f"customer{value}"]}), "overwrite")
+    forget_history(lake, NAME)
+    newest = lake.version(NAME)
+    assert entries(lake) == newest + 1 and readable_versions(lake, NAME) == [newest]
+    assert holders(lake, Path("nowhere"), "customer0", "customer1", "customer2") == []
+    age_table(lake, NAME, days=1)
+    lake.write(NAME, pd.DataFrame({"customer": ["customer4"]}), "overwrite")
+    assert needed_versions(lake, NAME, now - timedelta(days=9)) == [newest]
+    forget_history(lake, NAME)
+    assert entries(lake) == 1 + lake.version(NAME) - newest and readable_versions(lake, NAME) == [lake.version(NAME)]
 
 
 def test_rows_wait_no_longer_when_the_log_goes_that_says_that_they_count(root, monkeypatch):
@@ -590,6 +693,7 @@ def test_files_whose_commit_is_not_in_the_log_any_more_are_not_removed(tmp_path,
     def trimmed(*given):
         commit(*given)
         lake.write(NAME, frame(100))
+        age_table(lake, NAME, days=1)
         trim_log(lake, NAME, lake.version(NAME), limit=0)
         if lost:
             raise OSError("the connection was lost")

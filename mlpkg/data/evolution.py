@@ -10,8 +10,9 @@ import pyarrow as pa
 from deltalake import Field
 
 from .arrow import plain_schema
-from .commits import keep_log, until_committed
+from .commits import keep_log
 from .lake import Lake
+from .log import until_committed
 
 # %% ../../nbs/api/data/21_evolution.ipynb #6cd9919c
 def gain_columns(

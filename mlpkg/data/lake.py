@@ -38,9 +38,8 @@ from mlpkg.data.arrow import (
 from mlpkg.data.commits import (
     Mode,
     Sources,
-    added_parts,
     check_mode,
-    check_sources,
+    commit_info,
     commit_options,
     describe,
     drawn,
@@ -48,9 +47,17 @@ from mlpkg.data.commits import (
     removed,
     same_rows,
     touches,
-    until_committed,
 )  # fmt: skip
-from .log import Mark, find_table, find_write, log_entries, newest_entries
+from mlpkg.data.log import (
+    Mark,
+    emptied,
+    find_table,
+    is_written,
+    newest_entries,
+    refuse_older,
+    table_folder,
+    until_committed,
+)
 from .pins import PinLedger, arrived, commit_mark, move_pin, pin, pin_gone, pinned, pins
 from .spill import reopened
 from .together import settled
@@ -103,7 +110,8 @@ def _open(self: Lake, name: str, version: int | None = None) -> DeltaTable:
         return table
     if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= last:
         raise LakeError(f"table {name!r} has no version {version!r} (there are: 0 to {last})")
-    if found := self._find(name, version):
+    told = commit_info(table_folder(self, name), version)
+    if emptied not in (told or {}) and (found := self._find(name, version)):
         return found
     raise removed(name, version)  # its part of the log is gone
 
@@ -296,17 +304,16 @@ def _commit(
         raise LakeError(f"table {name!r}: partition column {absent[0]!r} is not in the data")
     faults: list[Exception] = []
     stream, sources = drawn(reader, schema, self.sources, faults)
-    if table is not None and self.run and sources and mode != "append":
-        files = table.to_pyarrow_dataset().filesystem
-        entries = log_entries(files, table.version())
-        check_sources(name, entries, partition, sources, schema, lambda at: added_parts(files, at, schema))
+    if table is not None and self.run and mode != "append":
+        refuse_older(self, name, table, partition, sources, schema)
     about: dict[str, Any] = {"write_id": mark.write_id, "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID")}
     about |= {"partition": partition, "made_from": sources}
     how = commit_options(mode, layout, changes, table is not None, about, alone)
     try:
         write_deltalake(table or f"{self.root}/{name}", stream, storage_options=self.options, **how)
-    except DeltaError as error:
+    except (DeltaError, OSError) as error:
         if faults:
+            mark.since = None  # no commit was sent
             raise faults[0] from None
         if table is None and self.exists(name):
             raise CommitFailedError(f"table {name!r} was made by somebody else meanwhile") from error
@@ -331,7 +338,7 @@ def write(
     with reopened(data, rows, self.spill, whole=mode == "replace" and not allow_empty) as reopen:
         until_committed(
             lambda: self._commit(name, reopen(), mode, rows, partition_by, change_schema, mark),
-            lambda: find_write(self, name, mark) is not None,
+            lambda: is_written(self, name, mark),
         )
     return arrived(self, name, mark)
 
@@ -372,8 +379,8 @@ def written(
 @patch
 def lineage(self: Lake, name: str, version: Version = None) -> str | None:  # MLflow run id, None outside of a run
     "The run that wrote a version"
-    wanted, (_, entries) = self._look(name, version).version(), newest_entries(self, name)
-    return next((entry.get("mlflow_run_id") for entry in entries if entry["version"] == wanted), None)
+    told = commit_info(table_folder(self, name), self._look(name, version).version())
+    return (told or {}).get("mlflow_run_id")
 
 # %% ../../nbs/api/data/14_lake.ipynb #90857db1
 @patch

@@ -8,13 +8,14 @@ __all__ = ['commit_mark', 'version_mark', 'check_version', 'another_version', 'P
 
 # %% ../../nbs/api/data/17_pins.ipynb #1e4aa2ce
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from .arrow import LakeError
-from .commits import log_lines
+from .commits import commit_info
 from .ledger import Ledger
-from .log import Mark, UncertainError, find_write, newest_entries, table_folder
+from .log import Mark, UncertainError, behind_commit, emptied, find_write, newest_entries, table_folder
 
 # %% ../../nbs/api/data/17_pins.ipynb #c9a1f0e2
 def commit_mark(
@@ -24,8 +25,7 @@ def commit_mark(
     version: int,
 ) -> str:  # Identities of the table and of the commit; the latter is empty where the log no longer tells
     "The mark of a version of a table that is open already"
-    lines = log_lines(table_folder(lake, name), version)
-    commit: dict[str, Any] = next((line["commitInfo"] for line in lines if "commitInfo" in line), {})
+    commit = commit_info(table_folder(lake, name), version) or {}
     return f"{table.metadata().id} {commit.get('write_id') or commit.get('timestamp', '')}"
 
 # %% ../../nbs/api/data/17_pins.ipynb #e8aad82f
@@ -144,22 +144,28 @@ def move_pin(
     run.settle(lambda lines: None if _pinned(lines, table)["version"] >= version else _line(run, table, version))
 
 # %% ../../nbs/api/data/17_pins.ipynb #adc9d8db
+def _arrival(lake: Any, name: str, mark: Mark) -> tuple[Any, dict[str, Any]] | None:
+    "The entry of a write, and its table; of the oldest version that can be read where its own entry is gone"
+    with suppress(UncertainError):  # it was in the log
+        found = find_write(lake, name, mark)
+        if found is None or emptied not in found[1]:
+            return found
+    table, entries = newest_entries(lake, name)
+    return table, {"version": min(entry["version"] for entry in entries)}
+
+
 def arrived(
     lake: Any,  # `mlpkg.data.lake.Lake`
     name: str,  # Of a table
     mark: Mark,  # Of a commit that is in the log, or was until it was trimmed
-) -> int:  # The oldest that the log has left, if it was trimmed; LakeError if the table is gone
+) -> int:  # The oldest that can be read, if it was trimmed; LakeError if the table is gone, or the store fails now
     "The version of a write, which the DAG run goes on with"
-    try:
-        found = find_write(lake, name, mark)
-    except UncertainError:
-        table, entries = newest_entries(lake, name)
-        found = table, {"version": min(entry["version"] for entry in entries)}
-    if found is None:
-        raise LakeError(f"table {name!r}: the commit is not in the table's log: was the table deleted meanwhile?")
-    table, entry = found
-    version, rows = int(entry["version"]), entry.get("operationMetrics", {}).get("num_added_rows")
-    if lake.run:
-        move_pin(lake._pins, name, version)
-    lake._note("write", name, table, version, None if rows is None else int(rows))
+    with behind_commit(name):
+        if (found := _arrival(lake, name, mark)) is None:
+            raise LakeError(f"table {name!r}: the commit is not in the table's log: was the table deleted meanwhile?")
+        table, entry = found
+        version, rows = int(entry["version"]), entry.get("operationMetrics", {}).get("num_added_rows")
+        if lake.run:
+            move_pin(lake._pins, name, version)
+        lake._note("write", name, table, version, None if rows is None else int(rows))
     return version

@@ -27,12 +27,11 @@ from mlpkg.data.commits import (
     file_size,
     keep_log,
     log_lines,
-    until_committed,
     watched,
     writer,
 )
 from .lake import Lake
-from .log import UncertainError, find_commit, table_folder
+from .log import UncertainError, find_commit, table_folder, until_committed
 from .retention import drop_folder, protect_log, rewritten
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #6b53ffa0
@@ -65,7 +64,7 @@ def _put_beside(lake: Lake, name: str, place: str, table: DeltaTable, rows: pa.R
     layout, where = table.metadata().partition_columns, f"{name}/{place}"
     how: dict[str, Any] = {"target_file_size": file_size, "writer_properties": writer, "partition_by": layout or None}
     write_deltalake(f"{lake.root}/{where}", rows, storage_options=lake.options, **how)
-    added = [line["add"] for line in log_lines(table_folder(lake, where), 0) if "add" in line]
+    added = [line["add"] for line in log_lines(table_folder(lake, where), 0, "add") or () if "add" in line]
     return [
         AddAction(
             f"{place}/{unquote(one['path'])}", one["size"], one["partitionValues"], one["modificationTime"], False,

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,20 @@ from mlpkg.data.commits import (
     check_mode,
     commit_options,
     file_size,
+    log_lines,
     log_property,
-    until_committed,
     watched,
 )
-from .log import Mark, UncertainError, find_commit, find_write, look_again
+from mlpkg.data.log import (
+    Mark,
+    UncertainError,
+    behind_commit,
+    find_commit,
+    is_written,
+    look_again,
+    table_folder,
+    until_committed,
+)
 from .pins import arrived
 from .spill import reopened
 from ..redaction import get_log
@@ -149,23 +158,48 @@ def _waits(files: Any, name: str, mark: str) -> bool:
     "Do rows wait for a follower, as a whole?"
     return bool(files.get_file_info(f"_waiting/{name}/{mark}/{_first}").is_file)
 
+# %% ../../nbs/api/data/13_together.ipynb #3938259e
+def _torn(lake: Any, name: str, mark: str) -> bool:
+    "Is the log of rows that wait broken, although the store can be read?"
+    files = table_folder(lake, f"_waiting/{name}/{mark}")
+    try:
+        return not any("metaData" in line for version in (0, 1) for line in log_lines(files, version) or ())
+    except ValueError:  # half a line
+        return True
 
-def _waiting(lake: Any, name: str) -> Iterator[tuple[Waiting, DeltaTable]]:
-    "All that waits for a follower"
+
+@cache
+def _report(why: str) -> None:
+    "Say once why rows do not wait any more"
+    _log.error("%s", why)
+
+# %% ../../nbs/api/data/13_together.ipynb #fb6513d7
+_aside = "mlpkg.aside"  # Property of rows that a follower does not take: why
+
+
+def _waiting(lake: Any, name: str) -> Iterator[tuple[Waiting, DeltaTable | None, str]]:
+    "All that was put down for a follower; the rows, unless their log is torn; and why they do not wait any more"
     from pyarrow.fs import FileSelector
 
     files = _files(lake)
     for found in files.get_file_info(FileSelector(f"_waiting/{name}", allow_not_found=True)):
-        mark = found.base_name
+        mark, place = found.base_name, f"{_room(lake, name)}/{found.base_name}"
         if not _waits(files, name, mark):
             continue
         try:
-            table = look_again(partial(DeltaTable, f"{_room(lake, name)}/{mark}", storage_options=lake.options))
+            rows = look_again(partial(DeltaTable, place, storage_options=lake.options))
         except DeltaError:
-            if _waits(files, name, mark):
+            torn = _torn(lake, name, mark)
+            if not _waits(files, name, mark):
+                continue  # somebody else has brought it in
+            if not torn:
                 raise
-            continue  # somebody else has brought it in
-        yield Waiting(**json.loads(table.metadata().description)), table
+            why = f"{name!r} has not got rows that were written for it, see {place}: their log cannot be read"
+            _report(why := f"{why}. Run the step that wrote them again; `mlpkg tidy` removes these when they are old")
+            yield Waiting(name, mark, {}), None, why
+        else:
+            about = rows.metadata()
+            yield Waiting(**json.loads(about.description)), rows, about.configuration.get(_aside, "")
 
 # %% ../../nbs/api/data/13_together.ipynb #a53e9953
 def _commit_of(lake: Any, name: str, table: DeltaTable | None, one: Waiting) -> int | None:
@@ -203,20 +237,12 @@ def _insist(lake: Any, one: Waiting, rows: DeltaTable) -> None:
     until_committed(lambda: _attempt(lake, one, rows), lambda: _has(lake, lake._find(one.name), one))
 
 # %% ../../nbs/api/data/13_together.ipynb #2a868018
-_aside = "mlpkg.aside"  # Property of rows that a follower does not take: why
-
-
 def _set_aside(lake: Any, one: Waiting, rows: DeltaTable, error: LakeError) -> None:
     "Let rows wait no longer, but keep them"
     why = f"{one.name!r} does not take rows that were written for it, see {_room(lake, one.name)}/{one.mark}: {error}"
-    _log.error("%s", why)
+    _report(why)
     with suppress(CommitFailedError):  # somebody else does it
         rows.alter.set_table_properties({_aside: why}, raise_if_not_exists=False)
-
-
-def _why_aside(rows: DeltaTable) -> str:
-    "Why rows do not wait any more; empty if they do"
-    return rows.metadata().configuration.get(_aside, "")
 
 # %% ../../nbs/api/data/13_together.ipynb #08df9ac7
 def refused_rows(
@@ -224,7 +250,7 @@ def refused_rows(
     name: str,  # Of any table
 ) -> list[str]:  # What was set aside, where it is and why
     "Rows that a table does not take"
-    return [why for _, rows in _waiting(lake, name) if (why := _why_aside(rows))]
+    return [why for *_, why in _waiting(lake, name) if why]
 
 # %% ../../nbs/api/data/13_together.ipynb #ca5ec2d4
 def rows_due(
@@ -237,8 +263,8 @@ def rows_due(
     decided = lake._find(leader) if leader else None  # before rows are listed, to overlook none
     found = [
         (version, one, rows)
-        for one, rows in _waiting(lake, name)
-        if not _why_aside(rows) and (version := _commit_of(lake, leader, decided, one)) is not None
+        for one, rows, why in _waiting(lake, name)
+        if rows is not None and not why and (version := _commit_of(lake, leader, decided, one)) is not None
     ]
     return [(one, rows) for _, one, rows in sorted(found, key=lambda entry: entry[0])]
 
@@ -317,15 +343,18 @@ def replace_together(
             lake._commit(leader, rows, "replace", partition, None, False, mark, alone=check is not None)
 
         try:
-            until_committed(attempt, lambda: find_write(lake, leader, mark) is not None)
+            until_committed(attempt, partial(is_written, lake, leader, mark))
         except Exception:
-            if find_write(lake, leader, mark) is None:
-                for one in others:
-                    take_away(lake, one, mark.write_id)
+            with suppress(OSError, UncertainError):  # then they wait, and count if the commit is there
+                if not is_written(lake, leader, mark):
+                    for one in others:
+                        take_away(lake, one, mark.write_id)
             raise
     for follower in waiting:
-        settled(lake, follower.name)
-        if refused := [why for why in refused_rows(lake, follower.name) if follower.mark in why]:
+        with behind_commit(leader):
+            settled(lake, follower.name)
+            refused = [why for why in refused_rows(lake, follower.name) if follower.mark in why]
+        if refused:
             raise LakeError(refused[0])
     marks = {leader: mark} | {
         one.name: Mark(one.mark, one.since.get(one.name, -1), one.tables.get(one.name, "")) for one in waiting
