@@ -11,21 +11,20 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from fastcore.basics import patch
 from joblib import cpu_count
 
-from .origins import check_origins
+from .origins import Claim, origin_check
 from .screening import BatchError, Screened, match_inputs, rows_as_json, screen
 from .summary import BatchResult, ScoredBatch, SummaryBuilder
 from ..data.arrow import Filters, check_name, fit_schema, plain_batch, plain_schema, plain_type
@@ -374,8 +373,7 @@ def score(
     origin: str = "",  # What the source is called; its own name unless given
     places: Sequence[str] = (),  # Columns that say of each row which file it is from and its place there; else counted
     unread: str = "",  # Column that names, separated by commas, the columns of which a value could not be read
-    replace: bool = True,  # May they take the place of predictions of another source?
-    check: Callable[[], None] | None = None,  # In place of that look, first and before the commit; refuses by an error
+    replace: bool | Claim = True,  # May they take the place of predictions of another source, or of which?
 ) -> BatchResult:  # BatchError, SourceError, LakeError or ContractError if it cannot be scored; nothing is written
     "Score a table or a file, and write the predictions"
     began, loaded = time.perf_counter(), _with_threshold(loaded, threshold)
@@ -386,11 +384,7 @@ def score(
     kept, groups = (list(dict.fromkeys([*partition, *more])) for more in (keep, by))
     given = open_source(lake, source, _types(loaded.inputs, filters, there[to], [*kept, *groups]))
     given, told = _with_places(_with_part(dataclasses.replace(given, name=origin or given.name), filters), places)
-    if not (replace or check):
-        column, _, batches = cast(tuple, filters[0])
-        check = partial(check_origins, lake, (to, aside), column, batches, given.name)
-    if check:
-        check()
+    check = origin_check(lake, (to, aside), replace, filters, given.name)
     job = _prepare(loaded, given, filters, kept, groups, there[to], unread, told)
     (answers, refused), tables = job.schemas(), {source: given.version} if given.version >= 0 else {}
     _make_room(lake, {to: plain_schema(answers), aside: plain_schema(refused)}, there)

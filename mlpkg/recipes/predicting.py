@@ -8,14 +8,13 @@ __all__ = ['predict_batches_of']
 # %% ../../nbs/api/recipes/20_predicting.ipynb #53531417
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 
-from ..batch.origins import as_it_is_now, origins
+from ..batch.origins import Claim, Origin, as_it_is_now, origins
 from ..batch.predict import score
 from ..batch.summary import BatchResult
 from ..data.lake import Lake
@@ -59,25 +58,22 @@ def _rows_to_score(
     return clean_rows(recipe, rows).assign(**own)
 
 # %% ../../nbs/api/recipes/20_predicting.ipynb #94524fb0
-def _check_kept(
+def _claim(
     recipe: Recipe,
     lake: Lake,
-    to: str,
-    made: Collection[tuple[str, str]],  # Batches that are to be written, with their sources
+    made: Collection[Origin],  # Batches that are to be written, with their sources
     typed: str,  # What would replace those that are there
-) -> None:
-    "Refuse to replace predictions of another source"
+) -> Claim:
+    "What may be replaced: predictions of the same sources, and of the files that batches of the lake came from"
     batches, sources = sorted({batch for batch, _ in made}), sorted({source for _, source in made})
-    look, raw = partial(origins, as_it_is_now(lake), column=batch_column, batches=batches), recipe.table("raw")
-    own = look(raw, source=source_column) if recipe.table("clean") in sources else set()
-    there = look(to) | look(f"quarantine/{to}")
-    if lost := sorted(there - own - set(made), key=str):
-        names, others = (", ".join(map(repr, dict.fromkeys(some))) for some in zip(*lost, strict=True))
-        more = "Give the file another name to keep both. " if any(map(file_kind, sources)) else ""
-        raise DeliveryError(
-            f"{to}: batch {names} was predicted from {others}, and would be replaced by predictions of "
-            f"{', '.join(map(repr, sources))}. {more}If these take their place: {typed}"
-        )
+    raw, keep = recipe.table("raw"), "Give the file another name to keep both. " if any(map(file_kind, sources)) else ""
+
+    def own(found: set[Origin]) -> set[Origin]:
+        known = recipe.table("clean") in sources
+        return set(made) | (origins(as_it_is_now(lake), raw, batch_column, batches, source_column) if known else set())
+
+    advice = f"{keep}If these take their place: {typed}"
+    return Claim(batch_column, batches, ", ".join(sources), own, advice, called="batch")
 
 # %% ../../nbs/api/recipes/20_predicting.ipynb #cd15aa74
 def _which(loaded: Loaded) -> str:
@@ -104,18 +100,17 @@ def predict_batches_of(
     typed = recipe.run_line("predict", list(files), **{name: one for name, one in asked.items() if one}, replace="true")
     if not more and not file_kind(table):
         wanted = select_batches(batches, stored_batches(lake, table), f"table {table}")
-        kept = partial(_check_kept, recipe, lake, to, [(one, table) for one in wanted], typed)
-        return score(lake, loaded, table, to, {batch_column: wanted}, *by, check=None if replace else kept), wanted
+        claim = replace or _claim(recipe, lake, [(one, table) for one in wanted], typed)
+        return score(lake, loaded, table, to, {batch_column: wanted}, *by, replace=claim), wanted
     _names_of(files)
     whole = dataclasses.replace(recipe, copies="keep", batch=recipe.batch if batches.strip() else "file")
     rows = _rows_to_score(recipe, read_delivery(whole, list(files.values()), batches), files, whole.batch != "file")
     made = rows[[batch_column, source_column]].drop_duplicates()
-    kept = partial(_check_kept, recipe, lake, to, [*made.itertuples(index=False, name=None)], typed)
+    claim = replace or _claim(recipe, lake, [*made.itertuples(index=False, name=None)], typed)
     wanted, origin, places = made[batch_column].tolist(), ", ".join(files), (source_column, place_column)
     with TemporaryDirectory(dir=spill_folder(lake.spill), prefix="spill-") as folder:
         rows.to_parquet(path := Path(folder) / "rows.parquet")
         where = {batch_column: wanted}
-        how: dict[str, Any] = {"origin": origin, "places": places, "unread": unread_column}
-        how["check"] = None if replace else kept
+        how: dict[str, Any] = {"origin": origin, "places": places, "unread": unread_column, "replace": claim}
         done = score(lake, loaded, str(path), to, where, *by, **how)
     return done, wanted
