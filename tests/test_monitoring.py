@@ -34,10 +34,15 @@ from mlpkg.models.scoring import probability
 from mlpkg.models.tasks import yes_no
 from mlpkg.models.training import fit
 from mlpkg.monitoring.checks import Finding, calibration_moves, check_columns, check_joint
-from mlpkg.monitoring.dealing import chances, level_shares
-from mlpkg.monitoring.drift import column_drift, draw_rows, joint_drift, number_drift
+from mlpkg.monitoring.dealing import chances, draw_rows, level_shares
+from mlpkg.monitoring.drift import (
+    column_drift,
+    joint_drift,
+    number_drift,
+    prediction_drift,
+)
 from mlpkg.monitoring.estimation import _unseen, check_expected
-from mlpkg.monitoring.performance import check_performance, check_positive_rate, leading
+from mlpkg.monitoring.performance import check_brier, check_performance, check_positive_rate, leading
 from mlpkg.monitoring.report import (
     Report,
     _finds_the_same,
@@ -229,7 +234,7 @@ def visited(seed: int, days: range, customers: range, by_day: float, by_customer
     p = 1 / (1 + np.exp(1 - x / (1 + 0.35 * (by_day**2 + by_customer**2)) ** 0.5))
     y = rng.uniform(size=n) < 1 / (1 + np.exp(1 - x - off))
     rows = pd.DataFrame({"c0": x, "of_whom": x + off, "size": np.where(x + off > 0.5, "large", "small")})
-    return Window(rows, p, y, day, pd.DataFrame({"customer": customer.astype(str)}))
+    return Window(rows, p, y, pd.DataFrame({"block": day, "customer": customer}))
 
 
 def new_customers(seed: int, by_day: float, by_customer: float) -> list[Window]:
@@ -240,7 +245,7 @@ def new_customers(seed: int, by_day: float, by_customer: float) -> list[Window]:
 
 def days_alone(*windows: Window) -> list[Window]:
     "What is left where nothing is known of the customers"
-    return [replace(one, across=None) for one in windows]
+    return [replace(one, blocks=one.blocks[["block"]]) for one in windows]
 
 
 @pytest.mark.parametrize(("by_day", "by_customer"), [(0.0, 0.9), (0.6, 0.0), (0.3, 0.6)])
@@ -251,8 +256,8 @@ def test_days_and_customers_are_not_taken_for_a_change(by_day, by_customer):
         held = visited(2 * seed + 1, range(60), range(80), by_day, by_customer)
         window = visited(2 * seed + 2, range(60, 90), range(80, 160), by_day, by_customer)
         pairs = {
-            "day": [replace(one, across=None) for one in (held, window)],
-            "customer": [replace(one, blocks=one.across["customer"], across=None) for one in (held, window)],
+            "day": [replace(one, blocks=one.blocks["block"]) for one in (held, window)],
+            "customer": [replace(one, blocks=one.blocks["customer"]) for one in (held, window)],
             "both": [held, window],
         }
         for name, (old, new) in pairs.items():
@@ -261,6 +266,64 @@ def test_days_and_customers_are_not_taken_for_a_change(by_day, by_customer):
     assert found["both"] <= at_most(60)
     assert found["customer"] > at_most(60) or by_customer, "or the example shows nothing"
     assert found["day"] > at_most(60) or by_day
+
+
+def two_tables(seed: int, by_day: float, days: int, customers: int = 0, by_customer: float = 0.0) -> list[Window]:
+    "Sixty days and some more, with columns that vary by day and by customers who return, and nothing has changed"
+    rng, made = np.random.default_rng(seed), []
+    for count, first in ((60, 0), (days, 1000)):
+        day = np.repeat(np.arange(count), 60)
+        x = rng.normal(size=len(day)) + rng.normal(0, by_day, count)[day]
+        blocks = pd.DataFrame({"block": first + day})
+        if customers:
+            customer = rng.integers(0, customers, len(day))
+            x, blocks = x + rng.normal(0, by_customer, customers)[customer], blocks.assign(customer=first + customer)
+        size = np.searchsorted([-0.8, -0.25, 0.25, 0.8], x).astype(str)
+        rows = pd.DataFrame({"x": x, "size": size, "gone": np.where(x > 0.5, np.nan, 1.0)})
+        made.append(Window(rows, 1 / (1 + np.exp(-x)), None, blocks))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("by_day", "days", "customers", "by_customer"),
+    [(0.5, 30, 0, 0.0), (0.5, 7, 0, 0.0), (0.5, 3, 0, 0.0), (0.3, 30, 80, 0.6), (0.0, 30, 80, 0.9)],
+)
+def test_p_values_of_drift_are_right_where_days_and_customers_return(by_day, days, customers, by_customer):
+    "Of numbers, texts, missing values and predictions; formulas found up to a third of them drifted"
+    hits = {"columns": 0, "predictions": 0}
+    for seed in range(60):
+        before, now = two_tables(seed, by_day, days, customers, by_customer)
+        table = column_drift(before.rows, now.rows, list(before.rows), (before.blocks, now.blocks))
+        hits["columns"] += min(table["p_value"].min(), table["missing_p"].min()) < 0.05
+        hits["predictions"] += prediction_drift(before.p, now.p, (before.blocks, now.blocks))["p_value"] < 0.05
+    assert max(hits.values()) <= at_most(60), hits
+
+
+def test_a_real_change_of_a_column_is_found():
+    "With thirty days, and on a single one beside sixty; among forty columns, too"
+    for days in (30, 1):
+        found = 0
+        for seed in range(20):
+            before, now = two_tables(seed, 0.3, days)
+            noise = np.random.default_rng(seed).normal(size=(2, len(before.rows), 40))
+            tables = [
+                one.rows[["x"]].assign(**{f"c{i}": noise[side, : len(one.rows), i] for i in range(40)})
+                for side, one in enumerate((before, now))
+            ]
+            tables[1]["x"] += 2
+            table = column_drift(*tables, list(tables[0]), (before.blocks, now.blocks)).set_index("column")
+            found += table.loc["x", "p_value"] < 0.05 and table.loc["x", "psi"] > 0.2
+        assert found == 20, days
+
+
+def test_the_correction_of_the_stability_index_does_not_take_a_real_change_for_chance():
+    "On one day beside one, and on many, the index of the same change is about the same"
+    rng, index = np.random.default_rng(0), []
+    for days in (1, 2, 5, 50):
+        before, now = (pd.Series(rng.normal(shift, 1, 10_000)) for shift in (0, 0.8))
+        day = np.arange(10_000) % days
+        index.append(number_drift(before, now, (day, day))["psi"])
+    assert max(index) < 1.15 * min(index) and min(index) > 0.5, index
 
 
 def drifts(before: Window, now: Window) -> bool:
@@ -309,6 +372,38 @@ def test_no_interval_forgets_that_customers_return():
     assert {name.split(" ", 1)[1] for name in wider} >= {"truth share", "performance calibration", "performance bias"}
 
 
+@pytest.mark.parametrize(("days", "known"), [(3, False), (4, False), (7, True)])
+def test_few_days_are_not_taken_for_a_change_of_all_columns_together(days, known):
+    "Of days and customers, and of days alone: four days may differ from forty others by chance alone"
+    warned = {"both": 0, "day": 0}
+    for seed in range(30):
+        rng, made = np.random.default_rng(seed), []
+        for count, first in ((40, 0), (days, 1000)):
+            day, customer = np.repeat(np.arange(count), 60), rng.integers(0, 40, 60 * count)
+            by_day, by_customer = rng.normal(size=(count, 2))[day], rng.normal(size=(40, 2))[customer]
+            rows = pd.DataFrame(np.hstack([by_day, by_customer]), columns=list("abef"))
+            rows += 0.1 * rng.normal(size=rows.shape)
+            made.append((rows, pd.DataFrame({"block": first + day, "customer": first + customer})))
+        (old, before), (new, now) = made
+        found = {
+            "both": joint_drift(old, new, list("abef"), (before, now)),
+            "day": joint_drift(old, new, list("ab"), (before["block"], now["block"])),
+        }
+        assert known == all(np.isfinite(one.low) for one in found.values())
+        warned = {name: count + (found[name].auc > 0.8 and found[name].low > 0.5) for name, count in warned.items()}
+    assert max(warned.values()) <= at_most(30), warned
+
+
+@pytest.mark.parametrize("days", [2, 7])
+def test_the_brier_score_of_few_days_is_not_worse_by_chance(days):
+    worse = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        held, window = stormy(rng, [200] * 40), stormy(rng, [200] * days)
+        worse += check_brier(held, replace(window, blocks=100 + window.blocks), RULES).level == "warning"
+    assert worse <= at_most(60)
+
+
 def test_an_auc_is_never_more_certain_by_days_and_customers_than_by_one_of_them():
     "Near 1, where an interval that was cut would be the narrower one"
     for seed in range(10):
@@ -334,32 +429,95 @@ def test_a_rate_that_moves_far_on_few_days_is_not_within_bounds(days, level):
 def test_rows_whose_block_is_not_known_are_blocks_by_themselves():
     one = Window(pd.DataFrame({"size": range(4)}), blocks=np.array(["a", None, "b", None], dtype=object))
     before, now = _number_blocks(one, one)
-    places = [*before.blocks, *now.blocks]
+    places = [*before.blocks["block"], *now.blocks["block"]]
     assert places[0] == places[4] and places[2] == places[6] and len(set(places)) == 6
+
+
+@pytest.mark.parametrize(("days", "folds"), [(1, 5), (2, 2), (3, 3), (4, 4), (30, 5)])
+def test_the_model_of_errors_is_asked_about_other_days_also_where_there_are_few(days, folds):
+    held = replace(scored(1, 1, 600), blocks=np.arange(600) % days)
+    splits = _unseen(held, 0)
+    assert len(splits) == folds and sorted(np.concatenate([asked for _, asked in splits])) == [*range(600)]
+    shared = [set(held.blocks[learned]) & set(held.blocks[asked]) for learned, asked in splits]
+    assert days == 1 or not any(shared)
+
+
+def test_where_days_and_customers_leave_nothing_to_learn_from_days_are_all_there_is():
+    "Each customer comes on all of two days but one: whom a model has not seen, has not come on a day that it has not"
+    held = replace(scored(1, 1, 600), blocks=pd.DataFrame({"day": np.arange(600) % 2, "customer": np.arange(600) % 2}))
+    held = replace(
+        held,
+        blocks=held.blocks.assign(customer=np.where(np.arange(600) < 2, 1 - held.blocks["day"], held.blocks["day"])),
+    )
+    splits = _unseen(held, 0)
+    assert all(len(learned) for learned, _ in splits)
 
 
 def test_the_model_of_errors_is_asked_about_days_and_customers_that_it_has_not_seen():
     held = new_customers(0, 0.3, 0.6)[0]
     splits = _unseen(held, 0)
     assert sorted(np.concatenate([asked for _, asked in splits])) == [*range(len(held.rows))]
-    for labels in (held.blocks, held.across["customer"].to_numpy()):
+    for labels in (held.blocks["block"].to_numpy(), held.blocks["customer"].to_numpy()):
         assert not any(set(labels[learned]) & set(labels[asked]) for learned, asked in splits)
 
 
-@pytest.mark.parametrize("name", ["block", "across block", "0"])
+@pytest.mark.parametrize("name", ["unit", "across block", "0"])
 def test_what_rows_depend_on_each_other_by_may_have_any_name(name):
-    windows = [replace(one, across=one.across.set_axis([name], axis=1)) for one in new_customers(0, 0.3, 0.6)]
+    windows = [replace(one, blocks=one.blocks.set_axis(["block", name], axis=1)) for one in new_customers(0, 0.3, 0.6)]
     report = monitor(windows[0], windows[1], [Input("c0", "number")], RULES, windows[0])
     expected = monitor(*new_customers(0, 0.3, 0.6), [Input("c0", "number")], RULES, new_customers(0, 0.3, 0.6)[0])
     pd.testing.assert_frame_equal(report.checks, expected.checks)
 
 
-def test_customers_count_where_one_window_has_no_days():
-    before, now = new_customers(0, 0.0, 0.9)
-    numbered = _number_blocks(before, replace(now, blocks=None))
-    assert [one.blocks for one in numbered] == [None, None]
-    counts = [deals.given.shape[1] for _, deals in numbered[0].deal_with(numbered[1])]
-    assert counts == [80]  # units of two of the customers of both
+def knowing_less(which: int, windows: list[Window], left: str) -> list[Window]:
+    "Windows of which one knows its days alone, or its customers"
+    return [replace(one, blocks=one.blocks[[left]]) if place == which else one for place, one in enumerate(windows)]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_customers_count_where_one_window_does_not_know_them(which):
+    "As where a reference is older than the column that names them: new customers are no change of the world"
+    found, none, changed = 0, 0, 0
+    for seed in range(60):
+        windows = new_customers(seed, 0.0, 0.9)
+        found += more_positives(*knowing_less(which, windows, "block"))
+        none += more_positives(
+            *(replace(one, blocks=None) if place == which else one for place, one in enumerate(windows))
+        )
+        moved = replace(windows[1], y=np.maximum(windows[1].y, np.random.default_rng(seed).uniform(size=1800) < 0.4))
+        changed += more_positives(*knowing_less(which, [windows[0], moved], "block"))
+    assert max(found, none) <= at_most(60)
+    assert changed > 50, "and a large change is still found"
+
+
+def test_days_count_where_one_window_knows_customers_alone():
+    alone = 0
+    for seed in range(40):
+        windows = new_customers(seed, 0.6, 0.0)
+        alone += more_positives(*knowing_less(0, windows, "customer"))
+    assert alone <= at_most(40)
+
+
+def test_the_only_store_says_nothing_of_how_rows_depend_on_each_other():
+    "A column with one value in all windows, which would make every check unknown"
+    plain = new_customers(0, 0.3, 0.6)
+    stored = [replace(one, blocks=one.blocks.assign(store="A")) for one in plain]
+    inputs = [Input("c0", "number")]
+    expected, report = (monitor(*windows, inputs, RULES, windows[0]) for windows in (plain, stored))
+    about = ["check", "column", "level"]
+    pd.testing.assert_frame_equal(report.checks[about], expected.checks[about])
+    assert report.status == "ok" and report.get("drift", "c0").level == "ok"
+
+
+def test_a_report_that_concludes_nothing_does_not_say_that_all_is_well():
+    "Two stores cannot show how stores differ; that no row breaks the contract says nothing of it"
+    plain = [replace(one, rows=one.rows.assign(c1=1.0)) for one in new_customers(0, 0.3, 0.6)]
+    two = [
+        replace(one, blocks=pd.DataFrame({"store": place + np.zeros(len(one.rows))})) for place, one in enumerate(plain)
+    ]
+    report = monitor(*two, [Input("c0", "number"), Input("c1", "number")], RULES, two[0])
+    assert report.get("contract", "rows").level == "ok"
+    assert report.status == "unknown" and ": no conclusion, " in report.verdict
 
 
 def test_what_one_day_says_of_a_model_may_be_chance():

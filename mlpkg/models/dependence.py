@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['block_numbers', 'block_table', 'block_ways', 'overlaps', 'take_blocks', 'join_blocks', 'variance_along',
-           'dealt_groups', 'folds_along', 'unseen_splits']
+           'dealt_groups', 'effective_blocks', 'worth_of_classes', 'folds_along', 'unseen_splits']
 
 # %% ../../nbs/api/models/15_dependence.ipynb #31ee7aa7
 from collections.abc import Callable, Iterator, Sequence
@@ -73,20 +73,23 @@ def overlaps(
 def take_blocks(
     blocks: Any,  # As for `block_ways`
     places: np.ndarray,  # Positions, or a boolean for each row
-) -> pd.DataFrame | None:
+) -> Any:  # A table of a table, else an array; None where rows are independent
     "Blocks of some of the rows"
-    return None if blocks is None else block_table(blocks).iloc[places]
+    if blocks is None:
+        return None
+    return blocks.iloc[places] if isinstance(blocks, pd.DataFrame) else np.asarray(blocks)[places]
 
 
 def join_blocks(
     before: Any,  # As for `block_ways`, of a table
-    now: Any,  # The same of another one; columns of one name are one way
-) -> pd.DataFrame | None:  # One below the other; None where there is no way that both know
+    now: Any,  # The same of another one; columns of one name are one way, and labels alone are the way "block"
+) -> pd.DataFrame | None:  # One below the other; None where there is no way that both know, with two blocks or more
     "Blocks of the rows of two tables"
     if before is None or now is None:
         return None
     both = pd.concat([block_table(before), block_table(now)], join="inner", ignore_index=True)
-    return both if len(both.columns) else None
+    told = both.loc[:, both.nunique(dropna=False) > 1]
+    return told if len(told.columns) else None
 
 # %% ../../nbs/api/models/15_dependence.ipynb #244086df
 def variance_along(
@@ -106,6 +109,22 @@ def dealt_groups(
     "Blocks joined at random to groups, where there are many; the same for the same blocks"
     count = int(place.max()) + 1
     return place if count <= most else np.random.default_rng(0).permutation(count)[place] % most
+
+# %% ../../nbs/api/models/15_dependence.ipynb #edfcce46
+def effective_blocks(
+    groups: np.ndarray,  # Group of each row, from 0, shape (n,), n > 0
+) -> float:  # From 1 to the number of groups, which it is if all have the same size
+    "How many blocks of equal size the blocks are worth"
+    sizes = np.bincount(groups)
+    return float(len(groups) ** 2 / (sizes.astype("float64") ** 2).sum())
+
+
+def worth_of_classes(
+    way: np.ndarray,  # Block of each row, shape (n,)
+    y: np.ndarray,  # 0 and 1, both there, shape (n,)
+) -> float:
+    "How many blocks of equal size the class is worth that is worth less"
+    return min(effective_blocks(pd.factorize(way[y == one])[0]) for one in (0, 1))
 
 # %% ../../nbs/api/models/15_dependence.ipynb #e020e045
 def folds_along(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['z_95', 'ScoreError', 'checked_scores', 'roc_auc', 'auc_from_counts', 'percentile_interval', 'bin_edges', 'bin_codes',
-           'block_counts', 'auc_interval', 'design_effect', 'inflation', 'standard_error', 'Estimate', 'z_score',
-           'estimates', 'Scores', 'draw_blocks', 'Losses', 'Judged', 'bootstrap_units']
+           'block_counts', 'auc_interval', 'standard_error', 'Estimate', 'estimates', 'Scores', 'draw_blocks', 'Losses',
+           'Judged', 'bootstrap_units']
 
 # %% ../../nbs/api/models/16_intervals.ipynb #503321ee
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..errors import MlpkgError
-from .dependence import block_ways, dealt_groups, variance_along
+from .dependence import block_ways, dealt_groups, variance_along, worth_of_classes
 
 # %% ../../nbs/api/models/16_intervals.ipynb #47e73f66
 class ScoreError(MlpkgError, ValueError):
@@ -146,8 +146,26 @@ def _block_draws(
     return auc_from_counts(weights @ counts[:, 0::2], weights @ counts[:, 1::2])
 
 # %% ../../nbs/api/models/16_intervals.ipynb #489d1dde
+def _stretch(
+    y: np.ndarray,  # Labels, both there
+    parts: Sequence[tuple[np.ndarray, float]],  # For each way: its blocks, and the variance that it adds
+    whole: float,  # Variance along all ways
+    level: float,
+) -> float:  # NaN where a class is in one block
+    "By how much an interval of few blocks has to be wider than one of many"
+    from scipy.stats import norm, t
+
+    worth = np.array([worth_of_classes(way, y) for way, _ in parts])
+    if (worth < 1 + 1e-9).any():
+        return float("nan")
+    shares = np.array([part / whole if whole else 1 / len(parts) for _, part in parts])
+    freedom = 1 / (shares**2 / (worth - 1)).sum()
+    unbiased = 1 + (shares / (worth - 1)).sum() / max(shares.sum(), 1.0)
+    return float(t.isf((1 - level) / 2, freedom) / norm.isf((1 - level) / 2) * unbiased**0.5)
+
+
 def _ends_along(
-    y: np.ndarray, p: np.ndarray, ways: Sequence[np.ndarray], draws: int, level: float, seed: int
+    y: np.ndarray, p: np.ndarray, ways: Sequence[np.ndarray], draws: int, level: float, seed: int, few: bool
 ) -> tuple[float, float]:
     "The interval for each way, and as wide as all ways together make it"
     found = []
@@ -157,18 +175,22 @@ def _ends_along(
         found.append(percentile_interval(_block_draws(y, p, some, draws, np.random.default_rng(seed)), level))
         return ((found[-1][1] - found[-1][0]) / 2) ** 2
 
-    half = variance_along(ways, squared) ** 0.5
-    if len(ways) == 1:
+    whole = variance_along(ways, squared)
+    if len(ways) == 1 and not few:
         return found[0]
+    alone = [((high - low) / 2) ** 2 for low, high in found[: len(ways)]]
+    half = whole**0.5 * _stretch(y, list(zip(ways, alone, strict=True)), whole, level)
     middle = float(np.mean(found[: len(ways)]))
     return middle - half, middle + half
 
 
-def _auc_ends(y: np.ndarray, p: np.ndarray, blocks: Any, draws: int, level: float, seed: int) -> tuple[float, float]:
+def _auc_ends(
+    y: np.ndarray, p: np.ndarray, blocks: Any, draws: int, level: float, seed: int, few: bool = False
+) -> tuple[float, float]:
     "The interval of an AUC, which may reach to where no AUC lies"
     if blocks is None:
         return percentile_interval(_row_draws(y, p, draws, np.random.default_rng(seed)), level)
-    return _ends_along(y, p, block_ways(blocks, len(y)), draws, level, seed)
+    return _ends_along(y, p, block_ways(blocks, len(y)), draws, level, seed, few)
 
 
 def auc_interval(
@@ -178,45 +200,14 @@ def auc_interval(
     draws: int = 200,  # Number of bootstrap draws
     level: float = 0.95,  # Share of draws within the interval
     seed: int = 0,  # Same seed, same interval
+    few: bool = False,  # May there be few blocks of a class, also along a single way?
 ) -> tuple[float, float]:  # Lower and upper bound; NaN with one class or one block; ScoreError for NaN
     "Confidence interval of ROC AUC"
     y, p = checked_scores(y, p)
     if not 0 < y.sum() < len(y):
         return float("nan"), float("nan")
-    low, high = _auc_ends(y, p, blocks, draws, level, seed)
+    low, high = _auc_ends(y, p, blocks, draws, level, seed, few)
     return max(low, 0.0), min(high, 1.0)
-
-# %% ../../nbs/api/models/16_intervals.ipynb #63bfda5d
-def design_effect(
-    codes: np.ndarray,  # Bin of each row, from 0, shape (n,)
-    blocks: Any = None,  # As for `block_ways`
-) -> float:  # From 1 (rows are independent) to n (all count as one, as in one block)
-    "How many rows count as one"
-    if blocks is None or len(codes) < 2:
-        return 1.0
-    ways, rows, size = block_ways(blocks, len(codes)), len(codes), int(codes.max()) + 1
-    if any(way.max() < 1 for way in ways):
-        return float(rows)
-    share = np.bincount(codes, minlength=size) / rows
-    alone = float((share * (1 - share)).sum())
-
-    def between(way: np.ndarray) -> float:
-        counts = block_counts(codes, way, size)
-        apart = ((counts - counts.sum(1, keepdims=True) * share) ** 2).sum() * len(counts) / (len(counts) - 1) / rows
-        return float(apart)
-
-    return float(np.clip(variance_along(ways, between) / alone, 1.0, rows)) if alone else 1.0
-
-# %% ../../nbs/api/models/16_intervals.ipynb #d1d08125
-def inflation(
-    before: np.ndarray,  # Codes of the reference, shape (n,)
-    now: np.ndarray,  # Codes of the current table, shape (m,)
-    blocks: tuple[Any, Any] = (None, None),  # Of both, as for `block_ways`
-) -> float:  # 1 if rows are independent
-    "Factor by which the variance of a difference exceeds that of independent rows"
-    n, m = len(before), len(now)
-    parts = design_effect(before, blocks[0]) / n, design_effect(now, blocks[1]) / m
-    return sum(parts) / (1 / n + 1 / m)
 
 # %% ../../nbs/api/models/16_intervals.ipynb #d4804397
 def standard_error(
@@ -251,15 +242,6 @@ class Estimate:
     def interval(self) -> tuple[float, float]:
         "95 % confidence interval"
         return self.value - z_95 * self.error, self.value + z_95 * self.error
-
-# %% ../../nbs/api/models/16_intervals.ipynb #15c1db5d
-def z_score(
-    now: Estimate,  # From rows that `before` was not computed from
-    before: Estimate,  # The earlier estimate of the same figure
-) -> float:  # NaN if an error is unknown, or both are 0
-    "The difference of two independent estimates, in standard errors"
-    error = float(np.hypot(now.error, before.error))
-    return (now.value - before.value) / error if error else float("nan")
 
 # %% ../../nbs/api/models/16_intervals.ipynb #60d101f9
 def estimates(

@@ -19,9 +19,8 @@ from ..data.columns import as_texts
 from ..data.contracts import check
 from ..data.inputs import Input, as_contract, as_numbers, without_blanks
 from ..models.intervals import Estimate, estimates, standard_error
-from .dealing import Chance, Deals, alarm_level, chances, level_shares
+from .dealing import Chance, Deals, adjust_p_values, alarm_level, chances, level_shares
 from mlpkg.monitoring.drift import (
-    adjust_p_values,
     column_drift,
     joint_drift,
     new_values,
@@ -182,8 +181,8 @@ def check_columns(
 ) -> list[Finding]:  # drift and missing for each column, new values for each text
     "Drift and missing values of every column, and values that are new"
     found = []
-    names, blocks = [one.name for one in inputs], (learned.dependence, current.dependence)
-    table = column_drift(learned.rows, current.rows, names, blocks)
+    names, blocks = [one.name for one in inputs], (learned.blocks, current.blocks)
+    table = column_drift(learned.rows, current.rows, names, blocks, rules.alpha)
     by_chance = _column_chances(learned, current, inputs, rules)
     for row in table.to_dict("records"):
         moved = "" if np.isnan(row["psi"]) else _moved(learned.rows[row["column"]], current.rows[row["column"]])
@@ -201,13 +200,13 @@ def check_joint(
 ) -> Finding:  # Never an alarm; "unknown" if blocks are too few for an interval
     "Drift of all columns together"
     names = [one.name for one in inputs]
-    found = joint_drift(learned.rows, current.rows, names, (learned.dependence, current.dependence), seed=seed)
+    found = joint_drift(learned.rows, current.rows, names, (learned.blocks, current.blocks), seed=seed)
     large = found.auc >= rules.joint_auc and found.low > 0.5
     by = ", ".join(str(name) for name, loss in found.columns.head(3).items() if loss > 0.01)
     words = f"a classifier tells new rows from old ones with an AUC of {found.auc:.2f}"
     level = "warning" if large else "ok"
     if np.isnan(found.low):
-        level, words = "unknown", f"{words}, but there are too few blocks to say how certain that is"
+        level, words = "unknown", f"{words}, but the blocks are too few, or unknown, to say how certain that is"
     if np.isnan(found.auc):
         words = "whether new rows can be told from old ones is not known: there are too few blocks"
     words += f", mainly by {by}" if large and by else ""
@@ -222,13 +221,13 @@ def check_predictions(
 ) -> list[Finding]:  # Two: prediction psi, never an alarm, and prediction mean, which raises nothing
     "Drift of what the model says"
     old, new = (w.take(np.isfinite(w.p)) for w in (held, current))
-    found = prediction_drift(old.p, new.p, (old.dependence, new.dependence))
+    found = prediction_drift(old.p, new.p, (old.blocks, new.blocks), rules.alpha)
     psi, mean, old_mean, p = found["psi"], found["mean_now"], found["mean_before"], found["p_value"]
     level = level_of(psi >= rules.prediction_psi, p, rules.alpha)
     now, before = (f"{one:.4g}" if kind == "regression" else f"{one:.1%}" for one in (mean, old_mean))
     words = f"predictions: PSI {psi:.2f}, mean {before} -> {now}"
     drift = Finding("prediction", "psi", level, words, psi, threshold=rules.prediction_psi, p_value=p)
-    interval = Estimate(mean, standard_error(new.p, new.dependence)).interval
+    interval = Estimate(mean, standard_error(new.p, new.blocks)).interval
     means = {"binary": "predicted positive rate", "regression": "mean prediction"}
     words = f"{means.get(kind, 'mean probability of the predicted class')} {now} (held-out rows: {before})"
     return [drift, Finding("prediction", "mean", "ok", words, mean, *interval, old_mean)]
@@ -298,7 +297,7 @@ def _slice(
     rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
 ) -> Finding:
     "Calibration of one slice, and its ranking in words"
-    before, now = (estimates(window.y, window.p, window.dependence) for window in (held, current))
+    before, now = (estimates(window.y, window.p, window.blocks) for window in (held, current))
     moves = held.moves_to(current, lambda deals: calibration_moves(deals, held, current)[:, None])
     chance = chances(moves, [rules.calibration], rules.alpha)[0]
     found = check_calibration(now["calibration"], before["calibration"], chance, rules, now["positive_rate"].value)

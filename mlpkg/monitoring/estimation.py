@@ -13,10 +13,10 @@ import pandas as pd
 from scipy.special import expit, logit
 
 from ..data.inputs import Input
-from ..models.dependence import block_ways, folds_along, unseen_splits, variance_along
+from ..models.dependence import block_ways, dealt_groups, folds_along, unseen_splits, variance_along
 from ..models.intervals import Estimate, auc_from_counts, bin_codes, bin_edges, block_counts, standard_error
 from .checks import Finding, coerce_inputs
-from .dealing import Deals, alarm_level, block_units, chances, level_shares
+from .dealing import Deals, alarm_level, chances, level_shares
 from .performance import leading, leading_figure
 from .windows import Window
 from ..quality import Kind
@@ -75,10 +75,11 @@ def expected_auc(
     return float(auc_from_counts(np.bincount(place, 1 - c), np.bincount(place, c)))
 
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #d2fbc0b0
-def _counts_of_draws(codes: np.ndarray, way: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    "Rows of each code in 200 draws of blocks, shape (200, size); NaN with fewer than two blocks"
-    units = block_units(way, len(codes), max(1, len(np.unique(way)) // 400), seed=0)
-    counts = block_counts(codes, units, size)
+def _counts_of_draws(codes: np.ndarray, way: np.ndarray | None, size: int, rng: np.random.Generator) -> np.ndarray:
+    "Rows of each code in 200 draws of blocks, shape (200, size), or (1, size) if none are drawn; NaN of one block"
+    if way is None:
+        return np.bincount(codes, minlength=size)[None]
+    counts = block_counts(codes, dealt_groups(way, 400), size)
     if len(counts) < 2:
         return np.full((200, size), np.nan)
     return rng.multinomial(len(counts) - 1, np.full(len(counts), 1 / len(counts)), 200) @ counts
@@ -88,7 +89,7 @@ def _expected_of_draws(
     kind: Kind,  # "binary" or "multiclass"
     held: Window,  # With predictions and truth
     current: Window,  # With predictions
-    ways: tuple[np.ndarray, np.ndarray],  # Number of the block of each row of both
+    ways: tuple[np.ndarray | None, np.ndarray | None],  # Block of each row of both, from 0; None: as they are
     seed: int,
 ) -> np.ndarray:  # Shape (200,): the expected ROC AUC, or share of right predictions, of the window; NaN: not known
     "What would be expected of other rows, by curves fitted on others"
@@ -110,12 +111,14 @@ def expectation_error(
     seed: int = 0,
 ) -> float:  # NaN: not known
     "Standard error of what is expected of a window"
-    old, new = (block_ways(one.dependence, len(one.rows)) for one in (held, current))
+    old, new = (block_ways(one.blocks, len(one.rows)) for one in (held, current))
 
-    def squared(before: np.ndarray, now: np.ndarray) -> float:
+    def squared(before: np.ndarray | None, now: np.ndarray | None) -> float:
         return float(np.var(_expected_of_draws(kind, held, current, (before, now), seed)))
 
-    return variance_along(old, lambda before: variance_along(new, lambda now: squared(before, now))) ** 0.5
+    by_curve = variance_along(old, lambda way: squared(way, None))
+    by_rows = variance_along(new, lambda way: squared(None, way))
+    return (by_curve + by_rows) ** 0.5
 
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #35c52428
 def _matrix(window: Window, inputs: Sequence[Input]) -> pd.DataFrame:
@@ -124,21 +127,30 @@ def _matrix(window: Window, inputs: Sequence[Input]) -> pd.DataFrame:
     return coerce_inputs(window.rows, there)[0].assign(predicted=window.p)
 
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #ba56988e
+def _fold_of(way: np.ndarray, folds: int) -> np.ndarray:
+    "Fold of each row; blocks stay together"
+    from sklearn.model_selection import GroupKFold
+
+    fold = np.empty(len(way), dtype=int)
+    for place, (_, asked) in enumerate(GroupKFold(min(folds, int(way.max()) + 1)).split(way, groups=way)):
+        fold[asked] = place
+    return fold
+
+
 def _unseen(held: Window, seed: int, folds: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
-    "Held-out rows to learn from and to ask about, which share no block where there are enough blocks"
-    from sklearn.model_selection import GroupKFold, KFold
+    "Held-out rows to learn from and to ask about, which share no block where there are two"
+    from sklearn.model_selection import KFold
 
-    ways = [way for way in block_ways(held.dependence, len(held.rows)) if way.max() + 1 >= folds]
-    if held.dependence is None or not ways:
+    ways = [way for way in block_ways(held.blocks, len(held.rows)) if way.max() > 0]
+    if held.blocks is None or not ways:
         return list(KFold(folds, shuffle=True, random_state=seed).split(held.p))
-    dealt = [np.empty(len(held.rows), dtype=int) for _ in ways]
-    for fold, way in zip(dealt, ways, strict=True):
-        for place, (_, asked) in enumerate(GroupKFold(folds_along(folds, len(ways))).split(way, groups=way)):
-            fold[asked] = place
-    splits = list(unseen_splits(dealt))
-    return splits if all(len(learned) for learned, _ in splits) else list(unseen_splits(dealt[:1]))
+    each = folds_along(folds, len(ways))
+    splits = list(unseen_splits([_fold_of(way, each) for way in ways]))
+    if all(len(learned) for learned, _ in splits):
+        return splits
+    return list(unseen_splits([_fold_of(min(ways, key=np.max), folds)]))  # of the way that has the largest blocks
 
-
+# %% ../../nbs/api/monitoring/13_estimation.ipynb #65451f88
 def expected_error(
     held: Window,  # With predictions and truth
     current: Window,  # With predictions
@@ -180,8 +192,8 @@ def _of_errors(held: Window, current: Window, inputs: Sequence[Input], seed: int
         was, is_now = deals.means(before, now)
         return (is_now / np.where(was > 0, was, np.nan) - 1)[:, None]
 
-    noise = standard_error(np.abs(held.p - held.y), held.dependence)  # of what the second model has learned from
-    error = float(np.hypot(standard_error(now, current.dependence), noise))
+    noise = standard_error(np.abs(held.p - held.y), held.blocks)  # of what the second model has learned from
+    error = float(np.hypot(standard_error(now, current.blocks), noise))
     return Estimate(float(now.mean()), error), float(before.mean()), held.moves_to(current, rise)
 
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #c1242597

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from ..models.intervals import Estimate, estimates, roc_auc, standard_error, z_score
+from ..models.intervals import Estimate, estimates, roc_auc, standard_error
 from ..models.metrics import top_class
 from ..models.tasks import Task
 from mlpkg.monitoring.checks import (
@@ -40,29 +39,32 @@ def make_window(
     raw: Any = None,  # From `Task.predict`, NaN where there is no prediction; None: none at all
     y: Any = None,  # Truth as it is in the table, missing where it is not known; None: none at all
     blocks: Any = None,  # As for `Window`
-    across: pd.DataFrame | None = None,  # As for `Window`
 ) -> Window:  # Of several classes: the probability of the predicted one, and whether it was right
     "A window with what matters of predictions and truth"
     raw = None if raw is None else np.asarray(raw, dtype="float64")
     if y is None:
-        return Window(rows, raw if raw is None or raw.ndim == 1 else raw.max(axis=1), None, blocks, across)
+        return Window(rows, raw if raw is None or raw.ndim == 1 else raw.max(axis=1), None, blocks)
     known = pd.Series(y).reset_index(drop=True).notna().to_numpy()
     truth = np.full(len(rows), np.nan)
     if known.any():
         truth[known] = task.codes(pd.Series(y).reset_index(drop=True)[known], learned=False)
     if raw is None or raw.ndim == 1:
-        return Window(rows, raw, truth if raw is not None or task.kind != "multiclass" else None, blocks, across)
+        return Window(rows, raw, truth if raw is not None or task.kind != "multiclass" else None, blocks)
     right, p = top_class(np.where(known, truth, -1).astype(int), raw)
-    return Window(rows, p, np.where(known, right, np.nan), blocks, across)
+    return Window(rows, p, np.where(known, right, np.nan), blocks)
 
 # %% ../../nbs/api/monitoring/13_performance.ipynb #f2382452
 def check_brier(
-    now: Estimate,  # Brier score of the window
-    before: Estimate,  # The same for the held-out rows
+    held: Window,  # With predictions and truth
+    current: Window,  # The same
     rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
 ) -> Finding:  # Never an alarm
     "The Brier score, for the record"
-    p = float(stats.norm.sf(z_score(now, before)))
+    losses = [(one.p - one.y) ** 2 for one in (held, current)]
+    errors = [standard_error(loss, one.blocks) for loss, one in zip(losses, (held, current), strict=True)]
+    before, now = (Estimate(float(loss.mean()), error) for loss, error in zip(losses, errors, strict=True))
+    moves = held.moves_to(current, lambda deals: -np.subtract(*deals.means(*losses))[:, None])
+    p = chances(moves, [rules.calibration], rules.alpha)[0].p
     words = f"Brier score {now.value:.3f} (held-out rows: {before.value:.3f})"
     return figure_finding("brier", now, before, words, level_of(True, p, rules.alpha), p, float("nan"))
 
@@ -74,7 +76,7 @@ def check_positive_rate(
 ) -> Finding:  # "unknown" where the window is a single block
     "Has the positive rate changed?"
     then, now = learned.take(np.isfinite(learned.y)), current.take(np.isfinite(current.y))
-    new = Estimate(float(now.y.mean()), standard_error(now.y, now.dependence))
+    new = Estimate(float(now.y.mean()), standard_error(now.y, now.blocks))
     words = f"positive rate {new.value:.1%}"
     if not len(then.rows):
         return Finding("truth", "share", "ok", words, new.value, *new.interval)
@@ -132,14 +134,14 @@ def _of_several(
     held: Window, current: Window, rules: MonitoringSettings, share: float = level_shares["truth"]
 ) -> list[Finding]:
     "What several classes are asked"
-    now, before = (estimates(window.y, window.p, window.dependence) for window in (current, held))
+    now, before = (estimates(window.y, window.p, window.blocks) for window in (current, held))
     fall, gap = _class_chances(held, current, rules, share)
     calibration = check_calibration(now["calibration"], before["calibration"], gap, rules, now["positive_rate"].value)
     said = calibration.words.replace("positive rate", "right", 1).replace("predicted", "to be expected", 1)
     return [
         check_rightness(now["positive_rate"], before["positive_rate"], fall, rules),
         replace(calibration, words=said),
-        check_brier(now["brier"], before["brier"], rules),
+        check_brier(held, current, rules),
     ]
 
 # %% ../../nbs/api/monitoring/13_performance.ipynb #86d9b612
@@ -196,7 +198,7 @@ def _of_numbers(
     held: Window, current: Window, rules: MonitoringSettings, share: float = level_shares["truth"]
 ) -> list[Finding]:
     "What predicted numbers are asked"
-    now, before = (number_estimates(window.y, window.p, window.dependence) for window in (current, held))
+    now, before = (number_estimates(window.y, window.p, window.blocks) for window in (current, held))
     rise, gap = _number_chances(held, current, rules, share)
     error = check_error(now["mae"], before["mae"], rise, rules)
     return [error, check_bias(now["bias"], before["bias"], gap, before["mae"].value, rules)]
@@ -236,11 +238,11 @@ def check_performance(
         return [*_of_numbers(held, current, rules, share), *check_slices(held, current, slices, rules, _number_slice)]
     if kind == "multiclass":
         return [*_of_several(held, current, rules, share), *check_slices(held, current, slices, rules)]
-    now, before = (estimates(window.y, window.p, window.dependence) for window in (current, held))
+    now, before = (estimates(window.y, window.p, window.blocks) for window in (current, held))
     fall, gap = truth_chances(held, current, rules, share)
     return [
         check_ranking(now["roc_auc"], before["roc_auc"], fall, rules),
         check_calibration(now["calibration"], before["calibration"], gap, rules, now["positive_rate"].value),
-        check_brier(now["brier"], before["brier"], rules),
+        check_brier(held, current, rules),
         *check_slices(held, current, slices, rules),
     ]

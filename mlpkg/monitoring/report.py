@@ -20,7 +20,7 @@ from ..data.arrivals import in_order
 from ..data.inputs import Input
 from ..data.lake import Lake
 from ..errors import MlpkgError
-from ..models.dependence import block_numbers
+from ..models.dependence import block_numbers, block_table
 from ..models.tasks import Task, yes_no
 from .checks import Finding
 from .performance import leading
@@ -66,10 +66,17 @@ def alarm(self: Report) -> bool:
     return any(one.level == "alarm" for one in self.findings)
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #14583dbd
+def _concludes(finding: Finding) -> bool:
+    "Does it say whether something has changed, or how the model does? Not what is counted or reported as it is"
+    counted = finding.check in ("sample", "contract", "new values")
+    return not counted and (finding.check, finding.column) != ("prediction", "mean")
+
+
 @patch(as_prop=True)
 def status(self: Report) -> str:  # "alarm", "ok", or "unknown" if nothing could be concluded
     "The verdict in one word"
-    levels = {one.level for one in self.findings if one.check != "sample"}
+    levels = {one.level for one in self.findings if _concludes(one)}
+    levels = levels or {one.level for one in self.findings if one.check != "sample"}
     return "alarm" if self.alarm else "unknown" if levels <= {"unknown"} else "ok"
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #86e39fa9
@@ -133,7 +140,9 @@ def _first_sentence(report: Report) -> str:
     sample = "".join(f" ({one.words})" for one in report.findings if one.check == "sample")
     here = f"{report.window}{sample}"
     if report.status == "unknown":
-        return f"{here}: no conclusion, {'; '.join(one.words for one in report.at('unknown'))}."
+        unsure = report.at("unknown")
+        few = [one.words for one in unsure] if len(unsure) < 4 else [_counted(report)]
+        return f"{here}: no conclusion, {'; '.join(few)}."
     if alarms := [f"{one.words}{_since(one, report.window)}" for one in report.at("alarm")]:
         return f"Alarm in {here}: {'; '.join(alarms)}."
     led = [chief.words] if chief and chief.level in ("ok", "unknown") else []
@@ -144,10 +153,8 @@ def _first_sentence(report: Report) -> str:
 @patch(as_prop=True)
 def words(self: Report) -> list[str]:
     "The verdict, then what else there is to say"
-    if self.status == "unknown":
-        return [_first_sentence(self)]
-    first = _first_sentence(self)
-    unknown = [one.words for one in self.at("unknown") if one.check not in ("drift", "missing")]
+    first, told = _first_sentence(self), self.status != "unknown"  # of what is unknown the first sentence has all
+    unknown = [one.words for one in self.at("unknown") if told and one.check not in ("drift", "missing")]
     warnings = [one for one in self.at("warning") if one.check != "drift"]
     moved = [one for one in self.at("warning") if one.check == "drift"]
     names = [f"{one.column} (PSI {one.value:.2f}{_since(one, self.window)})" for one in moved]
@@ -176,14 +183,17 @@ def _too_few(learned: Window, current: Window, rules: MonitoringSettings) -> lis
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #b929e4d8
 def _number_blocks(*windows: Window) -> list[Window]:
-    "Blocks as numbers, the same for the same block; none at all where one window has none"
-    known = [pd.Series(one.blocks).astype("str") for one in windows if one.blocks is not None]
-    parts: list[np.ndarray | None] = [None] * len(windows)
-    if len(known) == len(windows):
-        ends = np.cumsum([len(one) for one in known])[:-1]
-        parts = [*np.split(block_numbers(pd.concat(known), sum(map(len, known))), ends)]
-    across = [one.across if one.across is None else one.across.astype("str") for one in windows]
-    return [replace(one, blocks=part, across=more) for one, part, more in zip(windows, parts, across, strict=True)]
+    "Blocks as numbers, the same for the same block, in the ways that have more than one"
+    tables = [block_table(one.blocks) for one in windows]
+    found: list[dict[str, np.ndarray]] = [{} for _ in windows]
+    for name in dict.fromkeys(name for table in tables for name in table):
+        know = [place for place, table in enumerate(tables) if name in table and table[name].notna().any()]
+        labels = [tables[place][name].astype("str") for place in know]
+        numbers = block_numbers(pd.concat(labels), sum(map(len, labels))) if know else np.zeros(0)
+        if numbers.max(initial=0) > 0:
+            for place, part in zip(know, np.split(numbers, np.cumsum([len(one) for one in labels])[:-1]), strict=True):
+                found[place][str(name)] = part
+    return [replace(one, blocks=pd.DataFrame(ways) if ways else None) for one, ways in zip(windows, found, strict=True)]
 
 # %% ../../nbs/api/monitoring/14_report.ipynb #50523385
 _learned_rows = 30_000  # A larger reference would cost time and change no verdict

@@ -147,9 +147,11 @@ def _records(served: pd.DataFrame, inputs: list[Input], clean: Callable[[pd.Data
 Dependence = Literal["day", "unit", "row", "day and unit"]
 
 
-def _blocks_of(served: pd.DataFrame, blocks: Dependence) -> np.ndarray:
+def _blocks_of(served: pd.DataFrame, blocks: Dependence) -> np.ndarray | pd.DataFrame:
     "What depends on each other: the day, the client, or what was asked with the same inputs"
-    if blocks in ("day", "day and unit"):
+    if blocks == "day and unit":
+        return pd.DataFrame({"block": _blocks_of(served, "day"), "unit": _blocks_of(served, "unit")})
+    if blocks == "day":
         return served["date"].to_numpy()
     if blocks == "row":
         record = served["request_id"] + "/" + served["record"].astype(str)
@@ -172,14 +174,13 @@ def served_window(
     y = served["truth"].to_numpy("float64", na_value=np.nan)
     if task.kind == "multiclass":
         y = np.where(np.isnan(y), np.nan, y == served["prediction"].to_numpy("float64", na_value=np.nan))
-    across = pd.DataFrame({"unit": _blocks_of(served, "unit")}) if blocks == "day and unit" else None
-    return Window(_records(served, inputs, clean), p, y, _blocks_of(served, blocks), across)
+    return Window(_records(served, inputs, clean), p, y, _blocks_of(served, blocks))
 
 # %% ../../nbs/api/monitoring/15_traffic.ipynb #bee75c2d
 def _each_by_itself(window: Window, names: list[str]) -> Window:
     "Rows as blocks by their content, where there are no blocks and rows hardly ever have copies"
     rows = window.rows[[name for name in names if name in window.rows]]
-    if window.dependence is not None or rows.duplicated().mean() > 0.1:
+    if window.blocks is not None or rows.duplicated().mean() > 0.1:
         return window
     return replace(window, blocks=pd.util.hash_pandas_object(rows, index=False).to_numpy())
 

@@ -15,9 +15,8 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..errors import MlpkgError
-from ..models.dependence import block_table, block_ways, join_blocks, overlaps
-from .dealing import Deals, deal, join_ways
-from .drift import draw_rows
+from ..models.dependence import block_table, take_blocks
+from .dealing import Deals, Dealt, deal_along, draw_rows
 
 # %% ../../nbs/api/monitoring/11_windows.ipynb #93f0c97c
 class WindowError(MlpkgError, ValueError):
@@ -31,15 +30,14 @@ class Window:
     rows: pd.DataFrame  # Columns the model takes; others are ignored unless slices name them
     p: Any = None  # Predicted probabilities or numbers, shape (n,), NaN where there is none; None: none at all
     y: Any = None  # Truth, 0 and 1 or numbers, shape (n,), NaN where it is not known yet; None: none at all
-    blocks: Any = None  # What happened together, such as the day, shape (n,); None: every row by itself
-    across: pd.DataFrame | None = None  # What else rows depend on each other by, such as the customer: n texts a column
+    blocks: Any = None  # What rows depend on each other by, such as the day, as for `block_ways`; None: by nothing
 
     def __post_init__(self):
         for name in ("p", "y"):
             given = getattr(self, name)
             values = np.full(len(self.rows), np.nan) if given is None else np.asarray(given, dtype="float64")
             object.__setattr__(self, name, values)
-        for name in ("p", "y", "blocks", "across"):
+        for name in ("p", "y", "blocks"):
             given = getattr(self, name)
             if given is not None and len(given) != len(self.rows):
                 raise WindowError(f"{name} has {len(given)} values, there are {len(self.rows)} rows")
@@ -51,10 +49,8 @@ def take(
     places: np.ndarray,  # Positions, or a boolean for each row
 ) -> Window:
     "Some of the rows"
-    blocks = None if self.blocks is None else np.asarray(self.blocks)[places]
     rows = self.rows[places] if places.dtype == bool else self.rows.iloc[places]
-    across = None if self.across is None else self.across.iloc[places]
-    return Window(rows, self.p[places], self.y[places], blocks, across)
+    return Window(rows, self.p[places], self.y[places], take_blocks(self.blocks, places))
 
 # %% ../../nbs/api/monitoring/11_windows.ipynb #adb9f136
 @patch
@@ -67,14 +63,6 @@ def only(
     return replace(self, rows=self.rows[[name for name in self.rows if name in wanted]])
 
 # %% ../../nbs/api/monitoring/11_windows.ipynb #adb9f137
-@patch(as_prop=True)
-def dependence(self: Window) -> pd.DataFrame | None:  # None: every row by itself
-    "All ways in which rows depend on each other, with a column of labels for each, as `block_ways` takes them"
-    ways = {} if self.blocks is None else {"block": np.asarray(self.blocks)}
-    more = {} if self.across is None else {f"across {name}": one.to_numpy() for name, one in self.across.items()}
-    return pd.DataFrame(ways | more) if ways or more else None
-
-
 @patch
 def at_most(
     self: Window,
@@ -82,7 +70,7 @@ def at_most(
     seed: int = 0,  # Decides which
 ) -> Window:  # All rows where there are no more; in an order that depends on the content only
     "Some of the rows, drawn at random"
-    labels = [one.to_numpy() for _, one in block_table(self.dependence).items()]
+    labels = [one.to_numpy() for _, one in block_table(self.blocks).items()]
     return self.take(draw_rows(self.rows, rows, seed, self.p, self.y, *labels))
 
 # %% ../../nbs/api/monitoring/11_windows.ipynb #df4d3530
@@ -96,13 +84,9 @@ def judged(self: Window) -> Window:
 def deal_with(
     self: Window,  # The reference, at least one row
     current: Window,  # The window to judge, at least one row
-) -> list[tuple[int, Deals]]:  # For each way, and for what ways have in common, with its sign; see `overlaps`
+) -> Dealt:
     "Deal the blocks of both anew, in each way in which rows depend on each other"
-    rows, both = (len(self.rows), len(current.rows)), join_blocks(self.dependence, current.dependence)
-    if both is None:
-        return [(1, deal(rows))]
-    found = overlaps(block_ways(both, sum(rows)))
-    return [(sign, deal(rows, (way[: rows[0]], way[rows[0] :]))) for sign, way in found]
+    return deal_along((len(self.rows), len(current.rows)), (self.blocks, current.blocks))
 
 # %% ../../nbs/api/monitoring/11_windows.ipynb #840ed272
 @patch
@@ -112,5 +96,4 @@ def moves_to(
     figures: Callable[[Deals], np.ndarray],  # By how much figures get worse, shape (deals, figures)
 ) -> np.ndarray:  # As for `mlpkg.monitoring.dealing.chances`
     "By how much figures get worse, as it was and where blocks are dealt anew"
-    signs, deals = zip(*self.deal_with(current), strict=True)
-    return join_ways([figures(one) for one in deals], signs)
+    return self.deal_with(current).moves(figures)

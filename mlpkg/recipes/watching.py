@@ -35,14 +35,14 @@ from ..steps.tracking import client, pipeline_runs
 def blocks_of(
     recipe: Recipe,
     rows: pd.DataFrame,  # Clean rows
-) -> tuple[pd.Series | None, pd.DataFrame | None]:  # As `Window` takes them; None where each row is by itself
-    "The blocks of dependent rows, and what else rows depend on each other by"
+) -> pd.Series | pd.DataFrame | None:  # As `Window` takes them; None where each row is by itself
+    "What rows depend on each other by"
     group = (recipe.group,) if recipe.group else recipe.split.columns if recipe.split.by == "group" else ()
     known = group and set(group) <= set(rows)  # not in tables from before a group was declared
     unit = row_names(rows, group) if known else None
     if not recipe.time:
-        return unit, None
-    return rows[day_column], None if unit is None else pd.DataFrame({"unit": unit})
+        return unit
+    return rows[day_column] if unit is None else pd.DataFrame({"block": rows[day_column], "unit": unit})
 
 # %% ../../nbs/api/recipes/22_watching.ipynb #418b7745
 def training_parts_of(
@@ -64,7 +64,7 @@ def _window(recipe: Recipe, loaded: Loaded, rows: pd.DataFrame, raw: np.ndarray 
     if len(rows) and not known:
         inputs = prepare(coerce_inputs(rows, loaded.inputs)[0], loaded.inputs)
         raw = raw_predictions(loaded.pipeline, inputs, loaded.task)
-    return make_window(loaded.task, rows, raw, rows[recipe.label], *blocks_of(recipe, rows))
+    return make_window(loaded.task, rows, raw, rows[recipe.label], blocks_of(recipe, rows))
 
 # %% ../../nbs/api/recipes/22_watching.ipynb #1775166f
 def learned_windows(
@@ -74,7 +74,7 @@ def learned_windows(
 ) -> tuple[Window, Window]:  # All parts, without predictions; the holdout, with predictions
     "What a model has learned from, and what was held back from it"
     held = parts[parts["part"] == "holdout"].reset_index(drop=True)
-    return make_window(loaded.task, parts, None, None, *blocks_of(recipe, parts)), _window(recipe, loaded, held, None)
+    return make_window(loaded.task, parts, None, None, blocks_of(recipe, parts)), _window(recipe, loaded, held, None)
 
 # %% ../../nbs/api/recipes/22_watching.ipynb #24e68d5c
 def learned_rows(
