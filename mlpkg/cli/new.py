@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 if TYPE_CHECKING:
-    from mlpkg.recipes.drafting import Draft
+    from mlpkg.recipes.draft import Draft
     from mlpkg.recipes.revising import Declared
     from mlpkg.recipes.scaffold import Project
 

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['ColumnType', 'time_values', 'begins_with_day', 'accepted_times', 'as_days', 'times_as_days', 'days_to_text',
-           'as_texts', 'one_spelling', 'as_type', 'cast_columns', 'without_unreadable', 'contract_types',
-           'contract_texts', 'contract_dotted']
+           'as_texts', 'one_spelling', 'as_type', 'require_columns', 'cast_columns', 'without_unreadable',
+           'contract_types', 'Reading', 'contract_reading']
 
 # %% ../../nbs/api/data/17_columns.ipynb #cff0582b
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
 
+from .notation import read_dotted
 from .sources import SourceError, public_name
 
 # %% ../../nbs/api/data/17_columns.ipynb #a9620ce4
@@ -131,8 +133,11 @@ def days_to_text(
     return pd.Timestamp(round(days * 86_400), unit="s").strftime("%Y-%m-%dT%H:%M:%SZ")
 
 # %% ../../nbs/api/data/17_columns.ipynb #b90842df
-ColumnType = Literal["int64", "float64", "str", "time", "time, day first", "time, month first"]
+ColumnType = Literal[
+    "int64", "float64", "float64, dots", "float64, point", "str", "time", "time, day first", "time, month first"
+]  # dots stand between thousands, or a dot is a decimal point; float64 alone does not say
 _orders: dict[str, bool | None] = {"time": None, "time, day first": True, "time, month first": False}
+_marks = {"float64, dots": ".", "float64, point": ""}  # Type -> `thousands` of `mlpkg.data.contracts.number_column`
 
 
 def _read_values(
@@ -140,7 +145,9 @@ def _read_values(
     kind: str,  # A `ColumnType` but "str"
 ) -> pd.Series:  # NaN or NaT if a value cannot be read
     "The values of a column as numbers or timestamps"
-    return time_values(column, _orders[kind]) if kind in _orders else pd.to_numeric(column, errors="coerce")
+    if kind in _orders:
+        return time_values(column, _orders[kind])
+    return read_dotted(column) if kind == "float64, dots" else pd.to_numeric(column, errors="coerce")
 
 # %% ../../nbs/api/data/17_columns.ipynb #1a75c9b0
 def as_texts(
@@ -156,11 +163,16 @@ def as_texts(
 # %% ../../nbs/api/data/17_columns.ipynb #11d64122
 def one_spelling(
     column: pd.Series,  # Of any type; NaN allowed
-) -> pd.Series:  # str; in lower case, with one blank between words and none around them; NaN stays missing
+) -> pd.Series:  # str; in lower case, with one blank between words and none around them; NaN for missing or empty texts
     "Texts that differ only in capitals and blanks, as one"
-    return as_texts(column).str.replace(r"\s+", " ", regex=True).str.strip().str.lower()
+    found = as_texts(column).str.replace(r"\s+", " ", regex=True).str.strip().str.lower()
+    return found.mask(found == "")
 
 # %% ../../nbs/api/data/17_columns.ipynb #3ab6c72d
+_called = {"float64, dots": 'numbers like 1.234,5, as thousands="." in the contract says'}
+_called |= {"float64, point": 'numbers like 1234.5, as thousands="" in the contract says'}
+
+
 def as_type(
     column: pd.Series,
     kind: Any,  # A `ColumnType`
@@ -173,21 +185,31 @@ def as_type(
     values = _read_values(column, kind)
     if (wrong := column[column.notna() & values.isna()]).size:
         found = f"{wrong.iloc[0]!r} in row {wrong.index[0]}"
-        raise SourceError(f"column {column.name!r} should hold {kind}, found {found}")
+        raise SourceError(f"column {column.name!r} should hold {_called.get(kind, kind)}, found {found}")
     if kind == "int64" and (values.isna() | (values % 1 != 0)).any():
         raise SourceError(f"column {column.name!r} should hold whole numbers, found empty values or fractions")
-    return values if kind in _orders else values.astype(kind)
+    return values if kind in _orders else values.astype(kind.partition(",")[0])
 
 # %% ../../nbs/api/data/17_columns.ipynb #09e58953
+def require_columns(
+    table: pd.DataFrame,
+    names: Iterable[str],
+    source: str,  # For messages
+    more: str = "",  # What else to say, beginning with a dot
+) -> None:  # SourceError if one is not there
+    "Refuse a table that lacks columns"
+    if missing := [name for name in names if name not in table]:
+        there = ", ".join(map(str, table))
+        raise SourceError(f"source {public_name(source)!r} lacks columns: {', '.join(missing)} (it has: {there}){more}")
+
+
 def cast_columns(
     table: pd.DataFrame,
     types: Mapping[str, str],  # Column -> `ColumnType`; a time becomes a timestamp in UTC
     source: str,  # For messages
 ) -> pd.DataFrame:  # These columns only; SourceError if one is missing or holds something else
     "Select the columns of a table and cast them to their types"
-    if missing := [name for name in types if name not in table]:
-        there = ", ".join(map(str, table))
-        raise SourceError(f"source {public_name(source)!r} lacks columns: {', '.join(missing)} (it has: {there})")
+    require_columns(table, types, source)
     try:
         return pd.DataFrame({name: as_type(table[name], kind) for name, kind in types.items()})
     except SourceError as error:
@@ -214,24 +236,40 @@ def without_unreadable(
     return table, marks.str.removeprefix(","), notes
 
 # %% ../../nbs/api/data/17_columns.ipynb #7f40eeab
+def _type_of(column: Any) -> str:
+    "The type of a column of a contract"
+    name, about = str(column.dtype), column.metadata or {}
+    if name.startswith("datetime"):
+        return next(kind for kind, first in _orders.items() if first is about.get("day_first"))
+    if name == "float64" and about.get("thousands") is not None:
+        return next(kind for kind, mark in _marks.items() if mark == about["thousands"])
+    return name if name in ("int64", "float64") else "str"
+
+
 def contract_types(
     contract: Any,  # pandera.pandas.DataFrameSchema whose columns have types
 ) -> dict[str, str]:  # Column -> `ColumnType`
     "The types of the columns of a contract"
-
-    def kind(column: Any) -> str:
-        name, order = str(column.dtype), (column.metadata or {}).get("day_first")
-        if name.startswith("datetime"):
-            return next(kind for kind, first in _orders.items() if first is order)
-        return name if name in ("int64", "float64") else "str"
-
-    return {name: kind(column) for name, column in contract.columns.items()}
+    return {name: _type_of(column) for name, column in contract.columns.items()}
 
 # %% ../../nbs/api/data/17_columns.ipynb #1eb1dc00
-def contract_texts(
+@dataclass(frozen=True)
+class Reading:
+    "What is known of the columns of a file before it is read, by the names that they get"
+
+    types: Mapping[str, str] = field(default_factory=dict)  # Column -> `ColumnType`
+    values: Mapping[str, Collection[str]] = field(default_factory=dict)  # Column -> texts that are no gaps, such as NA
+
+    @property
+    def as_they_stand(self) -> set[str]:
+        "Columns whose texts are kept, since their type says how to read them"
+        return {name for name, kind in self.types.items() if kind in ("str", *_marks)}
+
+# %% ../../nbs/api/data/17_columns.ipynb #7dcf56ca
+def contract_reading(
     contract: Any,  # pandera.pandas.DataFrameSchema
-) -> dict[str, set[str]]:  # Column -> texts; without columns for which none are listed
-    "The texts that the columns of a contract list as allowed: values, whatever they look like"
+) -> Reading:
+    "What a contract says about how a file is read"
     listed = {
         name: {
             text
@@ -241,11 +279,4 @@ def contract_texts(
         }
         for name, column in contract.columns.items()
     }
-    return {name: texts for name, texts in listed.items() if texts}
-
-# %% ../../nbs/api/data/17_columns.ipynb #7a67f402
-def contract_dotted(
-    contract: Any,  # pandera.pandas.DataFrameSchema
-) -> dict[str, bool]:  # Column -> yes or no, for each
-    "Whether dots in the numbers of a CSV stand between thousands, as the contract says"
-    return {name: (column.metadata or {}).get("thousands") == "." for name, column in contract.columns.items()}
+    return Reading(contract_types(contract), {name: texts for name, texts in listed.items() if texts})

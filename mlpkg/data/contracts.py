@@ -165,7 +165,7 @@ def number_column(
     nullable: bool = False,  # May it be missing?
     among: Sequence[float] = (),  # The only numbers allowed, such as codes
     blanks: Sequence[float | str] = (),  # What stands for a missing value, such as -999 or "?"
-    thousands: Literal["", "."] = "",  # "." where 40.604 in a CSV is forty thousand
+    thousands: Literal["", "."] | None = None,  # "." where 40.604 in a CSV is forty thousand, "" where it is forty
 ) -> pa.Column:
     "A column of numbers"
     checks = [pa.Check.isin(list(among), error=f"one of {', '.join(map(str, among))}")] if among else []
@@ -174,7 +174,7 @@ def number_column(
     if high is not None:
         checks.append(pa.Check.le(high, error=f"at most {high:g}"))
     about: dict[str, Any] = {"nullable": nullable or bool(blanks), "description": description}
-    more = {"thousands": thousands} if thousands else {}
+    more = {} if thousands is None else {"thousands": thousands}
     return pa.Column("float64", checks, metadata=_blanks(blanks) | more, **about)
 
 # %% ../../nbs/api/data/18_contracts.ipynb #44284208

@@ -177,11 +177,18 @@ def as_contract(
 # %% ../../nbs/api/data/20_inputs.ipynb #a1422908
 def without_blanks(
     values: "pd.Series",  # As they come, numbers or texts
-    blanks: Iterable[float | str],  # What stands for a missing value
+    blanks: Iterable[float | str],  # What stands for a missing value; a number does as a text too
 ) -> "pd.Series":
     "Values, with those missing that only say so"
+    import pandas as pd
+
     blanks = list(blanks)
-    return values.mask(values.isin(blanks)) if blanks else values
+    if not blanks:
+        return values
+    signs, numbers = values.isin(blanks), [one for one in blanks if not isinstance(one, str)]
+    if numbers and (pd.api.types.is_string_dtype(values.dtype) or values.dtype == "object"):
+        signs |= pd.to_numeric(values, errors="coerce").isin(numbers)
+    return values.mask(signs)
 
 # %% ../../nbs/api/data/20_inputs.ipynb #b39c7c6a
 def as_numbers(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['too_good', 'too_good_rank', 'too_good_auc', 'InspectionError', 'Inspection', 'with_scale', 'inspect_table',
-           'asked_about_codes', 'told_units', 'several_spellings', 'told_spellings']
+           'asked_about_codes', 'told_units', 'several_spellings', 'merged_spellings', 'told_spellings']
 
 # %% ../../nbs/api/models/07_inspection.ipynb #0b855b9b
 from collections.abc import Collection, Iterable, Sequence
@@ -16,7 +16,16 @@ from scipy import stats
 
 from ..data.columns import as_days
 from ..errors import MlpkgError
-from .facts import ColumnFacts, Use, column_facts, doubtful_codes, placeholders, spellings, unit_examples
+from mlpkg.models.facts import (
+    ColumnFacts,
+    Use,
+    column_facts,
+    doubtful_codes,
+    may_differ,
+    placeholders,
+    spellings,
+    unit_examples,
+)
 from .intervals import roc_auc
 from .labels import LabelError
 from mlpkg.models.roles import (
@@ -27,7 +36,7 @@ from mlpkg.models.roles import (
     why_people,
     why_returns,
 )
-from .tasks import Task, infer_task
+from .tasks import Scale, Task, infer_task
 from ..quality import Kind
 
 # %% ../../nbs/api/models/07_inspection.ipynb #b2a8e21d
@@ -215,17 +224,26 @@ def _told(task: Task, y: pd.Series, target: str) -> tuple[str, list[str]]:
 def with_scale(
     task: Task,
     y: pd.Series,  # The target, no NaN
+    declared: Scale | None = None,  # The one that a recipe has
 ) -> tuple[Task, str]:  # And what was decided, "" if nothing was
-    "The task, on the log scale where numbers are skewed to the right"
-    if task.kind != "regression" or bool((y < 0).any()):
+    "The task, on the log scale where numbers are skewed to the right, whatever may be a placeholder"
+    if task.kind != "regression":
         return task, ""
-    numbers = y.to_numpy("float64")
+    if declared:
+        words = f"log(1 + {y.name}) is learned, as the recipe says" if declared == "log" else ""
+        return replace(task, scale=declared), words
+    odd = y.isin([*placeholders(y), *doubtful_codes(y)])
+    numbers = y[~odd].to_numpy("float64")
+    if (numbers < 0).any():
+        return task, ""
     skewed, less = (float(stats.skew(some)) for some in (numbers, np.log1p(numbers)))
     if skewed < 1 or abs(less) > skewed / 2:
         return task, ""
-    return replace(
-        task, scale="log"
-    ), f"{y.name}: most values are small and a few are large, so log(1 + {y.name}) is learned"
+    words = f"{y.name}: most values are small and a few are large, so log(1 + {y.name}) is learned"
+    if (y < 0).any():
+        told = f'once {y.min():g} is among its blanks, write scale="log" into the task'
+        return task, words.replace("is learned", f"would be learned, if nothing were below zero: {told}")
+    return replace(task, scale="log"), words
 
 # %% ../../nbs/api/models/07_inspection.ipynb #3e49c65a
 def inspect_table(
@@ -335,6 +353,11 @@ def several_spellings(looked: Inspection) -> list[str]:
     return [name for name in texts if spellings(looked.table[name])]
 
 
+def merged_spellings(looked: Inspection) -> list[str]:
+    "Those of `several_spellings` that a new recipe spells in one way, since capitals mean nothing in them"
+    return [name for name in several_spellings(looked) if not any(map(may_differ, spellings(looked.table[name])))]
+
+
 def _spelled(values: pd.Series) -> str:
     "Texts that differ only in capitals and blanks, in words; the first three of three"
     some = spellings(values)
@@ -346,19 +369,20 @@ def _spelled(values: pd.Series) -> str:
 def told_spellings(
     looked: Inspection,
     pipeline: str,  # Its name
-    known: Collection[str] | None = None,  # Columns that its `clean` spells in one way; None: it is new, and does all
+    known: Collection[str] | None = None,  # Columns that its `clean` spells in one way; None: it is new
 ) -> list[str]:
     "What became of texts that differ only in capitals and blanks, or what to type"
     words, clean = list[str](), f"clean_{pipeline}"
-    for name in several_spellings(looked):
+    merged = merged_spellings(looked) if known is None else []
+    for name in [one for one in several_spellings(looked) if one not in (known or ())]:
         told, line = _spelled(looked.table[name]), f'{name}=one_spelling(rows["{name}"])'
-        if known is None:
+        if name in merged:
             made = f"`one_spelling` in {clean} makes them one"
             words.append(f"{name}: {told}: {made}. If they mean different things, take {name} out of it there")
-        elif name not in known:
+        else:
             words.append(
-                f"{name}: {told}. If they are one, write rows.assign({line}) into {clean}, on the page of the recipe "
-                "(one_spelling is imported from mlpkg.data.columns), and export the page"
+                f"{name}: {told}, and stay apart. If they are one, write rows.assign({line}) into {clean}, on the "
+                "page of the recipe (one_spelling is imported from mlpkg.data.columns), and export the page"
             )
     kept = {"target": "are classes of their own", "group": "are groups of their own"}
     for name, one in looked.columns.items():

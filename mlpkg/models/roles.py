@@ -86,7 +86,8 @@ _things = _persons | frozenset(
     "kundennr kundennummer".split()
 )
 _about = frozenset("of per as for with since by from in pro je als seit mit".split())
-_codes = re.compile(r"[a-z]{0,6}[-_/.# ]?\d{3,}[a-z]?|[0-9a-f]{8}[0-9a-f-]*", re.IGNORECASE)
+_codes = re.compile(r"[a-z]{0,6}[-_/.# ]?\d{3,}[a-z]?|\d{3}(\.\d{3})+|[0-9a-f]{8}[0-9a-f-]*", re.IGNORECASE)
+_places = re.compile(r"(^|_)(plz|zip(_?code)?|post(al)?_?code|postleitzahl)($|_)")
 
 # %% ../../nbs/api/models/04_roles.ipynb #b2e8c514
 def _named_for(facts: ColumnFacts) -> str:  # "things", "perhaps" or ""
@@ -110,7 +111,7 @@ def names_things(
     rows: int,  # Of the table, each once
 ) -> bool:
     "Does a column tell something that several rows are about from others?"
-    if not _may_name_things(facts, rows):
+    if not _may_name_things(facts, rows) or _places.search(facts.name.lower()):
         return False
     if facts.kind == "text":
         return _named_for(facts) != "" or all(_codes.fullmatch(one) for one in facts.values)

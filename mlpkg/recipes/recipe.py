@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['batch_column', 'id_column', 'day_column', 'source_column', 'place_column', 'unread_column', 'reserved', 'as_it_is',
-           'RecipeError', 'Recipe']
+           'RecipeError', 'Recipe', 'titled_name']
 
 # %% ../../nbs/api/recipes/10_recipe.ipynb #c1d935b1
 import json
@@ -145,11 +145,19 @@ def added(self: Recipe) -> list[str]:
     return [*self.identity, *context, *([day_column] if self.time else [])]
 
 # %% ../../nbs/api/recipes/10_recipe.ipynb #4a6d2797
+def titled_name(
+    name: str,  # Of a column or a pipeline
+) -> str:  # "Chest pain" for chest_pain
+    "A name as the start of a description"
+    words = name.replace("_", " ").strip()
+    return words[:1].upper() + words[1:]
+
+
 @patch
 def _rule_text(self: Recipe, name: str) -> str:
     "The line of the contract for a column that it lacks"
     kind = "time" if name == self.time else "text" if name in self.categorical else "number"
-    return f'"{name}": {kind}_column("{name.replace("_", " ").capitalize()}", nullable=True),'
+    return f'"{name}": {kind}_column("{titled_name(name)}", nullable=True),'
 
 # %% ../../nbs/api/recipes/10_recipe.ipynb #51ca99cc
 @patch

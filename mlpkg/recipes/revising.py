@@ -10,10 +10,9 @@ import ast
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import unified_diff
-from inspect import signature
 from typing import Any
 
 from fastcore.basics import patch
@@ -24,9 +23,20 @@ from ..models.labels import LabelError
 from ..models.roles import why_returns
 from ..models.tasks import Task
 from ..quality import Kind
-from .drafting import Draft, draft_pipeline
+from .draft import Draft
+from .drafting import draft_pipeline
 from .scaffold import Project, recipe_path
-from .spelling import sequence_code, spelled_columns, split_code, task_code
+from mlpkg.recipes.spelling import (
+    held_by,
+    known_type,
+    limits_of_others,
+    rule_arguments,
+    sequence_code,
+    spelled_columns,
+    split_code,
+    task_code,
+    wider_rule,
+)
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #842d33c9
 def _code(node: ast.expr) -> str:
@@ -117,24 +127,6 @@ def read_declared(
     path = recipe_path(project, name)
     return _read(path.read_text(encoding="utf-8")) if path.is_file() else Declared()
 
-# %% ../../nbs/api/recipes/33_revising.ipynb #559aceee
-_held = {"number_column": "numbers", "text_column": "texts", "time_column": "times"}
-
-# %% ../../nbs/api/recipes/33_revising.ipynb #a3294965
-def _arguments(rule: str) -> tuple[str, dict[str, Any]]:
-    "Function and arguments of a rule; an empty name for a rule of one's own"
-    from mlpkg.data import contracts
-
-    call = ast.parse(rule, mode="eval").body
-    if not isinstance(call, ast.Call) or (name := _code(call.func)) not in _held:
-        return "", {}
-    try:
-        given = [ast.literal_eval(one) for one in call.args]
-        named = {str(one.arg): ast.literal_eval(one.value) for one in call.keywords}
-        return name, dict(signature(getattr(contracts, name)).bind(*given, **named).arguments)
-    except (ValueError, TypeError):
-        return "", {}
-
 # %% ../../nbs/api/recipes/33_revising.ipynb #fefb0197
 @patch(as_prop=True)
 def task(self: Declared) -> Task | None:  # None where it is not written down with plain values
@@ -162,9 +154,10 @@ def draft_again(
     alone = "" if why_returns in there.left_out.values() else "none"
     together = group or there.text("group") or (alone if there.parts else "")
     asked = (name, source, target, time or there.text("time"), together)
-    signs = {column: _arguments(rule)[1].get("blanks", ()) for column, rule in there.rules.items()}
+    signs = {column: rule_arguments(rule)[1].get("blanks", ()) for column, rule in there.rules.items()}
     more: dict[str, Any] = {"features": features, "declared": there.asked, "blanks": signs}
-    more["dotted"] = {column: _arguments(rule)[1].get("thousands") == "." for column, rule in there.rules.items()}
+    more["types"] = {column: known_type(rule) for column, rule in there.rules.items()}
+    more["scales"] = {there.text("label"): there.task.scale} if there.task else {}
     more["spelled"] = there.spelled if there.parts else None
     more["batch"] = batch or (there.text("batch") or "file" if there.text("time") else "")
     if kind or there.task is None:
@@ -192,14 +185,6 @@ def _question(made: Draft, there: Declared) -> tuple[Task, str]:
         return Task("multiclass", (*old.classes, *more)), f"{label} has {new}: {', '.join(map(repr, more))}"
     return old, ""
 
-# %% ../../nbs/api/recipes/33_revising.ipynb #c039f485
-def _rule_code(name: str, given: Mapping[str, Any]) -> str:
-    "A rule as the pages write it"
-    plain = {key: json.dumps(value, ensure_ascii=False) for key, value in given.items()}
-    plain = {key: {"true": "True", "false": "False", "null": "None"}.get(text, text) for key, text in plain.items()}
-    first = [plain.pop(key) for key in ("description", "low", "high") if key in plain]
-    return f"{name}({', '.join([*first, *(f'{key}={text}' for key, text in plain.items())])})"
-
 # %% ../../nbs/api/recipes/33_revising.ipynb #58bb1497
 def _breaking(rule: str, column: str, made: Draft) -> int:
     'How many rows of the newer file a rule refuses, or would take a sign for "not known" in for a value'
@@ -208,7 +193,7 @@ def _breaking(rule: str, column: str, made: Draft) -> int:
     from mlpkg.data import contracts
     from mlpkg.data.columns import cast_columns, contract_types
 
-    name, given = _arguments(rule)
+    name, given = rule_arguments(rule)
     if not name:
         return 0
     schema = pa.DataFrameSchema({column: getattr(contracts, name)(**given)})
@@ -216,25 +201,6 @@ def _breaking(rule: str, column: str, made: Draft) -> int:
     rows = cast_columns(values.to_frame(), contract_types(schema), made.source)
     new_signs = set(made.blanks.get(column, ())) - set(given.get("blanks", ()))
     return int(rows[column].isna().sum()) if new_signs else contracts.check(rows, schema).bad_rows
-
-# %% ../../nbs/api/recipes/33_revising.ipynb #bfa761f8
-def _wider(old: str, new: str, seen: Sequence[Any]) -> str:
-    "A rule that accepts what either accepts and what was seen, with the description of the old one"
-    (was, before), (name, now) = _arguments(old), _arguments(new)
-    if was != name:
-        return _rule_code(name, {**now, "description": before["description"]})
-    made = {**now, **before}
-    if before.get("nullable") or now.get("nullable"):
-        made["nullable"] = True
-    for key, pick in (("low", min), ("high", max)):
-        if key in before:
-            made[key] = pick(before[key], now[key]) if key in now else before[key]
-    more = {"among": now.get("among", seen), "blanks": now.get("blanks", ())}
-    for key in [key for key in more if key in before or key in now]:
-        made[key] = list(dict.fromkeys([*before.get(key, ()), *more[key]]))
-    if not all(re.match(made.get("pattern", ""), str(one)) for one in seen):
-        del made["pattern"]
-    return _rule_code(name, made)
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #cf905884
 @dataclass
@@ -263,17 +229,19 @@ def _use(self: Revision, column: str, kind: str) -> None:
 def _compare(self: Revision, column: str, rule: str, made: Draft) -> None:
     "Compare the rule of a column that stays with what the newer file has in it"
     old, kind = self.proposed.rules[column], made.found.columns[column].kind
-    was, now = _arguments(old)[0], _arguments(rule)[0]
+    was, now = rule_arguments(old)[0], rule_arguments(rule)[0]
     if was and was != now:
-        self.changes.append(f"{column} held {_held[was]}, and holds {_held[now]} now")
+        self.changes.append(f"{column} held {held_by[was]}, and holds {held_by[now]} now")
         if column in self.proposed.features:
             self._use(column, kind)
+    elif limits_of_others(old, rule):
+        self.changes.append(f"the limits of {column} are not those of numbers that are read as its rule says")
     elif bad := _breaking(old, column, made):
         self.changes.append(f"{bad:,} of {made.rows:,} rows break the rule of {column}")
     else:
         return
     values = without_blanks(made.found.table[column], made.blanks.get(column, ())).dropna().unique()
-    self.proposed.rules[column] = _wider(old, rule, sorted(values.tolist(), key=str))
+    self.proposed.rules[column] = wider_rule(old, rule, sorted(values.tolist(), key=str))
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #5fce8d19
 @patch
@@ -285,7 +253,7 @@ def _columns(self: Revision, made: Draft) -> None:
         if column in found and not unfit:
             self._compare(column, made.rule(column), made)
             continue
-        optional = _arguments(self.proposed.rules[column])[1].get("nullable", False)
+        optional = rule_arguments(self.proposed.rules[column])[1].get("nullable", False)
         if column not in found and column in self.proposed.made and optional:
             continue
         self.changes.append(f"{column} {found[column].why if unfit else 'is gone'}")
@@ -303,7 +271,7 @@ def _new_columns(self: Revision, made: Draft) -> None:
         if column in before and one.use == "left out":
             continue
         rule = made.rule(column)
-        use = f"{'a' if one.use == 'feature' else 'the'} {one.use}, {_held[_arguments(rule)[0]]}"
+        use = f"{'a' if one.use == 'feature' else 'the'} {one.use}, {held_by[rule_arguments(rule)[0]]}"
         was = "was left out, and is now" if column in before else "is new:"
         if one.use != "left out":
             self.changes.append(f"{column} {was} {use}")
@@ -326,7 +294,7 @@ def _target(self: Revision, made: Draft) -> bool:  # Is it another question?
     self.changes.append(words)
     self.proposed.parts |= {"label": json.dumps(label, ensure_ascii=False), "task": task_code(task)}
     old = self.proposed.rules.get(label, "mine()")
-    self.proposed.rules[label] = _wider(old, rule, ()) if _arguments(old)[0] else rule
+    self.proposed.rules[label] = wider_rule(old, rule, ()) if rule_arguments(old)[0] else rule
     return True
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #7fa3e750

@@ -26,7 +26,7 @@ from filelock import FileLock
 
 from ..data.sources import project_path
 from ..errors import MlpkgError
-from .drafting import Draft
+from .draft import Draft
 from ..settings import find_settings, load_settings
 
 # %% ../../nbs/api/recipes/32_scaffold.ipynb #f7ef43e7
@@ -178,7 +178,7 @@ def new_files(
     found |= {root / "dags" / f"{name}_{kind}.py": filled(f"dag_{kind}.py.jinja") for kind in _dags}
     found[root / "tests" / f"test_{name}.py"] = filled("test.py.jinja")
     features = [name for kind in ("number", "time", "text") for name in made.found.features(kind)]
-    small = {"sample.csv": sample.to_csv(index=False), "request.json": request_of(sample[features].head(2))}
+    small = {"sample.csv": made.sample_text(), "request.json": request_of(sample[features].head(2))}
     return found | {steps / path: text for path, text in small.items()}
 
 # %% ../../nbs/api/recipes/32_scaffold.ipynb #e9332209
