@@ -660,7 +660,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'mlpkg/data/contracts.py'),
                                       'mlpkg.data.contracts.Outcome.rate': ( 'api/data/contracts.html#outcome.rate',
                                                                              'mlpkg/data/contracts.py'),
-                                      'mlpkg.data.contracts._blanks': ('api/data/contracts.html#_blanks', 'mlpkg/data/contracts.py'),
+                                      'mlpkg.data.contracts._about': ('api/data/contracts.html#_about', 'mlpkg/data/contracts.py'),
                                       'mlpkg.data.contracts._examples': ('api/data/contracts.html#_examples', 'mlpkg/data/contracts.py'),
                                       'mlpkg.data.contracts._faults': ('api/data/contracts.html#_faults', 'mlpkg/data/contracts.py'),
                                       'mlpkg.data.contracts._first': ('api/data/contracts.html#_first', 'mlpkg/data/contracts.py'),

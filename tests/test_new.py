@@ -434,7 +434,7 @@ def test_a_feature_that_is_made_in_clean_is_asked_for_in_the_contract_and_goes_a
     made = 'return rows.assign(dear=rows["price"] / rows["weight"])'
     export(project, ("return rows", made), ("numeric=(", 'numeric=("dear", '))
     said = " ".join(project.mlpkg(*etl, code=1, **env).split())
-    line = '"dear": number_column("Dear", nullable=True),'
+    line = '"dear": number_column("Dear", made=True),'
     assert "the contract says nothing about dear. A feature that `clean` makes has a column in it too" in said
     assert f"add {line} to the contract" in said
     export(project, ('"weight": number_column', f'{line} "weight": number_column'))

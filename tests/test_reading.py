@@ -1,9 +1,10 @@
 """Numbers as files write them: decimal commas, dots between thousands, names with dots, zeros in front.
 
-Files are written here, go through `draft_pipeline`, and are read again by the contract that it writes, as `mlpkg new` and
-the step `ingest` do; what is found in texts is in the pages about notation and tables.
+Files are written here, go through `draft_pipeline`, and are read again by the contract that it writes, as `mlpkg new`
+and the step `ingest` do; what is found in texts is in the pages about notation and tables.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from mlpkg.data.sources import SourceError
 from mlpkg.recipes.delivery import Delivery, read_delivery
 from mlpkg.recipes.draft import Draft
 from mlpkg.recipes.drafting import draft_pipeline
+from mlpkg.recipes.preparation import clean_rows, split_rows
 from mlpkg.recipes.recipe import Recipe, unread_column
-from mlpkg.recipes.revising import Declared, draft_again
+from mlpkg.recipes.revising import Declared, Revision, draft_again
+from mlpkg.recipes.spelling import rule_arguments
 
 ROWS = 400
 RNG = np.random.default_rng(11)
@@ -53,7 +56,7 @@ def recipe(made: Draft, **changed: str) -> Recipe:
     code = rules(made) | changed
     columns = {name: eval(rule, vars(contracts)) for name, rule in code.items()}
     names = [name for name in columns if name != made.label]
-    texts = [name for name in names if str(columns[name].dtype) == "str"]
+    texts = [name for name in names if code[name].startswith("text_column")]
     return Recipe(
         "given", made.label, made.task, tuple(one for one in names if one not in texts), tuple(texts),
         lambda: pa.DataFrameSchema(columns), made.split(),
@@ -213,3 +216,80 @@ def test_a_newer_file_without_zeros_in_front_fits_a_column_of_codes(tmp_path):
 
 def test_an_empty_text_is_missing_in_one_spelling():
     assert one_spelling(pd.Series([" ", "", "A "])).isna().tolist() == [True, True, False]
+
+
+def test_limits_that_belong_to_the_other_reading_are_replaced(tmp_path):
+    made = drafted(tmp_path, km=[dots(one) for one in WHOLE * 3 + 1000], litres=[dots(one / 10, 1) for one in WHOLE])
+    for mark, high in (("", 500), (".", 500_000)):
+        old = f'number_column("Driven", {"1000, 500000" if not mark else "1, 450"}, thousands="{mark}")'
+        there = Declared(rules(made) | {"km": old}, {"label": '"late"', "task": 'Task("binary", ("no", "yes"))'})
+        again = draft_again(there, "given", str(tmp_path / "given.csv"), "late")
+        found = Revision(Declared(dict(there.rules), dict(there.parts)))
+        found._columns(again)
+        (words,) = [one for one in found.changes if "km" in one]
+        name, given = rule_arguments(found.proposed.rules["km"])
+        assert given["high"] <= high and given["high"] > high / 10 and given["low"] <= high / 450, given
+        assert given["thousands"] == mark and given["description"] == "Driven" and "limits of km" in words
+
+
+def test_rows_that_spelling_makes_one_are_on_one_side(tmp_path):
+    fuel = np.where(np.arange(ROWS) % 2, "Diesel", "diesel ")
+    size, late = np.arange(ROWS) // 2, np.where(np.arange(ROWS) // 2 % 3, "yes", "no")
+    table = pd.DataFrame({"fuel": fuel, "size": size * 1.5, "late": late})
+    table.to_csv(tmp_path / "given.csv", index=False)
+    made = draft_pipeline("given", str(tmp_path / "given.csv"), "late")
+    one = replace(recipe(made), clean=lambda rows: rows.assign(fuel=one_spelling(rows["fuel"])))
+    rows = clean_rows(one, read_delivery(one, str(tmp_path / "given.csv")).rows)
+    parts = split_rows(one, rows)
+    assert (parts.groupby(["fuel", "size"])["part"].nunique() == 1).all() and parts["row"].nunique() == ROWS / 2
+    held = parts[parts["part"] == "holdout"]
+    assert abs(len(held) / ROWS - made.split().holdout) < 0.08
+
+
+@pytest.mark.parametrize(
+    ("values", "asked"),
+    [
+        (["5 mW", "5 MW", "7 mW", "9 MW"], True),
+        (["vw", "VW", "Audi", "Opel"], True),
+        (["Petrol", "petrol", "gas", "none"], True),  # as frequent: two sources of data may mean two things
+        ([*["petrol"] * 8, "Petrol", "gas"], False),
+        ([*["Diesel AG"] * 8, "diesel ag", "gas"], False),
+        (["mW", "mW ", "gas", "none"], False),
+    ],
+)
+def test_capitals_that_may_carry_a_meaning_are_kept_and_asked_about(tmp_path, values, asked):
+    size = RNG.normal(size=ROWS).round(6)  # rows that differ, since copies are kept once
+    made = drafted(tmp_path, unit=[values[one % len(values)] for one in RNG.permutation(ROWS)], measured=size)
+    (words,) = said(made, "differ only in capitals and blanks")
+    assert (made.values("team.given", "")["spelled"] == "") == asked
+    assert ("and stay apart. If they are one, write rows.assign(unit=" in words) == asked
+    assert ("makes them one" in words) == (not asked)
+
+
+PRICES = RNG.lognormal(9, 1, ROWS).round(2).clip(500, 90_000)
+
+
+@pytest.mark.parametrize(
+    ("price", "scale", "words"),
+    [
+        (np.where(np.arange(ROWS) % 25, PRICES, -999), "linear", 'once -999 is among its blanks, write scale="log"'),
+        (np.where(np.arange(ROWS) % 25, PRICES, 99_999_999), "log", "log(1 + price) is learned"),
+        (np.where(np.arange(ROWS) % 25, RNG.normal(50_000, 9000, ROWS).round(), 99_999_999), "linear", ""),
+    ],
+)
+def test_placeholders_do_not_decide_on_the_scale_of_a_target(tmp_path, price, scale, words):
+    written(tmp_path, price=price)
+    made = draft_pipeline("given", str(tmp_path / "given.csv"), "price")
+    assert made.task.scale == scale and bool(said(made, "log(1 + price)")) == bool(words) and said(made, words)
+    assert said(made, "if it means unknown")
+
+
+def test_what_is_said_of_the_scale_is_what_the_recipe_has(tmp_path):
+    written(tmp_path, price=PRICES)
+    source = str(tmp_path / "given.csv")
+    made = draft_pipeline("given", source, "price")
+    assert said(made, "log(1 + price) is learned")
+    for task, expected in (('Task("regression")', []), ('Task("regression", scale="log")', ["as the recipe says"])):
+        there = Declared(rules(made), {"label": '"price"', "task": task})
+        told = said(draft_again(there, "given", source, "price"), "log(1 + price)")
+        assert [one.partition(", ")[2] for one in told] == expected

@@ -166,6 +166,7 @@ def number_column(
     among: Sequence[float] = (),  # The only numbers allowed, such as codes
     blanks: Sequence[float | str] = (),  # What stands for a missing value, such as -999 or "?"
     thousands: Literal["", "."] | None = None,  # "." where 40.604 in a CSV is forty thousand, "" where it is forty
+    made: bool = False,  # Does `clean` make it? Then it may be missing, and files and requests need not have it
 ) -> pa.Column:
     "A column of numbers"
     checks = [pa.Check.isin(list(among), error=f"one of {', '.join(map(str, among))}")] if among else []
@@ -173,9 +174,9 @@ def number_column(
         checks.append(pa.Check.ge(low, error=f"at least {low:g}"))
     if high is not None:
         checks.append(pa.Check.le(high, error=f"at most {high:g}"))
-    about: dict[str, Any] = {"nullable": nullable or bool(blanks), "description": description}
+    about: dict[str, Any] = {"nullable": nullable or made or bool(blanks), "description": description}
     more = {} if thousands is None else {"thousands": thousands}
-    return pa.Column("float64", checks, metadata=_blanks(blanks) | more, **about)
+    return pa.Column("float64", checks, metadata=_about(blanks, made) | more, **about)
 
 # %% ../../nbs/api/data/18_contracts.ipynb #44284208
 def text_column(
@@ -184,18 +185,19 @@ def text_column(
     among: Sequence[str] = (),  # The only texts allowed
     pattern: str = "",  # Regular expression that each text must match
     blanks: Sequence[str] = (),  # What stands for a missing value, such as "?"
+    made: bool = False,  # As for `number_column`
 ) -> pa.Column:
     "A column of texts"
     checks = [pa.Check.isin(list(among), error=f"one of {', '.join(among)}")] if among else []
     if pattern:
         checks.append(pa.Check.str_matches(pattern, error=f"text that matches {pattern}"))
-    about: dict[str, Any] = {"nullable": nullable or bool(blanks), "description": description}
-    return pa.Column("str", checks, metadata=_blanks(blanks), **about)
+    about: dict[str, Any] = {"nullable": nullable or made or bool(blanks), "description": description}
+    return pa.Column("str", checks, metadata=_about(blanks, made), **about)
 
 # %% ../../nbs/api/data/18_contracts.ipynb #cfc69c86
-def _blanks(blanks: Sequence[float | str]) -> dict[str, Any]:
-    "What a column says about its blanks, for `mlpkg.data.inputs`"
-    return {"blanks": list(blanks)} if blanks else {}
+def _about(blanks: Sequence[float | str], made: bool) -> dict[str, Any]:
+    "What a column says about itself beside its checks, for `mlpkg.data.inputs`"
+    return ({"blanks": list(blanks)} if blanks else {}) | ({"made": True} if made else {})
 
 # %% ../../nbs/api/data/18_contracts.ipynb #f7d210bf
 def time_column(
@@ -203,10 +205,11 @@ def time_column(
     nullable: bool = False,
     day_first: bool | None = None,  # Do dates like 03/11/2026 begin with the day? None: such dates are refused
     blanks: Sequence[float | str] = (),  # What stands for a missing value, such as "?"
+    made: bool = False,  # As for `number_column`
 ) -> pa.Column:
     "A column of times, in UTC"
-    known = _blanks(blanks) | ({} if day_first is None else {"day_first": day_first})
-    about: dict[str, Any] = {"nullable": nullable or bool(blanks), "description": description}
+    known = _about(blanks, made) | ({} if day_first is None else {"day_first": day_first})
+    about: dict[str, Any] = {"nullable": nullable or made or bool(blanks), "description": description}
     return pa.Column(pd.DatetimeTZDtype("us", "UTC"), metadata=known, **about)
 
 # %% ../../nbs/api/data/18_contracts.ipynb #39167dba

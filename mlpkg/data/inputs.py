@@ -38,6 +38,7 @@ class Input:
     pattern: str = ""  # Regular expression that a text must match
     unknown: Literal["refuse", "map"] = "map"  # Other values are an error, or become missing
     blanks: tuple[float | str, ...] = ()  # Values that stand for a missing one
+    made: bool = False  # Does the pipeline make it from others? Then requests need not have it
     time: bool = False  # Does the number stand for a time? It is the days since 1970 then
     day_first: bool | None = None  # Do its dates begin with the day? See `mlpkg.data.columns.time_values`
     example: float | str | None = None  # A typical value
@@ -97,6 +98,7 @@ def _input(name: str, column: "pa.Column", values: "pd.Series") -> Input:
     fields: dict[str, Any] = {"nullable": column.nullable, "description": column.description or "", **_bounds(column)}
     known = column.metadata or {}
     fields |= {"time": time, "day_first": known.get("day_first"), "blanks": tuple(known.get("blanks", ()))}
+    fields["made"] = bool(known.get("made", False))
     if len(values):
         fields["example"] = round(float(values.median()), 4) if number else str(values.mode().iloc[0])
     if not number and values.nunique() <= _most_categories:

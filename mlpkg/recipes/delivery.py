@@ -70,7 +70,7 @@ def _with_all(table: pd.DataFrame, recipe: Recipe, source: str) -> pd.DataFrame:
     contract = recipe.contract()
     needed = [name for name, one in contract.columns.items() if not one.nullable and name != recipe.label]
     own = [name for name in needed if name not in table and name in recipe.features and recipe.clean is not as_it_is]
-    more = f". If `clean` makes {', '.join(own)}, write nullable=True into its rule in the contract" if own else ""
+    more = f". If `clean` makes {', '.join(own)}, write made=True into its rule in the contract" if own else ""
     require_columns(table, needed, source, more)
     optional = [name for name, one in contract.columns.items() if one.nullable or name == recipe.label]
     blanks = {name: (one.metadata or {}).get("blanks", ()) for name, one in contract.columns.items() if name in table}

@@ -10,7 +10,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
-from .draft import Draft, split_titles
 
 from ..data.columns import Reading, begins_with_day, cast_columns
 from ..data.sources import public_name
@@ -31,6 +30,7 @@ from ..models.splits import row_keys
 from ..models.tasks import Scale
 from ..quality import Kind
 from .delivery import read_table
+from .draft import Draft, split_titles
 from .recipe import id_column
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #ad3d87fe

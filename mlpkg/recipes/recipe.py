@@ -157,7 +157,7 @@ def titled_name(
 def _rule_text(self: Recipe, name: str) -> str:
     "The line of the contract for a column that it lacks"
     kind = "time" if name == self.time else "text" if name in self.categorical else "number"
-    return f'"{name}": {kind}_column("{titled_name(name)}", nullable=True),'
+    return f'"{name}": {kind}_column("{titled_name(name)}", made=True),'
 
 # %% ../../nbs/api/recipes/10_recipe.ipynb #51ca99cc
 @patch
@@ -172,6 +172,6 @@ def check_contract(
     functions = sorted({line.partition(": ")[2].partition("(")[0] for line in lines})
     raise RecipeError(
         f"recipe {self.name!r}: the contract says nothing about {', '.join(absent)}. A feature that `clean` makes has "
-        f"a column in it too, which is empty in files and null in requests: add {' '.join(lines)} to the contract on "
+        f"a column in it too, which files and requests do not have: add {' '.join(lines)} to the contract on "
         f"the page of the recipe ({', '.join(functions)} from mlpkg.data.contracts), and export the page (make export)"
     )

@@ -253,7 +253,8 @@ def _columns(self: Revision, made: Draft) -> None:
         if column in found and not unfit:
             self._compare(column, made.rule(column), made)
             continue
-        optional = rule_arguments(self.proposed.rules[column])[1].get("nullable", False)
+        given = rule_arguments(self.proposed.rules[column])[1]
+        optional = given.get("made", False) or given.get("nullable", False)
         if column not in found and column in self.proposed.made and optional:
             continue
         self.changes.append(f"{column} {found[column].why if unfit else 'is gone'}")

@@ -92,7 +92,9 @@ def _describe(one: Input) -> str:
     notes = [one.description or one.name]
     if one.time:
         notes.append(accepted_times(one.day_first))
-    if one.nullable:
+    if one.made:
+        notes.append("made from other fields; leave it out")
+    elif one.nullable:
         notes.append("null if it is not known")
     if one.blanks:
         notes.append(f"{', '.join(map(str, one.blanks))} counts as not known")
@@ -127,7 +129,8 @@ def record_type(
     inputs: Sequence[Input],  # If empty, as long as there is no model, any object is a record
 ) -> Any:  # A type, for pydantic's TypeAdapter
     "The type of a record"
-    return strict_type("Record", {one.name: field_type(one) for one in inputs}) if inputs else dict[str, Any]
+    types = {one.name: NotRequired[field_type(one)] if one.made else field_type(one) for one in inputs}  # type: ignore[misc]
+    return strict_type("Record", types) if inputs else dict[str, Any]
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #235c2c25
 def request_type(
@@ -331,8 +334,9 @@ def example_request(
     inputs: Sequence[Input],  # Of the model; none while there is no model
 ) -> dict[str, Any]:  # Valid for `request_type`
     "What a request may look like"
-    record = synthetic_records(inputs, 1)[0] if inputs else {}
-    times = {one.name: days_to_text(record[one.name]) for one in inputs if one.time and record[one.name] is not None}
+    given = [one for one in inputs if not one.made]
+    record = synthetic_records(given, 1)[0] if given else {}
+    times = {one.name: days_to_text(record[one.name]) for one in given if one.time and record[one.name] is not None}
     return {"records": [record | times]}
 
 # %% ../../nbs/api/serving/12_schemas.ipynb #bb487f52
