@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -283,16 +285,23 @@ def test_months_of_a_pipeline_can_be_simulated_and_files_cannot(made):
     assert "month 2026-04" in said and "month 2026-05" in said and "alarm no" in said and "champion 1" in said
 
 
-def test_the_api_answers_raw_rows(made, monkeypatch):
-    case, project, _, _, _ = made
-    for name in [name for name in sys.modules if name.partition(".")[0] == "team"]:  # of another case
+@contextmanager
+def api_of(project: Project, model: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TestClient, dict]]:
+    "The API of a model, and the request that was written for it"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "team"]:  # of another project
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(project.root)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    values = {"MLPKG_SERVING__MODEL": case.name, "MLPKG_SERVING__POLL_SECONDS": "3600"}
+    values = {"MLPKG_SERVING__MODEL": model, "MLPKG_SERVING__POLL_SECONDS": "3600"}
     settings = load_settings(file=project.root / "settings.ini", env=values)
-    request = json.loads((project.root / f"nbs/pipelines/{case.name}/request.json").read_text())
+    request = json.loads((project.root / f"nbs/pipelines/{model}/request.json").read_text())
     with TestClient(create_app(settings), "http://localhost", client=("127.0.0.1", 1)) as api:
+        yield api, request
+
+
+def test_the_api_answers_raw_rows(made, monkeypatch):
+    case, project, _, _, _ = made
+    with api_of(project, case.name, monkeypatch) as (api, request):
         answer = api.post("/v1/predict", json=request)
         assert answer.status_code == 200, answer.text
         assert len(answer.json()["predictions"]) == 2
@@ -425,13 +434,15 @@ def export(project: Project, *changes: tuple[str, str]) -> None:
     subprocess.run(command, cwd=project.root, env=env, check=True)
 
 
-def test_a_feature_that_is_made_in_clean_is_asked_for_in_the_contract_and_goes_all_the_way(written, tmp_path):
+def test_a_feature_that_is_made_in_clean_is_asked_for_in_the_contract_and_goes_all_the_way(
+    written, tmp_path, monkeypatch
+):
     from shutil import copytree
 
     project = Project(tmp_path / "made")
     copytree(written.root, project.root)
     env, etl = {"PYTHONPATH": str(project.root)}, ("run", "sales_etl", "-p", "source=given.csv")
-    made = 'return rows.assign(dear=rows["price"] / rows["weight"])'
+    made = 'return rows.assign(dear=rows["price"] / (rows["weight"] + 1))'
     export(project, ("return rows", made), ("numeric=(", 'numeric=("dear", '))
     said = " ".join(project.mlpkg(*etl, code=1, **env).split())
     line = '"dear": number_column("Dear", made=True),'
@@ -439,10 +450,21 @@ def test_a_feature_that_is_made_in_clean_is_asked_for_in_the_contract_and_goes_a
     assert f"add {line} to the contract" in said
     export(project, ('"weight": number_column', f'{line} "weight": number_column'))
     train = ("sales_train", "-p", 'candidates=["logistic_regression"]', "-p", "budget=0")
-    project.mlpkg(*etl, *train, **env)
+    trained = project.mlpkg(*etl, *train, **env)
     table = Lake(project.settings.lake.root).read("clean/sales")
-    assert np.allclose(table["dear"], table["price"] / table["weight"], equal_nan=True)
+    assert np.allclose(table["dear"], table["price"] / (table["weight"] + 1), equal_nan=True)
     assert again(project, lambda t: t) == []
+    if "alias champion" not in trained:
+        project.mlpkg("promote", "1", "--model", "sales", "--why", "a test", **env)
+    with api_of(project, "sales", monkeypatch) as (api, request):
+        records = request["records"]
+        without, null = (
+            api.post("/v1/predict", json={"records": some})
+            for some in (records, [{**one, "dear": None} for one in records])
+        )
+        assert "dear" not in records[0] and without.status_code == 200, without.text
+        assert without.json()["predictions"] == null.json()["predictions"]
+        assert "dear" not in json.dumps(api.get("/openapi.json").json()["components"]["schemas"]["Record"]["required"])
 
 
 def refused(folder: Path, table: pd.DataFrame | str | bytes, target: str = "y", **asked: object) -> str:

@@ -93,12 +93,12 @@ def read_grouped(
 
 # %% ../../nbs/api/data/16_notation.ipynb #31b60554
 def may_have_codes(
-    text: str,  # Of a CSV
+    text: str,  # Of a CSV with a header
     separator: str,
 ) -> bool:
     "Is there a value like 01067 in a file?"
-    between = re.escape(separator) + r'"\n\r'
-    return bool(re.search(rf"(?:^|[{between}]) *0\d\d+ *(?=[{between}]|$)", text))
+    ends = re.escape(separator) + r'" \n\r'
+    return bool(re.search(rf"[{ends}]0\d\d+(?:[{ends}]|\Z)", text))
 
 
 def are_codes(
