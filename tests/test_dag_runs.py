@@ -132,6 +132,22 @@ def test_a_copied_project_has_a_database_of_its_own(project, stores):
     assert (stores / "var" / "airflow" / "airflow.db").read_bytes() == before
 
 
+def test_a_copied_project_keeps_its_runs_to_itself(project, tmp_path):
+    "MLflow writes absolute paths into its database"
+    project.mlpkg("run", "small")
+    before = sorted(path for path in (project.root / "var").rglob("*") if path.suffix == ".ipynb")
+    copied = type(project)(shutil.copytree(project.root, tmp_path / "copy"))
+    (first,) = copied.pipeline_runs("small")
+    copied.mlpkg("run", "small")
+    shutil.rmtree(project.root)
+    newest, oldest = copied.pipeline_runs("small")
+    assert oldest.info.run_id == first.info.run_id
+    for run in (newest, oldest):
+        for step in copied.steps(run).values():
+            assert copied.stored(step).cells, "of runs before and after"
+    assert len([path for path in (copied.root / "var").rglob("*.ipynb")]) == 2 * len(before)
+
+
 def test_parameters_are_checked_before_anything_starts(project):
     assert "none of these DAGs has a parameter colour (they have: rows)" in project.mlpkg(
         "run", "small", "-p", "colour=1", code=2
