@@ -20,9 +20,11 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 import mlpkg.data.lake
 import mlpkg.data.log
+import mlpkg.data.pins
 import mlpkg.data.together
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.lake import Lake, open_lake
+from mlpkg.data.ledger import Ledger
 from mlpkg.data.log import Mark, UncertainError, find_write
 from mlpkg.data.retention import needed_versions, readable_versions, trim_log
 from mlpkg.data.spill import Spill, replayable
@@ -233,6 +235,20 @@ def test_a_torn_log_of_rows_that_wait_is_named_and_keeps_nobody_from_reading(tmp
     assert not room.exists() and refused_rows(lake, "aside/flights") == []
 
 
+def test_rows_that_somebody_else_brings_in_while_their_log_is_read_are_not_torn(tmp_path, monkeypatch, caplog):
+    lake, month = Lake(tmp_path), {"month": "2013-01"}
+    replace_together(lake, {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}, month)
+    rows = pa.Table.from_pandas(frame("2013-01", 7), preserve_index=False)
+    put_down(lake, Waiting("aside/flights", "a1b2", month), rows.to_reader())
+
+    def brought_in(look):
+        shutil.rmtree(tmp_path / "_waiting/aside/flights/a1b2")
+        raise DeltaError("a part of the log is gone")
+
+    monkeypatch.setattr(mlpkg.data.together, "look_again", brought_in)
+    assert lake.count("aside/flights") == 5 and caplog.records == []
+
+
 def test_a_writer_whose_rows_were_torn_while_they_waited_hears_of_it(tmp_path, monkeypatch):
     lake, month = Lake(tmp_path), {"month": "2013-01"}
     both = {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}
@@ -351,7 +367,7 @@ def test_a_write_whose_connection_stays_lost_says_what_is_known_of_it(tmp_path, 
             lake.write("raw/flights", frame("2013-01", 7))
     assert isinstance(caught.value, UncertainError) == (lost == "answer")
     expected = {
-        "answer": "It may be written: .* behind version 0",
+        "answer": "It may be written: .* after version 0",
         "connection": "the rows are written, .* again: lake.",
     }
     assert caught.match(expected[lost]) and "connection reset" in str(caught.value.__cause__)
@@ -383,6 +399,54 @@ def test_what_was_wrong_before_a_commit_is_said_although_the_connection_is_lost_
         lake.write("raw/flights", rows)
     connection.up = True
     assert lake.version("raw/flights") == 0
+
+
+def test_a_line_whose_connection_stays_lost_may_be_in_its_ledger(tmp_path, connection, monkeypatch):
+    ledger, write = Ledger(Lake(tmp_path), "registry/decisions", {"task": "string"}), Ledger._write
+    assert ledger.add({"task": "deploy"}, -1)
+
+    def sent(*given):
+        write(*given)
+        connection.up = False
+        raise OSError("connection reset after the commit was sent")
+
+    monkeypatch.setattr(Ledger, "_write", sent)
+    lines, commit = ledger.read()
+    with pytest.raises(UncertainError, match="'registry/decisions': .* It may be written: .* after version 1"):
+        ledger.add({"task": "celebrate"}, commit)
+    connection.up = True
+    assert [line["task"] for line in ledger.read()[0]] == ["deploy", "celebrate"]
+
+
+def test_a_write_whose_run_cannot_be_moved_to_it_is_written(tmp_path, connection, monkeypatch):
+    lake, move = Lake(tmp_path, run="ab12"), mlpkg.data.pins.move_pin
+
+    def lost(*given):
+        connection.up = False
+        move(*given)
+
+    monkeypatch.setattr(mlpkg.data.pins, "move_pin", lost)
+    with pytest.raises(LakeError, match="'raw/flights': the rows are written, but"):
+        lake.write("raw/flights", frame("2013-01"))
+    connection.up = True
+    assert lake.count("raw/flights", 0) == 5
+
+
+def test_a_store_that_is_lost_before_anything_is_sent_has_got_nothing(tmp_path, connection, monkeypatch):
+    "Nobody need look for it"
+    lake, layout = Lake(tmp_path), Lake._layout
+    lake.write("raw/flights", frame("2013-01"))
+
+    def lost(*given):
+        connection.up = False
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(Lake, "_layout", lost)
+    with pytest.raises(OSError, match="connection reset"):
+        lake.write("raw/flights", frame("2013-01"))
+    monkeypatch.setattr(Lake, "_layout", layout)
+    connection.up = True
+    assert lake.count("raw/flights") == 5
 
 
 def without_words(place: Path, version: int) -> None:

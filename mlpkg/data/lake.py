@@ -291,9 +291,6 @@ def _commit(
 ) -> None:  # fmt: skip
     "One attempt to write"
     table = settled(self, name)
-    if mark.since is None:
-        mark.since = -1 if table is None else table.version()
-        mark.table = "" if table is None else str(table.metadata().id)
     layout = self._layout(name, table, partition_by or ([] if table is not None else list(partition)))
     old = None if table is None else _schema(table)
     changes = change_schema and old is not None and bool(mode == "overwrite" or schema_differences(reader.schema, old))
@@ -309,6 +306,9 @@ def _commit(
     about: dict[str, Any] = {"write_id": mark.write_id, "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID")}
     about |= {"partition": partition, "made_from": sources}
     how = commit_options(mode, layout, changes, table is not None, about, alone)
+    if mark.since is None:
+        mark.since = -1 if table is None else table.version()
+        mark.table = "" if table is None else str(table.metadata().id)
     try:
         write_deltalake(table or f"{self.root}/{name}", stream, storage_options=self.options, **how)
     except (DeltaError, OSError) as error:

@@ -19,6 +19,7 @@ from deltalake.exceptions import DeltaError
 from fastcore.basics import patch
 
 from .arrow import LakeError, check_name
+from .log import uncertain
 
 # %% ../../nbs/api/data/15_ledger.ipynb #9912943b
 class LedgerError(LakeError):
@@ -91,7 +92,7 @@ def add(
     self: Ledger,
     line: Line | list[Line],  # One, or several that are added together or not at all
     after: int,  # Commit at which `read` found the ledger
-) -> bool:  # False if somebody else has added a line since; DeltaError or OSError if the store refuses
+) -> bool:  # False if somebody else has added a line since; errors of the store, or UncertainError, if it refuses
     "Add a line, unless the ledger has changed"
     if after < 0:
         self.make()
@@ -105,7 +106,12 @@ def add(
         self._write([{"number": first + i, "line": marks[i], **one} for i, one in enumerate(lines)], after)
         return True
     except (DeltaError, OSError):
-        there, now = self.read()
+        try:
+            there, now = self.read()
+        except (DeltaError, OSError) as error:
+            raise uncertain(
+                self.name, after, "the store cannot be read to look for a line, see the errors above"
+            ) from error
         if now == after:
             raise
         return any(one["line"] == mark for one in there)

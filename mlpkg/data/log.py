@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['emptied', 'look_again', 'find_table', 'table_folder', 'log_entries', 'newest_entries', 'refuse_older', 'Mark',
-           'UncertainError', 'find_commit', 'find_write', 'is_written', 'behind_commit', 'until_committed']
+           'UncertainError', 'uncertain', 'find_commit', 'find_write', 'is_written', 'after_commit', 'until_committed']
 
 # %% ../../nbs/api/data/13_log.ipynb #7c3e51e3
 import random
@@ -147,12 +147,16 @@ class UncertainError(LakeError):
     "A write of which nobody can tell whether it is in its table; the message says where to look"
 
 
-def _uncertain(name: str, since: int, why: str) -> UncertainError:
-    "The error of such a write"
-    behind = f"behind version {since}" if since >= 0 else "from version 0 on"
+def uncertain(
+    name: str,  # Of a table
+    since: int,  # The write can only be after this version
+    why: str,  # Why nobody can tell
+) -> UncertainError:
+    "The error of a write that may be there"
+    where = f"after version {since}" if since >= 0 else "from version 0 on"
     return UncertainError(
         f"table {name!r}: nobody can tell whether a write is in the table. It may be written: {why}. Nothing was "
-        f"written again: look for its rows in the table, or for its commit in lake.versions({name!r}), {behind}, and "
+        f"written again: look for its rows in the table, or for its commit in lake.versions({name!r}), {where}, and "
         "repeat the write only if they are missing. One that replaces its rows, or the whole table, may be repeated"
     )
 
@@ -176,7 +180,7 @@ def find_commit(
     if reached <= since + 1:
         return None
     why = "it was refused or its answer was lost, and `mlpkg tidy` or `mlpkg forget` has trimmed the log meanwhile"
-    raise _uncertain(name, since, why)
+    raise uncertain(name, since, why)
 
 # %% ../../nbs/api/data/13_log.ipynb #7c3e51ed
 def find_write(
@@ -201,17 +205,17 @@ def is_written(
         return find_write(lake, name, mark) is not None
     except (DeltaError, OSError) as error:
         why = "an attempt failed, and the store cannot be read to look for its commit, see the errors above"
-        raise _uncertain(name, -1 if mark.since is None else mark.since, why) from error
+        raise uncertain(name, -1 if mark.since is None else mark.since, why) from error
 
 # %% ../../nbs/api/data/13_log.ipynb #7231734d
 @contextmanager
-def behind_commit(
+def after_commit(
     name: str,  # Of the table that has got its rows
 ) -> Iterator[None]:  # Where the store fails: LakeError, which says that the rows are written
     "Do what comes after a commit"
     try:
         yield
-    except (DeltaError, OSError) as error:
+    except (DeltaError, OSError, UncertainError) as error:
         raise LakeError(
             f"table {name!r}: the rows are written, but what comes after a commit could not be done: "
             f"{type(error).__name__}, see the error above. Do not write them again: lake.versions({name!r}) lists the "

@@ -15,7 +15,7 @@ from typing import Any
 from .arrow import LakeError
 from .commits import commit_info
 from .ledger import Ledger
-from .log import Mark, UncertainError, behind_commit, emptied, find_write, newest_entries, table_folder
+from .log import Mark, UncertainError, after_commit, emptied, find_write, newest_entries, table_folder
 
 # %% ../../nbs/api/data/17_pins.ipynb #c9a1f0e2
 def commit_mark(
@@ -160,7 +160,7 @@ def arrived(
     mark: Mark,  # Of a commit that is in the log, or was until it was trimmed
 ) -> int:  # The oldest that can be read, if it was trimmed; LakeError if the table is gone, or the store fails now
     "The version of a write, which the DAG run goes on with"
-    with behind_commit(name):
+    with after_commit(name):
         if (found := _arrival(lake, name, mark)) is None:
             raise LakeError(f"table {name!r}: the commit is not in the table's log: was the table deleted meanwhile?")
         table, entry = found

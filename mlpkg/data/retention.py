@@ -188,12 +188,12 @@ def _bring_in(lake: Lake, name: str) -> None:
             settled(lake, one)
 
 # %% ../../nbs/api/data/22_retention.ipynb #7cbf5483
-_grace = timedelta(hours=1)  # Younger files may be those of a writer, and younger numbers in his mind
+_grace = timedelta(hours=1)  # Younger files may be those of a writer, and younger numbers those it is about to take
 _marks = ("timestamp", "operation", "write_mode", "write_id", "rewritten")  # What is left in an emptied entry
 
 
-def _numbers_in_mind(lake: Lake, name: str, first: int) -> range:
-    "Numbers before a version that somebody may be about to take who has opened the table within the hour"
+def _numbers_in_use(lake: Lake, name: str, first: int) -> range:
+    "Numbers before a version that a writer may be about to take who has opened the table within the last hour"
     since, number = (datetime.now(UTC) - _grace).timestamp() * 1000, first
     for entry in log_entries(table_folder(lake, name), first, whole=False):
         number = int(entry["version"])
@@ -223,7 +223,7 @@ def trim_log(
 ) -> tuple[int, int]:  # Files that go and their bytes
     "Delete the log of older versions, but for the numbers that somebody may be about to take"
     there = {path: size for path, size in stored_files(lake, name, "_delta_log").items()}
-    stay = _numbers_in_mind(lake, name, first)
+    stay = _numbers_in_use(lake, name, first)
     taken = {f"_delta_log/{version:020}.json" for version in stay}
     old = sorted((path for path in there.keys() - taken if 0 <= _log_version(path) < first), key=_log_version)
     if len(old) + len(stay) <= limit:
@@ -232,7 +232,7 @@ def trim_log(
         _bring_in(lake, name)
         lake._open(name, first).create_checkpoint()
         _delete_files(lake, name, old)
-        for version in reversed(stay):  # what comes before one that is left can still be built upon
+        for version in reversed(stay):  # so that entries which are left have all before them
             _empty_entry(lake, name, version)
     return len(old), sum(there[path] for path in old)
 

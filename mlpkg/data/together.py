@@ -34,11 +34,10 @@ from mlpkg.data.commits import (
 from mlpkg.data.log import (
     Mark,
     UncertainError,
-    behind_commit,
+    after_commit,
     find_commit,
     is_written,
     look_again,
-    table_folder,
     until_committed,
 )
 from .pins import arrived
@@ -159,11 +158,13 @@ def _waits(files: Any, name: str, mark: str) -> bool:
     return bool(files.get_file_info(f"_waiting/{name}/{mark}/{_first}").is_file)
 
 # %% ../../nbs/api/data/13_together.ipynb #3938259e
-def _torn(lake: Any, name: str, mark: str) -> bool:
+def _torn(files: Any, name: str, mark: str) -> bool:
     "Is the log of rows that wait broken, although the store can be read?"
-    files = table_folder(lake, f"_waiting/{name}/{mark}")
+    from pyarrow.fs import SubTreeFileSystem
+
+    place = SubTreeFileSystem(f"_waiting/{name}/{mark}", files)
     try:
-        return not any("metaData" in line for version in (0, 1) for line in log_lines(files, version) or ())
+        return not any("metaData" in line for version in (0, 1) for line in log_lines(place, version) or ())
     except ValueError:  # half a line
         return True
 
@@ -189,7 +190,7 @@ def _waiting(lake: Any, name: str) -> Iterator[tuple[Waiting, DeltaTable | None,
         try:
             rows = look_again(partial(DeltaTable, place, storage_options=lake.options))
         except DeltaError:
-            torn = _torn(lake, name, mark)
+            torn = _torn(files, name, mark)
             if not _waits(files, name, mark):
                 continue  # somebody else has brought it in
             if not torn:
@@ -351,7 +352,7 @@ def replace_together(
                         take_away(lake, one, mark.write_id)
             raise
     for follower in waiting:
-        with behind_commit(leader):
+        with after_commit(leader):
             settled(lake, follower.name)
             refused = [why for why in refused_rows(lake, follower.name) if follower.mark in why]
         if refused:
