@@ -55,7 +55,7 @@ from mlpkg.data.log import (
     is_written,
     newest_entries,
     refuse_older,
-    table_folder,
+    stored_folder,
     until_committed,
 )
 from .pins import PinLedger, arrived, commit_mark, move_pin, pin, pin_gone, pinned, pins
@@ -110,7 +110,7 @@ def _open(self: Lake, name: str, version: int | None = None) -> DeltaTable:
         return table
     if isinstance(version, bool) or not isinstance(version, int) or not 0 <= version <= last:
         raise LakeError(f"table {name!r} has no version {version!r} (there are: 0 to {last})")
-    told = commit_info(table_folder(self, name), version)
+    told = commit_info(stored_folder(self, name), version)
     if emptied not in (told or {}) and (found := self._find(name, version)):
         return found
     raise removed(name, version)  # its part of the log is gone
@@ -379,7 +379,7 @@ def written(
 @patch
 def lineage(self: Lake, name: str, version: Version = None) -> str | None:  # MLflow run id, None outside of a run
     "The run that wrote a version"
-    told = commit_info(table_folder(self, name), self._look(name, version).version())
+    told = commit_info(stored_folder(self, name), self._look(name, version).version())
     return (told or {}).get("mlflow_run_id")
 
 # %% ../../nbs/api/data/14_lake.ipynb #90857db1

@@ -15,7 +15,7 @@ from typing import Any
 from .arrow import LakeError
 from .commits import commit_info
 from .ledger import Ledger
-from .log import Mark, UncertainError, after_commit, emptied, find_write, newest_entries, table_folder
+from .log import Mark, UncertainError, after_commit, emptied, find_write, newest_entries, stored_folder
 
 # %% ../../nbs/api/data/17_pins.ipynb #c9a1f0e2
 def commit_mark(
@@ -25,7 +25,7 @@ def commit_mark(
     version: int,
 ) -> str:  # Identities of the table and of the commit; the latter is empty where the log no longer tells
     "The mark of a version of a table that is open already"
-    commit = commit_info(table_folder(lake, name), version) or {}
+    commit = commit_info(stored_folder(lake, name), version) or {}
     return f"{table.metadata().id} {commit.get('write_id') or commit.get('timestamp', '')}"
 
 # %% ../../nbs/api/data/17_pins.ipynb #e8aad82f

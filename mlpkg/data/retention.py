@@ -26,7 +26,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from .arrow import LakeError
 from .commits import commit_info, keep_log, log_property
 from .lake import Lake
-from .log import emptied, log_entries, newest_entries, table_folder
+from .log import emptied, log_entries, newest_entries, stored_folder, table_folder
 from .snapshots import version_at
 from .together import leader_of, refused_rows, rows_due, settled
 from ..errors import MlpkgError
@@ -48,20 +48,11 @@ class Removal:
         return bool(self.count or self.files or self.note)
 
 # %% ../../nbs/api/data/22_retention.ipynb #831419e5
-def _store(lake: Lake, name: str) -> Any:  # pyarrow.fs.FileSystem
-    "The folder of a table, with the drafts that deltalake hides"
-    from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
-
-    if "://" in lake.root:
-        return table_folder(lake, name)
-    return SubTreeFileSystem(f"{lake.root}/{name}", LocalFileSystem())
-
-
 def _file_infos(lake: Lake, name: str, folder: str = "") -> list[Any]:  # pyarrow.fs.FileInfo
     "What the store says about all files of a table"
     from pyarrow.fs import FileSelector
 
-    found = _store(lake, name).get_file_info(FileSelector(folder, recursive=True, allow_not_found=True))
+    found = stored_folder(lake, name).get_file_info(FileSelector(folder, recursive=True, allow_not_found=True))
     return [file for file in found if file.is_file]
 
 
@@ -98,7 +89,7 @@ def known_versions(
     "Versions that the log of a table goes back to"
     newest, found = lake._open(name).version(), set(stored_files(lake, name, "_delta_log"))
     checkpoints = [_log_version(path) for path in found if ".checkpoint." in path and _log_version(path) >= 0]
-    first, folder = min(checkpoints, default=0), table_folder(lake, name)
+    first, folder = min(checkpoints, default=0), stored_folder(lake, name)
     whole = all(f"_delta_log/{version:020}.json" in found for version in range(first))
     emptied_before = first > 0 and emptied in (commit_info(folder, first - 1) or {})
     return range(0 if whole and not emptied_before else first, newest + 1)
@@ -195,7 +186,7 @@ _marks = ("timestamp", "operation", "write_mode", "write_id", "rewritten")  # Wh
 def _numbers_in_use(lake: Lake, name: str, first: int) -> range:
     "Numbers before a version that a writer may be about to take who has opened the table within the last hour"
     since, number = (datetime.now(UTC) - _grace).timestamp() * 1000, first
-    for entry in log_entries(table_folder(lake, name), first, whole=False):
+    for entry in log_entries(stored_folder(lake, name), first, whole=False):
         number = int(entry["version"])
         if entry["timestamp"] < since:
             break
@@ -239,7 +230,7 @@ def trim_log(
 # %% ../../nbs/api/data/22_retention.ipynb #a010659b
 def _delete_files(lake: Lake, name: str, paths: Collection[str]) -> None:
     "Delete files of a table; those that somebody else has deleted meanwhile are gone all the same"
-    folder = _store(lake, name)
+    folder = stored_folder(lake, name)
     for path in paths:
         with suppress(FileNotFoundError):
             folder.delete_file(path)
