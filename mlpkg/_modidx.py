@@ -1807,6 +1807,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'mlpkg/monitoring/dealing.py'),
                                           'mlpkg.monitoring.dealing.Dealt.moves': ( 'api/monitoring/dealing.html#dealt.moves',
                                                                                     'mlpkg/monitoring/dealing.py'),
+                                          'mlpkg.monitoring.dealing.Dealt.single': ( 'api/monitoring/dealing.html#dealt.single',
+                                                                                     'mlpkg/monitoring/dealing.py'),
                                           'mlpkg.monitoring.dealing._alike': ( 'api/monitoring/dealing.html#_alike',
                                                                                'mlpkg/monitoring/dealing.py'),
                                           'mlpkg.monitoring.dealing._alone': ( 'api/monitoring/dealing.html#_alone',

@@ -272,6 +272,12 @@ class Dealt:
     ways: list[tuple[int, Deals]]  # For each way that both know, and for what ways have in common, with its sign
     halves: list[tuple[float, Deals]] = field(default_factory=list)  # Of ways that one knows, with a weight
 
+    @property
+    def single(self) -> bool:
+        "Is one side a single block, in a way that both know?"
+        sides = [int(one.given[0].sum()) for _, one in self.ways]
+        return any(min(now, one.given.shape[1] - now) < 2 for now, (_, one) in zip(sides, self.ways, strict=True))
+
     def moves(
         self,
         figures: Callable[[Deals], np.ndarray],  # By how much figures get worse, shape (deals, figures)

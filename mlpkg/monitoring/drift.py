@@ -127,7 +127,8 @@ def _drifts(
     tested = np.delete(moves, 2 * np.arange(len(columns)) + 1, axis=1)
     usual = np.array([np.median(one[np.isfinite(one)]) if np.isfinite(one).any() else 0.0 for one in tested.T])
     unit = np.where(usual > 0, usual, 1.0)
-    return index, np.array([one.p for one in chances(tested / unit, [1.0] * len(unit), alpha, alike=True)])
+    found = chances(tested / unit, [1.0] * len(unit), alpha, alike=True)
+    return index, np.array([np.nan if dealt.single else one.p for one in found])
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #aa716aad
 def _moved(column: _Column | None, blocks: tuple[Any, Any], names: Sequence[str], alpha: float) -> dict[str, float]:
@@ -143,9 +144,7 @@ def number_drift(
     current: pd.Series,  # The same, shape (m,)
     blocks: tuple[Any, Any] = (None, None),  # Of the rows of both, as for `block_ways`
     alpha: float = 0.05,  # Level at which the p-value is to be judged
-) -> dict[
-    str, float
-]:  # psi, ks, wasserstein, p_value; NaN if one side has no number; p also if it cannot be below alpha
+) -> dict[str, float]:  # psi, ks, wasserstein, p_value; NaN if one side has no number; no p-value of few blocks
     "How far a column of numbers has moved"
     return _moved(_as_bins(reference, current), blocks, ["psi", "ks", "wasserstein", "p_value"], alpha)
 
