@@ -4,6 +4,7 @@ Files are written here, go through `draft_pipeline`, and are read again by the c
 and the step `ingest` do; what is found in texts is in the pages about notation and tables.
 """
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,6 +113,7 @@ def test_a_number_written_otherwise_is_missing_in_a_draft_and_goes_to_quarantine
     litres[7] = "12.5"
     made = drafted(tmp_path, litres=litres)
     assert made.found.table["litres"].isna().sum() == 1 and made.found.table["litres"].max() < 90_000
+    assert "12.5" not in set(pd.read_csv(io.StringIO(made.sample_text()), dtype="str")["litres"])
     (words,) = said(made, "'12.5'")
     assert words.startswith("litres: ") and "taken as missing" in words
     found = later(tmp_path, made, "litres;size\n12,5;1\n12.5;2\n1.250;3\n7;4\n")
@@ -230,6 +232,16 @@ def test_limits_that_belong_to_the_other_reading_are_replaced(tmp_path):
         name, given = rule_arguments(found.proposed.rules["km"])
         assert given["high"] <= high and given["high"] > high / 10 and given["low"] <= high / 450, given
         assert given["thousands"] == mark and given["description"] == "Driven" and "limits of km" in words
+
+
+def test_wide_limits_of_a_person_stay(tmp_path):
+    made = drafted(tmp_path, litres=[dots(one / 10, 1) for one in WHOLE], km=[dots(one) for one in WHOLE])
+    wide = {"litres": 'number_column("Litres", 0, 5000000, thousands=".")'}
+    wide["km"] = 'number_column("Km", 0, 9000000000, thousands=".")'
+    again = draft_again(Declared(rules(made) | wide, {"label": '"late"'}), "given", str(tmp_path / "given.csv"), "late")
+    found = Revision(Declared(rules(made) | wide, {"label": '"late"'}))
+    found._columns(again)
+    assert found.changes == []
 
 
 def test_rows_that_spelling_makes_one_are_on_one_side(tmp_path):

@@ -13,7 +13,7 @@ from typing import Literal
 import pandas as pd
 
 # %% ../../nbs/api/data/16_notation.ipynb #3980de2c
-_number = r"-?([1-9]\d{0,2}(\.\d{3})+|\d+)(,\d+)?"
+_number = r"[-+]?([1-9]\d{0,2}(\.\d{3})+|\d+)(,\d+)?"
 
 
 def read_dotted(
@@ -22,7 +22,7 @@ def read_dotted(
     "Numbers like 1.234 and 1.234,5"
     if pd.api.types.is_numeric_dtype(values):
         return values
-    texts = values.astype("str").str.strip().str.replace(r"^(-?\d+)\.0$", r"\1", regex=True)  # a whole one of pandas
+    texts = values.astype("str").str.strip().str.replace(r"^([-+]?\d+)\.0$", r"\1", regex=True)  # a whole one of pandas
     like = texts.where(texts.str.fullmatch(_number, na=False))
     return pd.to_numeric(like.str.replace(".", "", regex=False).str.replace(",", ".", regex=False), errors="coerce")
 

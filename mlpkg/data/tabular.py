@@ -180,10 +180,13 @@ def _find_types(self: _Csv) -> None:
         found |= {one: "" for one in some if found[one] == "comma" and read_grouped(self.plain[one]) is not None}
     commas = [one for one, how in found.items() if how == "comma"]
     sure = [one for one, how in found.items() if how in ("comma", "thousands")]
-    asked = [one for one, how in found.items() if how == "dots" and (commas or self.separator != ",")]
-    dots = [one for one in asked if commas and not names_degrees(self.names[one])]
+    said = [old for old, new in self.names.items() if self.known.types.get(new) == "float64, dots"]
+    shown = commas or any(self.table[one].str.contains(",", regex=False).any() for one in said)
+    asked = [one for one, how in found.items() if how == "dots" and (shown or self.separator != ",")]
+    dots = [one for one in asked if shown and not names_degrees(self.names[one])]
     self.types = {one: "float64, dots" if one in sure + dots else "float64, point" for one in sure + asked}
-    self.doubts = {one: next(text for text in self.plain[one].dropna() if "." in text) for one in asked}
+    numbers = {one: self.plain[one][read_dotted(self.plain[one]).notna()] for one in asked}
+    self.doubts = {one: next(text for text in texts if "." in text) for one, texts in numbers.items()}
     self.notes += ["numbers have a decimal comma"] if commas else []
     for one in [one for one, how in found.items() if how == "names"]:
         text = self.plain[one].dropna().iloc[0]
@@ -209,7 +212,10 @@ def _find_codes(self: _Csv) -> None:
     for one in [one for one in map(str, plain) if are_codes(plain[one])]:
         self.table[one] = plain[one]
         text = next(text for text in plain[one].dropna() if text.startswith("0"))
-        self.notes.append(f"{self.names[one]}: numbers with a zero in front, such as {text!r}, are taken as texts")
+        self.notes.append(
+            f"{self.names[one]}: numbers with a zero in front, such as {text!r}, are taken as texts. If they count or "
+            "measure, give the column a number_column in the contract, and a place in `numeric`"
+        )
 
 # %% ../../nbs/api/data/17_tabular.ipynb #1bdc434e
 @patch

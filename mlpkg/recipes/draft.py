@@ -176,7 +176,8 @@ def sample_text(self: Draft) -> str:  # CSV
     for name, kind in self.number_types().items():
         texts = self.read.written[name].dropna().drop_duplicates()
         numbers = read_dotted(texts) if kind == "float64, dots" else pd.to_numeric(texts, errors="coerce")
-        some = some.assign(**{name: some[name].map(dict(zip(numbers, texts, strict=True)))})
+        known = texts[numbers.notna()]
+        some = some.assign(**{name: some[name].map(dict(zip(numbers.dropna(), known, strict=True)))})
     return some.to_csv(index=False)
 
 # %% ../../nbs/api/recipes/30_draft.ipynb #4dbe663a

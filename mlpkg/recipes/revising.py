@@ -18,6 +18,7 @@ from typing import Any
 from fastcore.basics import patch
 
 from ..data.inputs import without_blanks
+from ..data.notation import notation_of
 from ..models.inspection import InspectionError
 from ..models.labels import LabelError
 from ..models.roles import why_returns
@@ -230,18 +231,20 @@ def _compare(self: Revision, column: str, rule: str, made: Draft) -> None:
     "Compare the rule of a column that stays with what the newer file has in it"
     old, kind = self.proposed.rules[column], made.found.columns[column].kind
     was, now = rule_arguments(old)[0], rule_arguments(rule)[0]
+    unclear = column in made.read.written and notation_of(made.read.written[column]) == "dots"
+    others = unclear and limits_of_others(old, rule)
     if was and was != now:
         self.changes.append(f"{column} held {held_by[was]}, and holds {held_by[now]} now")
         if column in self.proposed.features:
             self._use(column, kind)
-    elif limits_of_others(old, rule):
+    elif others:
         self.changes.append(f"the limits of {column} are not those of numbers that are read as its rule says")
     elif bad := _breaking(old, column, made):
         self.changes.append(f"{bad:,} of {made.rows:,} rows break the rule of {column}")
     else:
         return
     values = without_blanks(made.found.table[column], made.blanks.get(column, ())).dropna().unique()
-    self.proposed.rules[column] = wider_rule(old, rule, sorted(values.tolist(), key=str))
+    self.proposed.rules[column] = wider_rule(old, rule, sorted(values.tolist(), key=str), not others)
 
 # %% ../../nbs/api/recipes/33_revising.ipynb #5fce8d19
 @patch

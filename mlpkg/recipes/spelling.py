@@ -151,18 +151,19 @@ def limits_of_others(
     old: str,  # Rule of a recipe
     new: str,  # Rule that a newer file proposes
 ) -> bool:
-    "Are limits those of numbers a thousand times as large or as small, in a column whose rule says what dots mean?"
+    "Are limits those of numbers about a thousand times as large or as small, where a rule says what dots mean?"
     before, now = (rule_arguments(one)[1] for one in (old, new))
     if "thousands" not in before or not all({"low", "high"} <= some.keys() for some in (before, now)):
         return False
     was, is_now = (max(abs(some["low"]), abs(some["high"])) for some in (before, now))
-    return bool(was and is_now and max(was / is_now, is_now / was) > 100)
+    return bool(was and is_now and 100 < max(was / is_now, is_now / was) < 10_000)
 
 # %% ../../nbs/api/recipes/29_spelling.ipynb #443b446c
 def wider_rule(
     old: str,  # Rule of a recipe
     new: str,  # Rule that a newer file proposes
     seen: Sequence[Any],  # Values of the newer file
+    limits: bool = True,  # Keep those of the old rule, too?
 ) -> str:
     "A rule that accepts what either accepts and what was seen, with the description of the old one"
     (was, before), (name, now) = rule_arguments(old), rule_arguments(new)
@@ -171,7 +172,7 @@ def wider_rule(
     made = {**now, **before}
     if before.get("nullable") or now.get("nullable"):
         made["nullable"] = True
-    if limits_of_others(old, new):
+    if not limits:
         before = {key: value for key, value in before.items() if key not in ("low", "high")}
         made |= {key: now[key] for key in ("low", "high")}
     for key, pick in (("low", min), ("high", max)):
