@@ -763,6 +763,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlpkg.data.months.month_range': ('api/data/months.html#month_range', 'mlpkg/data/months.py')},
             'mlpkg.data.notation': { 'mlpkg.data.notation._are_names': ('api/data/notation.html#_are_names', 'mlpkg/data/notation.py'),
                                      'mlpkg.data.notation.are_codes': ('api/data/notation.html#are_codes', 'mlpkg/data/notation.py'),
+                                     'mlpkg.data.notation.may_be_codes': ('api/data/notation.html#may_be_codes', 'mlpkg/data/notation.py'),
                                      'mlpkg.data.notation.may_be_numbers': ( 'api/data/notation.html#may_be_numbers',
                                                                              'mlpkg/data/notation.py'),
                                      'mlpkg.data.notation.may_have_codes': ( 'api/data/notation.html#may_have_codes',

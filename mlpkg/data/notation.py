@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Notation', 'read_dotted', 'written_otherwise', 'may_be_numbers', 'notation_of', 'names_degrees', 'read_grouped',
-           'may_have_codes', 'are_codes']
+           'may_have_codes', 'are_codes', 'may_be_codes']
 
 # %% ../../nbs/api/data/16_notation.ipynb #a1cc7e60
 import re
@@ -106,3 +106,11 @@ def are_codes(
 ) -> bool:
     "Are there numbers like 01067 among these?"
     return bool(texts.dropna().str.strip().str.fullmatch(r"0\d\d+").any())
+
+
+def may_be_codes(
+    texts: pd.Series,  # The same
+) -> bool:
+    "Are these codes, or numbers of one length, from four digits on, as codes are?"
+    known = texts.dropna().astype("str").str.strip()
+    return are_codes(known) or bool(known.str.fullmatch(r"\d{4,}").all() and known.str.len().nunique() == 1)

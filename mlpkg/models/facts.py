@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..data.columns import as_type, begins_with_day, one_spelling, time_values
 from ..data.inputs import without_blanks
-from ..data.notation import read_dotted, written_otherwise
+from ..data.notation import may_be_codes, read_dotted, written_otherwise
 from ..data.sources import SourceError
 
 # %% ../../nbs/api/models/03_facts.ipynb #21460f43
@@ -108,9 +108,9 @@ def as_plain(
     "A column without its blanks, as what it holds"
     if pd.api.types.is_datetime64_any_dtype(values):  # as numbers they would be microseconds since 1970
         return time_values(values)
-    if kind == "str" or (not blanks and not kind and not is_time(values.dropna())):
-        return without_blanks(values, blanks)
     rest = without_blanks(values, blanks)
+    if (kind == "str" and may_be_codes(rest)) or (not blanks and not kind and not is_time(values.dropna())):
+        return rest
     numbers = read_dotted(rest) if kind == "float64, dots" else pd.to_numeric(rest, errors="coerce")
     if numbers.notna().any() and not (numbers.isna() & rest.notna()).any():
         return numbers
