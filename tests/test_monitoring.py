@@ -668,7 +668,7 @@ def test_truth_replaces_the_estimate_only_where_it_could_have_shown_a_failure():
     learned, held = (replace(one, blocks=10 + many) for one in (learned, held))
     report = monitor(learned, stormy, INPUTS, RULES, held)
     assert report.get("performance", "roc_auc").level == "unknown"
-    assert report.get("joint", "all columns").level == "warning"
+    assert report.get("joint", "all columns").level == "unknown", "four days may be unlike others by chance"
     assert "without truth" in report.get("expected", "roc_auc").words
 
 
