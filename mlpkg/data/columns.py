@@ -28,12 +28,12 @@ def _time_texts(column: pd.Series) -> tuple[pd.Series, pd.Series]:
     found = pd.to_datetime(known, utc=True, errors="coerce", format="ISO8601")
     return found.dropna(), known[found.isna()]
 
-
+# %% ../../nbs/api/data/17_columns.ipynb #116000e7
 def _numbers_first(texts: pd.Series) -> pd.DataFrame:  # NaN for texts that do not begin with two numbers
     "The first two numbers of dates like 13/11/2026"
     return texts.str.extract(r"^(\d{1,2})[-/. ](\d{1,2})[-/. ]\d{2,4}").astype("float64")
 
-
+# %% ../../nbs/api/data/17_columns.ipynb #4ec86869
 def _both_ways(texts: pd.Series) -> tuple[pd.Series, pd.Series, pd.Series]:
     "Texts read with the month first and with the day first, and which of them have two meanings"
     month, day = (
@@ -50,13 +50,13 @@ def _unclear(column: pd.Series, text: str) -> SourceError:
         "like 2026-11-03, or declare which it is: time_column(..., day_first=True)"
     )
 
-
+# %% ../../nbs/api/data/17_columns.ipynb #ebeb1617
 def _contradicts(texts: pd.Series, day_first: bool | None) -> pd.Series:
     "Which dates cannot begin with what is declared"
     numbers = _numbers_first(texts)
     return (numbers[1] if day_first else numbers[0]).gt(12) & (day_first is not None)
 
-
+# %% ../../nbs/api/data/17_columns.ipynb #784aeba1
 def time_values(
     column: pd.Series,  # Texts or timestamps; NaN allowed
     day_first: bool | None = None,  # Do dates like 03/11/2026 begin with the day? None: such dates are refused
@@ -100,7 +100,7 @@ def accepted_times(
     more = others.get(day_first, "or 11/03/2026, the month first")
     return f"a time like 2026-11-03T10:00:00Z (without a zone: UTC), 2026-11-03 {more}"
 
-
+# %% ../../nbs/api/data/17_columns.ipynb #949fed57
 def as_days(
     column: pd.Series,  # Texts, timestamps, or days already; NaN allowed
     day_first: bool | None = None,  # See `time_values`
@@ -202,7 +202,7 @@ def require_columns(
         there = ", ".join(map(str, table))
         raise SourceError(f"source {public_name(source)!r} lacks columns: {', '.join(missing)} (it has: {there}){more}")
 
-
+# %% ../../nbs/api/data/17_columns.ipynb #323dd08c
 def cast_columns(
     table: pd.DataFrame,
     types: Mapping[str, str],  # Column -> `ColumnType`; a time becomes a timestamp in UTC
@@ -245,7 +245,7 @@ def _type_of(column: Any) -> str:
         return next(kind for kind, mark in _marks.items() if mark == about["thousands"])
     return name if name in ("int64", "float64") else "str"
 
-
+# %% ../../nbs/api/data/17_columns.ipynb #4416058e
 def contract_types(
     contract: Any,  # pandera.pandas.DataFrameSchema whose columns have types
 ) -> dict[str, str]:  # Column -> `ColumnType`

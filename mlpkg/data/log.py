@@ -69,7 +69,7 @@ def table_folder(
 
     return PyFileSystem(DeltaStorageHandler(f"{lake.root}/{name}", lake.options))
 
-
+# %% ../../nbs/api/data/13_log.ipynb #5009c2c5
 def stored_folder(
     lake: Any,  # `mlpkg.data.lake.Lake`
     name: str,  # Of a table
@@ -159,7 +159,7 @@ class Mark:
 class UncertainError(LakeError):
     "A write of which nobody can tell whether it is in its table; the message says where to look"
 
-
+# %% ../../nbs/api/data/13_log.ipynb #e2208cda
 def uncertain(
     name: str,  # Of a table
     since: int,  # The write can only be after this version

@@ -41,7 +41,7 @@ def _are_names(texts: pd.Series) -> bool:
     "Are these names like 120.824.292, and not amounts?"
     return bool(texts.str.fullmatch(r"\d{3}(\.\d{3}){2,}").all() and texts.str.endswith("000").mean() < 0.5)
 
-
+# %% ../../nbs/api/data/16_notation.ipynb #7a2b97a5
 def may_be_numbers(
     texts: pd.Series,  # As the file has them; NaN allowed
 ) -> bool:
@@ -50,7 +50,7 @@ def may_be_numbers(
         texts.dropna().str.strip().str.fullmatch(r"\d{3}(\.\d{3})+|" + _number).mean() > 0.9
     )  # NaN if there are none
 
-
+# %% ../../nbs/api/data/16_notation.ipynb #d4b04f33
 def notation_of(
     texts: pd.Series,  # As for `may_be_numbers`
 ) -> Notation:  # "dots" where each dot may be a decimal point as well; "" for anything else, such as 40.6
@@ -100,14 +100,14 @@ def may_have_codes(
     ends = re.escape(separator) + r'" \n\r'
     return bool(re.search(rf"[{ends}]0\d\d+(?:[{ends}]|\Z)", text))
 
-
+# %% ../../nbs/api/data/16_notation.ipynb #039bf43b
 def are_codes(
     texts: pd.Series,  # As the file has them; NaN allowed
 ) -> bool:
     "Are there numbers like 01067 among these?"
     return bool(texts.dropna().str.strip().str.fullmatch(r"0\d\d+").any())
 
-
+# %% ../../nbs/api/data/16_notation.ipynb #e1aa186a
 def may_be_codes(
     texts: pd.Series,  # The same
 ) -> bool:

@@ -153,7 +153,7 @@ def _arrival(lake: Any, name: str, mark: Mark) -> tuple[Any, dict[str, Any]] | N
     table, entries = newest_entries(lake, name)
     return table, {"version": min(entry["version"] for entry in entries)}
 
-
+# %% ../../nbs/api/data/17_pins.ipynb #8c3d0766
 def arrived(
     lake: Any,  # `mlpkg.data.lake.Lake`
     name: str,  # Of a table

@@ -55,7 +55,7 @@ def _file_infos(lake: Lake, name: str, folder: str = "") -> list[Any]:  # pyarro
     found = stored_folder(lake, name).get_file_info(FileSelector(folder, recursive=True, allow_not_found=True))
     return [file for file in found if file.is_file]
 
-
+# %% ../../nbs/api/data/22_retention.ipynb #3ba4b395
 def stored_files(
     lake: Lake,
     name: str,  # Of a table
@@ -64,7 +64,7 @@ def stored_files(
     "All files of a table, those of former versions and of the log too"
     return {file.path: file.size for file in _file_infos(lake, name, folder)}
 
-
+# %% ../../nbs/api/data/22_retention.ipynb #c040f8ca
 def _drafts(
     lake: Lake,
     name: str,  # Of a table
@@ -192,7 +192,7 @@ def _numbers_in_use(lake: Lake, name: str, first: int) -> range:
             break
     return range(number, first)
 
-
+# %% ../../nbs/api/data/22_retention.ipynb #a754398b
 def _empty_entry(lake: Lake, name: str, version: int) -> None:
     "Leave only the mark of a commit in its entry"
     files = table_folder(lake, name)
@@ -273,7 +273,7 @@ def _still(left: Mapping[str, datetime], now: Mapping[str, datetime]) -> dict[st
     "Of the files that stay now, those that were left before, and rows that somebody has written again"
     return {path: written for path, written in now.items() if path in left or path.startswith(f"{rewritten}/")}
 
-
+# %% ../../nbs/api/data/22_retention.ipynb #5c3d9f7c
 def forget_history(
     lake: Lake,
     name: str,  # Of a table

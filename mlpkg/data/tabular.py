@@ -195,7 +195,7 @@ def _find_types(self: _Csv) -> None:
             "are amounts, write them without dots into the file"
         )
 
-
+# %% ../../nbs/api/data/17_tabular.ipynb #1f570488
 def _digits(text: str) -> str:
     "How many digits a name has, in words as far as they are short"
     many = sum(one.isdigit() for one in text)

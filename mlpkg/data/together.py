@@ -168,7 +168,7 @@ def _torn(files: Any, name: str, mark: str) -> bool:
     except ValueError:  # half a line
         return True
 
-
+# %% ../../nbs/api/data/13_together.ipynb #22e25b94
 @cache
 def _report(why: str) -> None:
     "Say once why rows do not wait any more"
@@ -217,7 +217,7 @@ def _has(lake: Any, table: DeltaTable, one: Waiting) -> bool:
     "Has a follower got its rows?"
     return _commit_of(lake, one.name, table, one) is not None or not _waits(_files(lake), one.name, one.mark)
 
-
+# %% ../../nbs/api/data/13_together.ipynb #c12be62c
 def _attempt(lake: Any, one: Waiting, rows: DeltaTable) -> None:
     "Give a follower its rows, unless it has them"
     table = lake._find(one.name)

@@ -35,7 +35,7 @@ def _joint(ways: Sequence[np.ndarray]) -> np.ndarray:
         found = pd.factorize(found * (way.max() + 1) + way, sort=True)[0]
     return found
 
-
+# %% ../../nbs/api/models/15_dependence.ipynb #63ebe8a0
 def _within(way: np.ndarray, other: np.ndarray) -> bool:
     "Does each block of a way lie in one block of another?"
     return int(_joint([other, way]).max()) == int(way.max())
@@ -49,7 +49,7 @@ def block_table(
         return blocks
     return pd.DataFrame() if blocks is None else pd.DataFrame({"block": np.asarray(blocks)})
 
-
+# %% ../../nbs/api/models/15_dependence.ipynb #c5e689a3
 def block_ways(
     blocks: Any,  # Label of each row, shape (n,), or a table of several, shape (n, k); None: rows are independent
     rows: int,  # n, at least one
@@ -79,7 +79,7 @@ def take_blocks(
         return None
     return blocks.iloc[places] if isinstance(blocks, pd.DataFrame) else np.asarray(blocks)[places]
 
-
+# %% ../../nbs/api/models/15_dependence.ipynb #2e967877
 def join_blocks(
     before: Any,  # As for `block_ways`, of a table
     now: Any,  # The same of another one; columns of one name are one way, and labels alone are the way "block"
@@ -118,7 +118,7 @@ def effective_blocks(
     sizes = np.bincount(groups)
     return float(len(groups) ** 2 / (sizes.astype("float64") ** 2).sum())
 
-
+# %% ../../nbs/api/models/15_dependence.ipynb #51bd0653
 def worth_of_classes(
     way: np.ndarray,  # Block of each row, shape (n,)
     y: np.ndarray,  # 0 and 1, both there, shape (n,)
@@ -134,7 +134,7 @@ def folds_along(
     "In how many folds the blocks of each way are dealt"
     return max(2, int(np.ceil(folds ** (1 / ways))))
 
-
+# %% ../../nbs/api/models/15_dependence.ipynb #ea222afc
 def unseen_splits(
     folds: Sequence[np.ndarray],  # For each way: fold of the block of each row, from 0, shape (n,)
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # Positions to learn from, perhaps none, and to ask about

@@ -210,7 +210,7 @@ def _stands_apart(counts: pd.Series, first: int) -> bool:
     far = any(one[first - 1] > (1 if typed else 3) * one[first:].max() for one in steps)
     return far and len(rest) >= 10 and bool((counts.iloc[:first] > max(2, 2 * end)).all())
 
-
+# %% ../../nbs/api/models/03_facts.ipynb #8384c57d
 def placeholders(
     values: pd.Series,  # A target of numbers, without its blanks; NaN allowed
 ) -> dict[float, float]:  # Value -> the value of the others that is nearest to it; empty for texts and times
@@ -251,7 +251,7 @@ def unit_examples(
 def _in_one_way(texts: pd.Index) -> list[str]:
     return [" ".join(str(one).split()) for one in texts]
 
-
+# %% ../../nbs/api/models/03_facts.ipynb #857730c5
 def spellings(
     values: pd.Series,  # A column of texts; NaN allowed
 ) -> list[pd.Series]:  # For each text with several spellings, those with their counts; the most frequent first
@@ -263,7 +263,7 @@ def spellings(
     one = one_spelling(counts.index.to_series())
     return [some for _, some in counts.groupby(one.to_numpy(), sort=False) if len(some) > 1]
 
-
+# %% ../../nbs/api/models/03_facts.ipynb #719f5324
 def may_differ(
     some: pd.Series,  # From `spellings`, with counts
 ) -> bool:  # True where only words of at most three letters differ, such as mW and MW, or two spellings are frequent

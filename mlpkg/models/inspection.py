@@ -302,7 +302,7 @@ def _list(numbers: Iterable[float]) -> str:
     "Numbers as a list in code"
     return f"[{', '.join(f'{one:.12g}' for one in sorted(numbers))}]"
 
-
+# %% ../../nbs/api/models/07_inspection.ipynb #e9bdfabb
 def asked_about_codes(
     looked: Inspection,
     pipeline: str,  # Its name
@@ -352,12 +352,12 @@ def several_spellings(looked: Inspection) -> list[str]:
     texts = [one.name for one in looked.columns.values() if one.kind == "text" and one.use == "feature"]
     return [name for name in texts if spellings(looked.table[name])]
 
-
+# %% ../../nbs/api/models/07_inspection.ipynb #948fe5b3
 def merged_spellings(looked: Inspection) -> list[str]:
     "Those of `several_spellings` that a new recipe spells in one way, since capitals mean nothing in them"
     return [name for name in several_spellings(looked) if not any(map(may_differ, spellings(looked.table[name])))]
 
-
+# %% ../../nbs/api/models/07_inspection.ipynb #fa151f54
 def _spelled(values: pd.Series) -> str:
     "Texts that differ only in capitals and blanks, in words; the first three of three"
     some = spellings(values)

@@ -163,7 +163,7 @@ def _stretch(
     unbiased = 1 + (shares / (worth - 1)).sum() / max(shares.sum(), 1.0)
     return float(t.isf((1 - level) / 2, freedom) / norm.isf((1 - level) / 2) * unbiased**0.5)
 
-
+# %% ../../nbs/api/models/16_intervals.ipynb #4debc678
 def _ends_along(
     y: np.ndarray, p: np.ndarray, ways: Sequence[np.ndarray], draws: int, level: float, seed: int, few: bool
 ) -> tuple[float, float]:
@@ -183,7 +183,7 @@ def _ends_along(
     middle = float(np.mean(found[: len(ways)]))
     return middle - half, middle + half
 
-
+# %% ../../nbs/api/models/16_intervals.ipynb #0294b446
 def _auc_ends(
     y: np.ndarray, p: np.ndarray, blocks: Any, draws: int, level: float, seed: int, few: bool = False
 ) -> tuple[float, float]:
@@ -192,7 +192,7 @@ def _auc_ends(
         return percentile_interval(_row_draws(y, p, draws, np.random.default_rng(seed)), level)
     return _ends_along(y, p, block_ways(blocks, len(y)), draws, level, seed, few)
 
-
+# %% ../../nbs/api/models/16_intervals.ipynb #11de6502
 def auc_interval(
     y,  # Labels 0 and 1 (or booleans), shape (n,), no NaN
     p,  # Probabilities, shape (n,), no NaN

@@ -101,7 +101,7 @@ def _some_of_each(
     rank[order] = np.arange(len(place)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return rank < np.floor(most + rng.uniform(size=len(sizes)))[place]
 
-
+# %% ../../nbs/api/monitoring/09_dealing.ipynb #598a5d19
 def _alike(
     rows: tuple[int, int], blocks: tuple[np.ndarray | None, np.ndarray | None], seed: int
 ) -> list[np.ndarray]:  # Is a row kept? Of reference and window
@@ -296,7 +296,7 @@ def _halves(labels: np.ndarray | None, rows: tuple[int, int], side: int, seed: i
     units = int(parts[side].max()) + 1
     return Deals(parts[0], parts[1], _dealt(units, units // 2, 400, seed))
 
-
+# %% ../../nbs/api/monitoring/09_dealing.ipynb #6742721f
 def _known_by_one(mine: pd.DataFrame, theirs: pd.DataFrame, shared: list[np.ndarray], rows: int) -> list[np.ndarray]:
     "Ways that only one of two tables knows, which do not lie within those that both know"
     own = {name: one for name, one in mine.items() if name not in theirs and one.nunique(dropna=False) > 1}
@@ -304,7 +304,7 @@ def _known_by_one(mine: pd.DataFrame, theirs: pd.DataFrame, shared: list[np.ndar
     left = block_ways(pd.DataFrame(dict(enumerate([*shared, *numbers.values()]))), rows) if own else []
     return [way for way in left if any(np.array_equal(way, one) for one in numbers.values())]
 
-
+# %% ../../nbs/api/monitoring/09_dealing.ipynb #07d55a80
 def _alone(
     rows: tuple[int, int], blocks: tuple[Any, Any], ways: Sequence[np.ndarray], seed: int
 ) -> list[tuple[float, Deals]]:

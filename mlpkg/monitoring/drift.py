@@ -68,7 +68,7 @@ def counts(self: _Column) -> np.ndarray:  # Shape (2, values that occur)
     both = np.array([np.bincount(part[part >= 0], minlength=self.size) for part in (self.old, self.new)])
     return both[:, both.sum(axis=0) > 0]
 
-
+# %% ../../nbs/api/monitoring/10_drift.ipynb #2335b88f
 @patch
 def apart(self: _Column, deals: Deals) -> np.ndarray:  # Shape (deals, 2), NaN where one side has no value
     "How far apart shares are in each deal: at most (of ordered values, cumulative ones), and as Pearson has it"
@@ -138,7 +138,7 @@ def _moved(column: _Column | None, blocks: tuple[Any, Any], names: Sequence[str]
     [index], [p] = _drifts([column], deal_along((len(column.old), len(column.new)), blocks), alpha)
     return {"psi": index, **column.measures, "p_value": float(p)}
 
-
+# %% ../../nbs/api/monitoring/10_drift.ipynb #55fc9ed6
 def number_drift(
     reference: pd.Series,  # Numbers or booleans, shape (n,); NaN and infinity are ignored
     current: pd.Series,  # The same, shape (m,)
@@ -176,7 +176,7 @@ def _as_groups(reference: pd.Series, current: pd.Series) -> _Column | None:
     js = {"js": float(jensenshannon(before, now, base=2))}
     return _Column(group[~new], group[new], int(group.max()) + 1, False, js)
 
-
+# %% ../../nbs/api/monitoring/10_drift.ipynb #a3cea38f
 def text_drift(
     reference: pd.Series,  # Text, shape (n,); missing values are ignored
     current: pd.Series,  # The same, shape (m,)
@@ -253,7 +253,7 @@ def _spread(
     fold[order] = np.arange(len(numbers)) % folds
     return fold[place]
 
-
+# %% ../../nbs/api/monitoring/10_drift.ipynb #242f09a5
 def _folds(
     table: pd.DataFrame,  # Rows of both tables
     side: np.ndarray,  # As above

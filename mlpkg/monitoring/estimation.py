@@ -103,7 +103,7 @@ def _expected_of_draws(
     c = expit(a[:, None] + b[:, None] * x)
     return auc_from_counts(new * (1 - c), new * c) if kind == "binary" else (new * c).sum(1) / new.sum(1)
 
-
+# %% ../../nbs/api/monitoring/13_estimation.ipynb #9a271f15
 def expectation_error(
     kind: Kind,  # "binary" or "multiclass"
     held: Window,  # With predictions and truth
@@ -136,7 +136,7 @@ def _fold_of(way: np.ndarray, folds: int) -> np.ndarray:
         fold[asked] = place
     return fold
 
-
+# %% ../../nbs/api/monitoring/13_estimation.ipynb #12e37512
 def _unseen(held: Window, seed: int, folds: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
     "Held-out rows to learn from and to ask about, which share no block where there are two"
     from sklearn.model_selection import KFold
@@ -183,7 +183,7 @@ def _of_classes(kind: Kind, held: Window, current: Window, seed: int) -> tuple[E
     moves = held.moves_to(current, lambda deals: np.subtract(*deals.aucs((before, held.p), (now, current.p)))[:, None])
     return Estimate(expected_auc(current.p, now), error), expected_auc(held.p, before), moves
 
-
+# %% ../../nbs/api/monitoring/13_estimation.ipynb #770a3dfd
 def _of_errors(held: Window, current: Window, inputs: Sequence[Input], seed: int) -> tuple[Estimate, float, np.ndarray]:
     "Expected now and before, and by what share more is expected in each deal"
     now, before = expected_error(held, current, inputs, seed)

@@ -71,7 +71,7 @@ def _concludes(finding: Finding) -> bool:
     counted = finding.check in ("sample", "contract", "new values")
     return not counted and (finding.check, finding.column) != ("prediction", "mean")
 
-
+# %% ../../nbs/api/monitoring/14_report.ipynb #d45d359e
 @patch(as_prop=True)
 def status(self: Report) -> str:  # "alarm", "ok", or "unknown" if nothing could be concluded
     "The verdict in one word"
@@ -113,7 +113,7 @@ def _leads(finding: Finding) -> bool:
     "Is it the figure that a verdict names?"
     return finding.column in leading.values()
 
-
+# %% ../../nbs/api/monitoring/14_report.ipynb #1c44a7fe
 def _is_told(finding: Finding) -> bool:
     "Can a verdict name it? Of what is undecided only the leading figure, where it is worse than on held-out rows"
     if finding.level != "unknown" or finding.check != "performance" or not _leads(finding):
@@ -121,7 +121,7 @@ def _is_told(finding: Finding) -> bool:
     fall = finding.reference - finding.value
     return fall > 0 if get_quality(finding.column).higher else fall < 0
 
-
+# %% ../../nbs/api/monitoring/14_report.ipynb #100f703a
 def _counted(report: Report) -> str:
     "What was found where no figure of the model leads: how many checks are fine, and which are beyond their bounds"
     made = [one for one in report.findings if one.check != "sample"]
@@ -132,7 +132,7 @@ def _counted(report: Report) -> str:
         words += f", {len(unsure)} with too few rows or blocks to tell a change from chance"
     return words + (f", also of figures beyond their bounds: {'; '.join(beyond)}" if beyond else "")
 
-
+# %% ../../nbs/api/monitoring/14_report.ipynb #1dc2a1c0
 def _first_sentence(report: Report) -> str:
     "The verdict"
     told = [one for one in report.findings if one.check in ("performance", "expected") and _is_told(one)]

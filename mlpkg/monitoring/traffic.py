@@ -81,7 +81,7 @@ def _placed(batch: pa.RecordBatch | pa.Table, whole: Whole, salt: str) -> pd.Dat
     rows["unit"] = units_of(rows)
     return rows.assign(place=pd.util.hash_array(rows[whole].to_numpy("object"), hash_key=salt))
 
-
+# %% ../../nbs/api/monitoring/15_traffic.ipynb #98630c00
 def _first_places(rows: pd.DataFrame, most: int) -> tuple[pd.DataFrame, bool]:
     "Those with the first places, each record once, in the order in which they came; are others left out?"
     once = rows.drop_duplicates(["request_id", "record"])
@@ -143,7 +143,7 @@ def _records(served: pd.DataFrame, inputs: list[Input], clean: Callable[[pd.Data
     times = {one.name: pd.to_datetime(rows[one.name], unit="D", utc=True) for one in inputs if one.time}
     return clean(rows.assign(**times))  # as the API does before it asks the model
 
-
+# %% ../../nbs/api/monitoring/15_traffic.ipynb #b63c7efe
 Dependence = Literal["day", "unit", "row", "day and unit"]
 
 
@@ -160,7 +160,7 @@ def _blocks_of(served: pd.DataFrame, blocks: Dependence) -> np.ndarray | pd.Data
     alike = served["request_id"].groupby(whole).transform("min")
     return served["unit"].mask(served["unit"] == served["request_id"], alike).to_numpy()
 
-
+# %% ../../nbs/api/monitoring/15_traffic.ipynb #11c21d96
 def served_window(
     served: pd.DataFrame,  # From `read_served`
     task: Task,  # Of the model
@@ -184,12 +184,12 @@ def _each_by_itself(window: Window, names: list[str]) -> Window:
         return window
     return replace(window, blocks=pd.util.hash_pandas_object(rows, index=False).to_numpy())
 
-
+# %% ../../nbs/api/monitoring/15_traffic.ipynb #febf9f27
 def _drawn_of(rows: int, of: int | None) -> list[Finding]:
     "That a window is a sample, if it is"
     return [Finding("sample", "answers", "ok", f"a sample of {rows:,} of {of:,} answers", of)] if of else []
 
-
+# %% ../../nbs/api/monitoring/15_traffic.ipynb #5b43ab00
 def watch_traffic(
     lake: Lake,
     loaded: Loaded,  # The champion

@@ -231,7 +231,7 @@ def rule(
     thousands = {"float64, dots": ".", "float64, point": ""}.get(self.number_types().get(name, ""))
     return column_rule(self.found.columns[name], task, self.blanks.get(name, ()), thousands)
 
-
+# %% ../../nbs/api/recipes/30_draft.ipynb #96fb437d
 @patch
 def _code(self: Draft) -> dict[str, Any]:
     "What stands in code"

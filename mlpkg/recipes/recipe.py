@@ -152,7 +152,7 @@ def titled_name(
     words = name.replace("_", " ").strip()
     return words[:1].upper() + words[1:]
 
-
+# %% ../../nbs/api/recipes/10_recipe.ipynb #22ca0390
 @patch
 def _rule_text(self: Recipe, name: str) -> str:
     "The line of the contract for a column that it lacks"

@@ -100,7 +100,7 @@ def _assigned(function: ast.FunctionDef) -> set[str]:
     found += [key for one in given if isinstance(one.value, ast.Dict) for key in one.value.keys if key]
     return {one.arg for one in given if one.arg} | {str(_literal(_code(one))) for one in found}
 
-
+# %% ../../nbs/api/recipes/33_revising.ipynb #1cf2a6d8
 def _read(page: str) -> Declared:
     "Read what the notebook of a recipe declares"
     texts: dict[str, list[str]] = {"code": [], "markdown": []}

@@ -143,12 +143,12 @@ def make_tables(
             follow_folder(database)
         _seen[database] = _identity(database)
 
-
+# %% ../../nbs/api/steps/11_reachable.ipynb #cd572bb7
 def _identity(path: Path) -> tuple[int, int]:
     "Of the file, zeros if there is none; a file made anew may get the number of one that is gone"
     return ((about := path.stat()).st_dev, about.st_ino) if path.exists() else (0, 0)
 
-
+# %% ../../nbs/api/steps/11_reachable.ipynb #ec0b03f7
 def _has_tables(path: Path) -> bool:
     with (
         contextlib.suppress(sqlite3.Error),
