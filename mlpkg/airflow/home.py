@@ -18,6 +18,7 @@ from typing import IO
 from filelock import FileLock
 
 from ..settings import Settings
+from ..steps.moved import same_folder
 
 # %% ../../nbs/api/airflow/13_home.ipynb #322c93b8
 def airflow_env(
@@ -44,17 +45,22 @@ def follow_home(
     file = home / "airflow.cfg"
     text = file.read_text() if file.is_file() else ""
     database = re.search(r"^sql_alchemy_conn = sqlite:///(.+)/airflow\.db$", text, re.MULTILINE)
-    if not database or f"plugins_folder = {database[1]}/plugins\n" not in text or _same(home, Path(database[1])):
+    if not database or f"plugins_folder = {database[1]}/plugins\n" not in text or same_folder(home, database[1]):
         return False
-    with NamedTemporaryFile("w", dir=home, delete=False) as moved:  # it has keys: for its owner alone
-        moved.write(text.replace(database[1], str(home)))
-    Path(moved.name).replace(file)
+    paths = re.compile(rf"^(\w+ = (?:sqlite:///)?){re.escape(database[1])}(?=/|$)", re.MULTILINE)
+    _replace(file, paths.sub(lambda found: f"{found[1]}{home}", text))
     return True
 
-# %% ../../nbs/api/airflow/13_home.ipynb #1e3b743f
-def _same(one: Path, other: Path) -> bool:
-    "Are both the same folder, by whatever path?"
-    return other.exists() and one.samefile(other)
+# %% ../../nbs/api/airflow/13_home.ipynb #4265655a
+def _replace(file: Path, text: str) -> None:
+    "Write a file that only its owner may read, whole or not at all"
+    with NamedTemporaryFile("w", dir=file.parent, delete=False) as made:
+        try:
+            made.write(text)
+            made.flush()
+            Path(made.name).replace(file)
+        finally:
+            Path(made.name).unlink(missing_ok=True)
 
 # %% ../../nbs/api/airflow/13_home.ipynb #5ef7da78
 def use_airflow(

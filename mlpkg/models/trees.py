@@ -128,6 +128,17 @@ def _same(model: Any, fast: FastTrees, columns: int) -> bool:
     pairs = ((getattr(one, ask)(rows[:n]) for one in (model, fast)) for n in (1, 7, len(rows)))
     return all(np.array_equal(plain, quick) for plain, quick in pairs)
 
+# %% ../../nbs/api/models/09_trees.ipynb #af5a425b
+_most_bytes = 2**26  # Of the copy, roughly
+
+
+def _size_of(model: Any) -> int:
+    "How many bytes a second copy of the trees takes, from what was measured for each node"
+    classes = len(getattr(model, "classes_", [0]))
+    if isinstance(model, _forests):
+        return sum(tree.tree_.node_count for tree in model.estimators_) * (160 + 16 * classes)
+    return sum(len(tree.nodes) for several in model._predictors for tree in several) * 160
+
 # %% ../../nbs/api/models/09_trees.ipynb #84e4e8ea
 def fast_trees(
     model: Any,  # Fitted; the last step of a pipeline
@@ -139,6 +150,9 @@ def fast_trees(
     if not isinstance(model, (*_forests, *_boosted)) or getattr(model, "n_outputs_", 1) > 1:
         return None
     try:
+        if (size := _size_of(model)) > _most_bytes:
+            _log.info("%s would take %.0f MB more, so scikit-learn answers for single rows, too", model, size / 1e6)
+            return None
         fast = FastTrees(model)
         if _same(model, fast, model.n_features_in_):
             return fast
