@@ -40,6 +40,7 @@ from mlpkg.monitoring.drift import (
     joint_drift,
     number_drift,
     prediction_drift,
+    text_drift,
 )
 from mlpkg.monitoring.estimation import _unseen, check_expected
 from mlpkg.monitoring.performance import check_brier, check_performance, check_positive_rate, leading
@@ -314,6 +315,72 @@ def test_a_real_change_of_a_column_is_found():
             table = column_drift(*tables, list(tables[0]), (before.blocks, now.blocks)).set_index("column")
             found += table.loc["x", "p_value"] < 0.05 and table.loc["x", "psi"] > 0.2
         assert found == 20, days
+
+
+def test_columns_with_an_event_of_one_day_hide_no_change_of_another():
+    "A day on which a column was missing is a rare deal, and says nothing of the others"
+    found = 0
+    for seed in range(20):
+        rng, day = np.random.default_rng(seed), np.repeat(np.arange(67), 60)
+        old = day < 60
+        x = rng.normal(size=len(day)) + rng.normal(0, 0.3, 67)[day] + 1.0 * ~old
+        table = pd.DataFrame(
+            {"x": x} | {f"c{i}": np.where(day == i, np.nan, rng.normal(size=len(day))) for i in (1, 2)}
+        )
+        moved = column_drift(table[old], table[~old], list(table), (day[old], day[~old])).set_index("column")
+        found += moved.loc["x", "p_value"] < 0.05
+    assert found == 20
+
+
+def towns(seed: int, count: int, days: int, first: int, share: float = 1.0) -> Window:
+    "Sixty customers who each have a town of their own, on a share of their visits"
+    rng, day = np.random.default_rng(seed), np.repeat(np.arange(days), 60)
+    customer, town = rng.integers(0, 60, len(day)), rng.integers(0, count, 60)
+    named = np.where(rng.uniform(size=len(day)) < share, town[customer], rng.integers(0, count, len(day)))
+    blocks = pd.DataFrame({"block": first + day, "customer": first + customer})
+    return Window(pd.DataFrame({"town": named.astype(str)}), None, None, blocks)
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "left"), [(200, 1.0, None), (50, 1.0, 0), (50, 0.5, 0), (50, 0.5, 1)]
+)  # fmt: skip
+def test_what_belongs_to_customers_is_not_taken_for_a_change_where_others_come(count, share, left):
+    warned = 0
+    for seed in range(30):
+        windows = [towns(2 * seed, count, 60, 0, share), towns(2 * seed + 1, count, 30, 1000, share)]
+        before, now = windows if left is None else knowing_less(left, windows, "block")
+        warned += text_drift(before.rows["town"], now.rows["town"], (before.blocks, now.blocks))["p_value"] < 0.05
+    assert warned <= at_most(30)
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_new_towns_of_new_customers_raise_no_alarm_where_one_window_does_not_know_them(left):
+    alarms = 0
+    for seed in range(10):
+        windows = [towns(2 * seed, 150, 60, 0), towns(2 * seed + 1, 150, 30, 1000)]
+        before, now = knowing_less(left, windows, "block")
+        found = judge_rows(before, now, [Input("town", "text")], RULES)
+        alarms += any(one.level == "alarm" for one in found)
+    assert alarms <= at_most(10)
+
+
+def test_the_brier_score_of_one_day_concludes_nothing():
+    for seed in range(5):
+        held, day = scored(2 * seed, 30, 600), scored(2 * seed + 1, 1, 600)
+        shuffled = replace(day, p=np.random.default_rng(seed).permutation(day.p))
+        assert [check_brier(held, one, RULES).level for one in (day, shuffled)] == ["unknown", "unknown"]
+
+
+def test_deals_that_say_nothing_of_a_column_do_not_make_its_move_rare():
+    "It was measured on three days of sixty, and on one of the window's two"
+    drifted = 0
+    for seed in range(100):
+        rng, day = np.random.default_rng(seed), np.repeat(np.arange(62), 60)
+        x = rng.normal(size=len(day)) + rng.normal(0, 0.5, 62)[day]
+        x[~np.isin(day, [*rng.choice(60, 3, replace=False), 61])] = np.nan
+        old, x = day < 60, pd.Series(x)
+        drifted += number_drift(x[old], x[~old], (day[old], day[~old]))["p_value"] < 0.05
+    assert drifted <= at_most(100)
 
 
 def test_the_correction_of_the_stability_index_does_not_take_a_real_change_for_chance():

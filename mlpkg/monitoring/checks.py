@@ -154,6 +154,15 @@ def _unknown_codes(one: Input, *windows: Window) -> list[np.ndarray]:
     codes = pd.factorize(values.where(~values.isin(list(one.categories))), sort=True)[0]
     return np.split(codes, np.cumsum([len(window.rows) for window in windows])[:-1])
 
+# %% ../../nbs/api/monitoring/12_checks.ipynb #adc63e1c
+def _as_in_halves(
+    chance: Chance,
+    share: float,  # Of the window's rows, with values that are new
+    *halves: np.ndarray,  # The same for halves of one side, shape (deals,), of each way that it alone knows
+) -> Chance:
+    "How likely so many new values are, where halves of one side may show as many"
+    return replace(chance, p=max(chance.p, *(float((half >= share - 1e-9).mean()) for half in halves), 0.0))
+
 # %% ../../nbs/api/monitoring/12_checks.ipynb #d6ab1772
 def _column_chances(
     learned: Window, current: Window, inputs: Sequence[Input], rules: MonitoringSettings
@@ -168,9 +177,13 @@ def _column_chances(
         return np.column_stack([now - before, *(deals.new_shares(*one) for one in codes)])
 
     about = [*(("missing", name) for name in names), *(("new values", one.name) for one in texts)]
-    moves = learned.moves_to(current, figures)
+    dealt = learned.deal_with(current)
+    moves = dealt.moves(figures)
     found = chances(moves, [rules.missing] * len(about), rules.alpha, level_shares["data"], alike=True)
-    return dict(zip(about, found, strict=True))
+    halves = [figures(deals)[:, len(names) :] for weight, deals in dealt.halves if weight > 0]
+    of_texts = zip(found[len(names) :], moves[0, len(names) :], *(half.T for half in halves), strict=True)
+    new = [_as_in_halves(*one) for one in of_texts]
+    return dict(zip(about, [*found[: len(names)], *new], strict=True))
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #c0bf177a
 def check_columns(

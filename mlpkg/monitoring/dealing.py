@@ -237,7 +237,9 @@ def chances(
     further = moves + 2 * np.asarray(tolerated)
     found = (p_of(further / unit) < alpha) & (further >= np.asarray(tolerated))
     untold = np.isnan(moves[0]) | (len(moves) * alpha * share <= 1)
-    p = np.where(untold, np.nan, p_of(sizes[0]))
+    defined = np.isfinite(sizes)
+    alone = ((sizes >= sizes[0] - 1e-9) & defined).sum(axis=0) / np.maximum(defined.sum(axis=0), 1) / share
+    p = np.where(untold, np.nan, np.maximum(p_of(sizes[0]), np.minimum(alone, 1.0)))
     return [Chance(float(one), float(power)) for one, power in zip(p, found.mean(axis=0), strict=True)]
 
 # %% ../../nbs/api/monitoring/09_dealing.ipynb #555e506f
@@ -251,14 +253,21 @@ def adjust_p_values(
         adjusted[made] = stats.false_discovery_control(p_values[made].to_numpy(dtype="float64"))
     return adjusted
 
+# %% ../../nbs/api/monitoring/09_dealing.ipynb #b95e67c3
+def _variance(moves: np.ndarray, distances: bool) -> np.ndarray:
+    "Of each figure over deals; of distances about 0, since they have no sign"
+    known = np.nan_to_num(moves)
+    return (known**2).mean(axis=0) if distances else known.var(axis=0)
+
 # %% ../../nbs/api/monitoring/09_dealing.ipynb #28621bad
 def join_ways(
     moves: Sequence[np.ndarray],  # For each way, as for `chances`
     signs: Sequence[int],  # With which the variance of each counts, from `mlpkg.models.dependence.overlaps`
     more: Any = 0.0,  # Variance of each figure that no way has, shape (figures,)
+    distances: bool = False,  # Are the figures never negative? Then their size counts, and not how they vary
 ) -> np.ndarray:  # As for `chances`
     "Moves as far apart as all ways together make them"
-    variances = np.stack([np.nan_to_num(one).var(axis=0) for one in moves])
+    variances = np.stack([_variance(one, distances) for one in moves])
     total = np.maximum(np.asarray(signs) @ variances, variances.max(axis=0)) + more
     most = int((variances / np.where(total > 0, total, 1)).mean(axis=1).argmax())
     stretch = np.sqrt(total / np.where(variances[most] > 0, variances[most], 1))
@@ -281,11 +290,12 @@ class Dealt:
     def moves(
         self,
         figures: Callable[[Deals], np.ndarray],  # By how much figures get worse, shape (deals, figures)
+        distances: bool = False,  # As for `join_ways`
     ) -> np.ndarray:  # As for `chances`
         "By how much figures get worse, as it was and where blocks are dealt anew"
         signs, deals = zip(*self.ways, strict=True)
-        more = sum(weight * np.nan_to_num(figures(one)).var(axis=0) for weight, one in self.halves)
-        return join_ways([figures(one) for one in deals], signs, np.maximum(more, 0.0))
+        more = sum(weight * _variance(figures(one), distances) for weight, one in self.halves)
+        return join_ways([figures(one) for one in deals], signs, np.maximum(more, 0.0), distances)
 
 # %% ../../nbs/api/monitoring/09_dealing.ipynb #48f5a8d8
 def _halves(labels: np.ndarray | None, rows: tuple[int, int], side: int, seed: int) -> Deals:

@@ -73,9 +73,10 @@ def counts(self: _Column) -> np.ndarray:  # Shape (2, values that occur)
 def apart(self: _Column, deals: Deals) -> np.ndarray:  # Shape (deals, 2), NaN where one side has no value
     "How far apart shares are in each deal: at most (of ordered values, cumulative ones), and as Pearson has it"
     before, now = deals.shares(self.old, self.new, self.size)
-    rise, share = now - before, self.counts.sum(axis=0) / self.counts.sum()
-    occur = np.isin(np.arange(self.size), np.concatenate([self.old, self.new]))
-    pearson = np.sqrt((rise[:, occur] ** 2 / share).sum(axis=1))
+    values, rise = np.concatenate([self.old, self.new]), now - before
+    counts = np.bincount(values[(deals.units >= 0) & (values >= 0)], minlength=self.size)
+    occur = counts > 0  # among the rows that are dealt, which may be a part of one side
+    pearson = np.sqrt((rise[:, occur] ** 2 / (counts[occur] / counts.sum())).sum(axis=1))
     return np.column_stack([np.abs(np.cumsum(rise, axis=1)).max(axis=1) if self.ordered else pearson, pearson])
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #62b0cbf1
@@ -118,14 +119,14 @@ def _drifts(
         gone = [np.abs(np.subtract(*deals.means(*missing)))] if missing else []
         return np.column_stack([*(one.apart(deals) for one in columns), *gone])
 
-    moves, units = dealt.moves(figures), min(one.given.shape[1] for _, one in dealt.ways)
+    moves, units = dealt.moves(figures, distances=True), min(one.given.shape[1] for _, one in dealt.ways)
     pearson = moves[:, 1 : 2 * len(columns) : 2].T
     index = [
         psi(one.counts[0], one.counts[1], _wide(apart, one.counts, units))
         for one, apart in zip(columns, pearson, strict=True)
     ]
     tested = np.delete(moves, 2 * np.arange(len(columns)) + 1, axis=1)
-    usual = np.array([np.median(one[np.isfinite(one)]) if np.isfinite(one).any() else 0.0 for one in tested.T])
+    usual = np.array([np.quantile(one[np.isfinite(one)], 0.99) if np.isfinite(one).any() else 0.0 for one in tested.T])
     unit = np.where(usual > 0, usual, 1.0)
     found = chances(tested / unit, [1.0] * len(unit), alpha, alike=True)
     return index, np.array([np.nan if dealt.single else one.p for one in found])

@@ -53,20 +53,27 @@ def make_window(
     right, p = top_class(np.where(known, truth, -1).astype(int), raw)
     return Window(rows, p, np.where(known, right, np.nan), blocks)
 
+# %% ../../nbs/api/monitoring/13_performance.ipynb #c0af3bdd
+def _would_be_found(level: str, large: bool, chance: Chance) -> str:
+    "The level, if a move of this size would have been found"
+    return "unknown" if level == "ok" and large and chance.power < enough_power else level
+
 # %% ../../nbs/api/monitoring/13_performance.ipynb #f2382452
 def check_brier(
     held: Window,  # With predictions and truth
     current: Window,  # The same
     rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
-) -> Finding:  # Never an alarm
+) -> Finding:  # Never an alarm; "unknown" where the window is a single block
     "The Brier score, for the record"
     losses = [(one.p - one.y) ** 2 for one in (held, current)]
     errors = [standard_error(loss, one.blocks) for loss, one in zip(losses, (held, current), strict=True)]
     before, now = (Estimate(float(loss.mean()), error) for loss, error in zip(losses, errors, strict=True))
     moves = held.moves_to(current, lambda deals: -np.subtract(*deals.means(*losses))[:, None])
-    p = chances(moves, [rules.calibration], rules.alpha)[0].p
+    chance, large = chances(moves, [rules.calibration], rules.alpha)[0], now.value - before.value >= rules.calibration
+    p = chance.p if np.isfinite(now.error) else float("nan")
     words = f"Brier score {now.value:.3f} (held-out rows: {before.value:.3f})"
-    return figure_finding("brier", now, before, words, level_of(True, p, rules.alpha), p, float("nan"))
+    level = _would_be_found(level_of(True, p, rules.alpha), large, chance)
+    return figure_finding("brier", now, before, words, level, p, float("nan"))
 
 # %% ../../nbs/api/monitoring/13_performance.ipynb #5a2f79e4
 def check_positive_rate(
@@ -84,9 +91,7 @@ def check_positive_rate(
     moves = then.moves_to(now, lambda deals: np.abs(np.subtract(*deals.means(then.y, now.y)))[:, None])
     chance, large = chances(moves, [rules.calibration], rules.alpha)[0], abs(new.value - old) >= rules.calibration
     p = chance.p if np.isfinite(new.error) else float("nan")
-    level = level_of(large, p, rules.alpha)
-    if level == "ok" and large and chance.power < enough_power:  # so few blocks that it could not be found
-        level = "unknown"
+    level = _would_be_found(level_of(large, p, rules.alpha), large, chance)
     words += f" (training rows: {old:.1%})"
     return Finding("truth", "share", level, words, new.value, *new.interval, old, rules.calibration, p)
 
