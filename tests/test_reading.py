@@ -15,8 +15,10 @@ import pytest
 
 from mlpkg.data import contracts
 from mlpkg.data.columns import one_spelling
-from mlpkg.data.contracts import check
+from mlpkg.data.contracts import check, number_column
 from mlpkg.data.sources import SourceError
+from mlpkg.data.tabular import plain_names
+from mlpkg.examples.diamonds import recipe as diamonds
 from mlpkg.recipes.delivery import Delivery, read_delivery
 from mlpkg.recipes.draft import Draft
 from mlpkg.recipes.drafting import draft_pipeline
@@ -305,3 +307,26 @@ def test_what_is_said_of_the_scale_is_what_the_recipe_has(tmp_path):
         there = Declared(rules(made), {"label": '"price"', "task": task})
         told = said(draft_again(there, "given", source, "price"), "log(1 + price)")
         assert [one.partition(", ")[2] for one in told] == expected
+
+
+def test_a_feature_that_clean_makes_changes_no_identity_of_rows():
+    "`row_id`, and with it the side of the split, comes from what came in"
+    with_own = diamonds.contract().add_columns({"carat_per_mm": number_column("Carat for each mm", made=True)})
+    assert replace(diamonds, contract=lambda: with_own).telling == diamonds.telling
+
+
+def test_names_of_columns_are_identifiers_whatever_signs_they_have():
+    names = plain_names(["Wohnfläche (m²)", "Volumen m³", "½ Preis", "Nº", "Größe", "2. Straße", "Δx"], "homes.csv")
+    assert [name for name in names.values() if not name.isidentifier()] == []
+    assert names["Wohnfläche (m²)"] == "wohnfläche_m2"
+
+
+def test_missing_values_are_said(tmp_path):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(rng.normal(size=(400, 3)).round(3), columns=["load", "heat", "speed"])
+    table["fails"] = (table["load"] > 0).astype(int)
+    table.loc[::10, "load"] = np.nan
+    table.to_csv(tmp_path / "machines.csv", index=False)
+    notes = draft_pipeline("machines", str(tmp_path / "machines.csv"), "fails").notes
+    words = "values are missing of load (10.0%): they may be in later rows, too; of other columns they may not"
+    assert [note for note in notes if "missing" in note] == [f"{words} (nullable=True in the contract)"]

@@ -9,6 +9,7 @@ __all__ = ['missing_texts', 'decode', 'find_separator', 'plain_names', 'Found', 
 import csv
 import io
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,7 +63,8 @@ def find_separator(
 # %% ../../nbs/api/data/17_tabular.ipynb #bcf2662f
 def _plain_name(name: str) -> str:
     "A name as an identifier; empty if nothing of it can stay"
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z]{2})", "_", name.strip())
+    plain = unicodedata.normalize("NFKC", name.strip())  # m2 for m², which no identifier may have
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z]{2})", "_", plain)
     made = re.sub(r"\W+", "_", words).strip("_").lower()
     return f"c_{made}" if made[:1].isdigit() else made
 

@@ -134,8 +134,9 @@ def identity(self: Recipe) -> list[str]:
 # %% ../../nbs/api/recipes/10_recipe.ipynb #b427e22e
 @patch(as_prop=True)
 def telling(self: Recipe) -> list[str]:
-    "The columns that make up the identity of a row, in an order of their own"
-    return sorted(name for name in self.contract().columns if name != self.label)
+    "The columns that make up the identity of a row, in an order of their own: those that come in, but the label"
+    known = {name: (column.metadata or {}).get("made", False) for name, column in self.contract().columns.items()}
+    return sorted(name for name, made in known.items() if name != self.label and not made)
 
 # %% ../../nbs/api/recipes/10_recipe.ipynb #a130c0e7
 @patch(as_prop=True)
