@@ -325,9 +325,10 @@ def test_stored_outputs_show_nothing_of_the_machine_that_made_them(notebook):
 def test_a_page_closes_the_store_that_it_opens():
     "nbdev-test runs several pages in one process: after a store that stays open, the next page would work in it"
     code = {path: "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells) for path in NOTEBOOKS}
-    opened = [path for path in NOTEBOOKS if re.search(r"^store = (temporary_store|TemporaryStore)\(", code[path], re.M)]
+    made = re.compile(r"^(\w+) = (?:temporary_store|TemporaryStore)\(", re.MULTILINE)
+    opened = [(path, name) for path in NOTEBOOKS for name in made.findall(code[path])]
     assert len(opened) > 10
-    assert [path.name for path in opened if "\nstore.close()" not in code[path]] == []
+    assert [path.name for path, name in opened if f"\n{name}.close()" not in code[path]] == []
 
 
 def test_a_page_that_silences_logging_gives_it_back():
