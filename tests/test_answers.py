@@ -22,9 +22,9 @@ from filelock import FileLock
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from mlpkg.data.arrow import LakeError
-from mlpkg.data.commits import same_rows
 from mlpkg.data.evolution import gain_columns
 from mlpkg.data.lake import Lake
+from mlpkg.data.log import same_rows
 from mlpkg.models.tasks import Task
 from mlpkg.serving.answer_log import AnswerLog, LakeWriter, answers_folder, compact_files
 from mlpkg.serving.answers import Answer, new_request_id, to_line
@@ -474,7 +474,7 @@ def test_a_column_that_is_gained_keeps_the_log_and_makes_no_new_rows(lake):
     gain_columns(lake, TABLE, pa.schema([("share", pa.float64())]))
     assert len(list(Path(place, "_delta_log").glob("*.checkpoint.parquet"))) == 1  # when an old log is removed
     assert len(DeltaTable(place).history()) == 2
-    assert same_rows(SubTreeFileSystem(place, LocalFileSystem()), version=1) == 0
+    assert same_rows(SubTreeFileSystem(place, LocalFileSystem()), DeltaTable(place), 1) == 0
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 The S3 tests run where AWS_ENDPOINT_URL (and credentials) point to a server; they make a bucket of their own.
 """
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -489,6 +490,23 @@ def test_old_entries_of_a_long_log_are_not_read_by_whoever_does_not_ask_for_them
     assert written == [61, 62]
     with pytest.raises(ValueError):
         free.versions("clean/flights")
+
+
+def test_a_table_after_much_upkeep_is_read_and_its_log_is_looked_through_once(tmp_path):
+    "As when a thousand partitions were put together, each in a commit of its own"
+    lake = Lake(tmp_path)
+    lake.write("raw/planes", frame("2013-01"), "overwrite")
+    log = tmp_path / "raw/planes/_delta_log"
+    upkeep = json.dumps({"commitInfo": {"timestamp": 7, "operation": "WRITE", "write_mode": "compact"}})
+    for version in range(1, 1200):
+        (log / f"{version:020}.json").write_text(upkeep)
+    assert lake.count("raw/planes", 1199) == len(lake.read("raw/planes")) == 5
+    assert lake.sources["raw/planes"][1] == 0
+    DeltaTable(tmp_path / "raw/planes").create_checkpoint()
+    for version in range(1, 1100):
+        (log / f"{version:020}.json").write_text("commitInfo: not for you")
+    (log / f"{1200:020}.json").write_text(upkeep)
+    assert len(lake.read("raw/planes")) == 5 and lake.sources["raw/planes"][1] == 0
 
 
 def test_a_run_goes_on_with_both_tables_that_it_has_replaced(root):

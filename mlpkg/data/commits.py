@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Mode', 'Sources', 'Part', 'unknown', 'file_size', 'writer', 'keep_log', 'log_property', 'check_mode', 'watched',
-           'drawn', 'describe', 'parts', 'touches', 'log_lines', 'commit_info', 'log_entry', 'added_parts', 'same_rows',
+           'drawn', 'describe', 'parts', 'touches', 'log_lines', 'commit_info', 'log_entry', 'added_parts',
            'OutdatedError', 'check_sources', 'commit_options', 'removed', 'incomplete']
 
 # %% ../../nbs/api/data/11_commits.ipynb #32783b70
@@ -196,19 +196,6 @@ def added_parts(
     "The parts to which a version has added files"
     added = (line["add"]["partitionValues"] for line in log_lines(files, version, "add") or () if "add" in line)
     return {part for values in added for part in parts(values, schema)}
-
-# %% ../../nbs/api/data/11_commits.ipynb #e4a1c8d3
-_upkeep = ("OPTIMIZE", "VACUUM START", "VACUUM END", "SET TBLPROPERTIES", "ADD COLUMN")
-
-
-def same_rows(
-    files: FileSystem,  # The folder of a table
-    version: int,
-) -> int:  # The first version with its rows, as far as the log goes
-    "The version that has made the rows of this one"
-    how = commit_info(files, version) or {}
-    kept = version > 0 and (how.get("operation") in _upkeep or how.get("write_mode") == "compact")
-    return same_rows(files, version - 1) if kept else version
 
 # %% ../../nbs/api/data/11_commits.ipynb #569f4756
 class OutdatedError(LakeError):

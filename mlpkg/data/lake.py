@@ -45,7 +45,6 @@ from mlpkg.data.commits import (
     drawn,
     incomplete,
     removed,
-    same_rows,
     touches,
 )  # fmt: skip
 from mlpkg.data.log import (
@@ -55,6 +54,7 @@ from mlpkg.data.log import (
     is_written,
     newest_entries,
     refuse_older,
+    same_rows,
     stored_folder,
     until_committed,
 )
@@ -234,7 +234,7 @@ def _scan(
     if (pinned or isinstance(version, int)) and incomplete(data):  # only of an older version files may be gone
         raise (pin_gone if pinned else removed)(name, table.version())
     if not isinstance(version, int) or version >= self._usual(name):
-        self.sources[name] = [table.metadata().id, same_rows(data.filesystem, table.version())]
+        self.sources[name] = [table.metadata().id, same_rows(data.filesystem, table, table.version())]
     return table, read_files(data, columns, filters)
 
 # %% ../../nbs/api/data/14_lake.ipynb #aa37c7fa

@@ -51,12 +51,12 @@ class Tables:
 
     def same(self, table: Any, then: int, now: int) -> bool:
         "Have two versions of a table the same rows?"
-        from mlpkg.data.commits import same_rows
+        from mlpkg.data.log import same_rows
 
         if then == now:
             return True
         files = table.to_pyarrow_dataset().filesystem
-        return same_rows(files, then) == same_rows(files, now)
+        return same_rows(files, table, then) == same_rows(files, table, now)
 
     def another(self, name: str, use: Mapping[str, Any]) -> str:
         "That the version of a use has been replaced by another one of its number; empty if not, or if nobody knows"
