@@ -940,6 +940,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlpkg.data.together._follow': ('api/data/together.html#_follow', 'mlpkg/data/together.py'),
                                      'mlpkg.data.together._has': ('api/data/together.html#_has', 'mlpkg/data/together.py'),
                                      'mlpkg.data.together._insist': ('api/data/together.html#_insist', 'mlpkg/data/together.py'),
+                                     'mlpkg.data.together._never_let_in': ( 'api/data/together.html#_never_let_in',
+                                                                            'mlpkg/data/together.py'),
                                      'mlpkg.data.together._report': ('api/data/together.html#_report', 'mlpkg/data/together.py'),
                                      'mlpkg.data.together._room': ('api/data/together.html#_room', 'mlpkg/data/together.py'),
                                      'mlpkg.data.together._set_aside': ('api/data/together.html#_set_aside', 'mlpkg/data/together.py'),

@@ -314,6 +314,50 @@ def test_a_commit_that_adds_no_rows_is_seen_by_whoever_looks_before_the_commit(t
     assert set(lake.read("aside/flights").query("month == '2013-01'")["writer"]) == {8}
 
 
+def test_a_claim_gets_through_although_others_commit_all_the_time(tmp_path):
+    "They replace another month, before and behind each look"
+    lake, draws, looks, both = Lake(tmp_path), [], [], ("predictions/flights", "aside/flights")
+
+    def others():
+        replace_together(lake, dict.fromkeys(both, frame("2013-02", 8)), {"month": "2013-02"})
+
+    def rows():
+        draws.append(others())
+        yield pa.RecordBatch.from_pandas(frame("2013-01", 7))
+        others()
+
+    replace_together(lake, dict.fromkeys(both, frame("2013-01")), {"month": "2013-01"})
+    replace_together(
+        lake, {both[0]: rows, both[1]: frame("2013-01", 7)}, {"month": "2013-01"}, lambda: looks.append(others())
+    )
+    assert (len(draws), len(looks)) == (1, 1)
+    assert all(lake.read(name).groupby("month")["writer"].unique().map(list).tolist() == [[7], [8]] for name in both)
+
+
+def test_a_claim_on_rows_that_were_taken_meanwhile_is_looked_at_again(tmp_path):
+    "All that the other one brings is in the second table, where nothing of ours contradicts it"
+    lake, looks, both = Lake(tmp_path), [], ("predictions/flights", "aside/flights")
+    rows, month = pa.Table.from_pandas(frame("2013-01", 7)), {"month": ["2013-01", "2013-02"]}
+    replace_together(lake, {both[0]: rows[:0], both[1]: rows}, month)
+
+    def look():
+        if looks.append(lake.count(both[1])) or len(looks) == 1:
+            replace_together(lake, {both[0]: rows[:0], both[1]: rows[:2]}, {"month": "2013-01"})
+
+    replace_together(lake, dict.fromkeys(both, rows[:1]), month, look)
+    assert looks == [5, 2]
+
+
+def test_a_claim_that_is_never_let_in_says_so(tmp_path, monkeypatch):
+    lake, both = Lake(tmp_path), ("predictions/flights", "aside/flights")
+    rows, month = pa.Table.from_pandas(frame("2013-01", 7)), {"month": "2013-01"}
+    replace_together(lake, dict.fromkeys(both, rows), month)
+    monkeypatch.setattr(mlpkg.data.log, "_waits", [0.0, 0.0])
+    with pytest.raises(LakeError, match="table 'predictions/flights': .* Nothing was written: run the step again"):
+        replace_together(lake, dict.fromkeys(both, rows), month, lambda: lake.write(both[0], rows, "replace", month))
+    assert (lake.count(both[1]), waiting(tmp_path)) == (5, [])
+
+
 def test_a_commit_that_was_reported_as_failed_counts_for_both_tables(tmp_path, monkeypatch):
     lake, month, commit = Lake(tmp_path), {"month": "2013-01"}, Lake._commit
     replace_together(lake, {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}, month)

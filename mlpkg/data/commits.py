@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
-from deltalake import CommitProperties, PostCommitHookProperties, WriterProperties
+from deltalake import CommitProperties, PostCommitHookProperties, Transaction, WriterProperties
 from deltalake.exceptions import CommitFailedError
 from pyarrow.fs import FileSystem
 
@@ -269,12 +269,14 @@ def commit_options(
     change_schema: bool,  # Do columns or types change, so that all files are written anew?
     exists: bool,  # Is there such a table?
     about: Mapping[str, Any],  # What the log shall say: partition, write_id and the like; what is empty is left out
-    alone: bool = False,  # Is it refused by whatever others have committed meanwhile?
+    taken: Iterable[Part] = (),  # It is refused by whoever has named one of them meanwhile, be it without rows
 ) -> dict[str, Any]:
     "Options of a write, for deltalake"
     told = {"write_mode": mode} | {name: value for name, value in about.items() if value}
     said = {name: value if isinstance(value, str) else json.dumps(value, default=str) for name, value in told.items()}
-    once = alone or mode == "overwrite" or change_schema or not exists  # what others commit has to be seen first
+    once = mode == "overwrite" or change_schema or not exists  # what others commit has to be seen first
+    claims = [Transaction(f"mlpkg.part {json.dumps(sorted(part), default=str)}", 0) for part in sorted(taken, key=str)]
+    commit = CommitProperties(said, 0 if once else None, claims)
     return {
         "mode": "error" if not exists else "append" if mode == "append" else "overwrite",
         "predicate": as_predicate(about["partition"]) if mode == "replace" and not change_schema else None,
@@ -282,7 +284,7 @@ def commit_options(
         "schema_mode": "overwrite" if change_schema else None,
         "target_file_size": file_size,
         "writer_properties": writer,
-        "commit_properties": CommitProperties(said, max_commit_retries=0 if once else None),
+        "commit_properties": commit,
         "post_commithook_properties": keep_log,
         "configuration": None if exists else {**log_property},
     }

@@ -44,6 +44,7 @@ from mlpkg.data.commits import (
     describe,
     drawn,
     incomplete,
+    parts,
     removed,
     touches,
 )  # fmt: skip
@@ -287,7 +288,7 @@ def _layout(self: Lake, name: str, table: DeltaTable | None, partition_by: list[
 @patch
 def _commit(
     self: Lake, name: str, reader: pa.RecordBatchReader, mode: Mode, partition: Mapping[str, Any],
-    partition_by: list[str] | None, change_schema: bool, mark: Mark, alone: bool = False,
+    partition_by: list[str] | None, change_schema: bool, mark: Mark, together: bool = False,
 ) -> None:  # fmt: skip
     "One attempt to write"
     table = settled(self, name)
@@ -305,7 +306,8 @@ def _commit(
         refuse_older(self, name, table, partition, sources, schema)
     about: dict[str, Any] = {"write_id": mark.write_id, "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID")}
     about |= {"partition": partition, "made_from": sources}
-    how = commit_options(mode, layout, changes, table is not None, about, alone)
+    taken = parts(partition, schema) if together else ()
+    how = commit_options(mode, layout, changes, table is not None, about, taken)
     if mark.since is None:
         mark.since = -1 if table is None else table.version()
         mark.table = "" if table is None else str(table.metadata().id)

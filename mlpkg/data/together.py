@@ -319,13 +319,22 @@ def _follow(
     put_down(lake, waiting, pa.RecordBatchReader.from_batches(schema, batches))
     return waiting
 
+# %% ../../nbs/api/data/13_together.ipynb #0b2e3328
+def _never_let_in(name: str, partition: Mapping[str, Any]) -> LakeError:
+    "The error of a replacement of which all attempts were refused"
+    rows = ", ".join(f"{column} {value!r}" for column, value in partition.items())
+    return LakeError(
+        f"table {name!r}: at each attempt to replace {rows}, somebody else had changed the same rows meanwhile. "
+        "Nothing was written: run the step again when nobody else writes them"
+    )
+
 # %% ../../nbs/api/data/13_together.ipynb #0acf449a
 def replace_together(
     lake: Any,  # `mlpkg.data.lake.Lake`
     tables: Mapping[str, Any],  # Name -> rows, as for `Lake.write`; the first one leads
     partition: Mapping[str, Any],  # Rows of each table that are replaced: column -> value or list of values
     check: Callable[[], None] | None = None,  # Called before each commit; refuses it by an error
-) -> dict[str, int]:  # Name -> version, without those that are not there; errors as those of `Lake.write`
+) -> dict[str, int]:  # Name -> version, without those that are not there; errors of `Lake.write`, LakeError if refused
     "Replace rows in several tables, which change together for whoever reads them"
     leader, *others = map(check_name, tables)
     check_mode("replace", partition, False)
@@ -335,21 +344,23 @@ def replace_together(
 
         def follow() -> None:
             if check:
-                check()  # whatever others commit from now on refuses this commit, which is tried again then
+                check()  # what others commit to these rows from now on refuses this commit, which is tried again then
             put = (_follow(lake, leader, one, opened[one](), partition, mark.write_id) for one in others)
             waiting[:] = filter(None, put)
 
         def attempt() -> None:
             rows = followed(opened[leader](), follow)
-            lake._commit(leader, rows, "replace", partition, None, False, mark, alone=check is not None)
+            lake._commit(leader, rows, "replace", partition, None, False, mark, together=True)
 
         try:
             until_committed(attempt, partial(is_written, lake, leader, mark))
-        except Exception:
+        except Exception as error:
             with suppress(OSError, UncertainError):  # then they wait, and count if the commit is there
                 if not is_written(lake, leader, mark):
                     for one in others:
                         take_away(lake, one, mark.write_id)
+            if isinstance(error, CommitFailedError):
+                raise _never_let_in(leader, partition) from error
             raise
     for follower in waiting:
         with after_commit(leader):
