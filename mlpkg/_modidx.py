@@ -816,6 +816,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlpkg.data.retention._numbers_in_use': ( 'api/data/retention.html#_numbers_in_use',
                                                                                 'mlpkg/data/retention.py'),
                                       'mlpkg.data.retention._still': ('api/data/retention.html#_still', 'mlpkg/data/retention.py'),
+                                      'mlpkg.data.retention._summed_up': ('api/data/retention.html#_summed_up', 'mlpkg/data/retention.py'),
                                       'mlpkg.data.retention._vacuum': ('api/data/retention.html#_vacuum', 'mlpkg/data/retention.py'),
                                       'mlpkg.data.retention.drop_folder': ( 'api/data/retention.html#drop_folder',
                                                                             'mlpkg/data/retention.py'),

@@ -26,7 +26,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from .arrow import LakeError
 from .commits import commit_info, keep_log, log_property
 from .lake import Lake
-from .log import emptied, log_entries, newest_entries, stored_folder, table_folder
+from .log import emptied, newest_entries, stored_folder, table_folder
 from .snapshots import version_at
 from .together import leader_of, refused_rows, rows_due, settled
 from ..errors import MlpkgError
@@ -180,17 +180,22 @@ def _bring_in(lake: Lake, name: str) -> None:
 
 # %% ../../nbs/api/data/22_retention.ipynb #7cbf5483
 _grace = timedelta(hours=1)  # Younger files may be those of a writer, and younger numbers those it is about to take
-_marks = ("timestamp", "operation", "write_mode", "write_id", "rewritten")  # What is left in an emptied entry
 
 
-def _numbers_in_use(lake: Lake, name: str, first: int) -> range:
+def _numbers_in_use(
+    files: Collection[Any],  # pyarrow.fs.FileInfo of the log
+    first: int,  # A version
+    now: datetime,  # By the store's clock
+) -> list[int]:  # All, where the store does not say how old they are
     "Numbers before a version that a writer may be about to take who has opened the table within the last hour"
-    since, number = (datetime.now(UTC) - _grace).timestamp() * 1000, first
-    for entry in log_entries(stored_folder(lake, name), first, whole=False):
-        number = int(entry["version"])
-        if entry["timestamp"] < since:
-            break
-    return range(number, first)
+    written = {_log_version(file.path): file.mtime for file in files if file.path.endswith(".json")}
+    there = sorted(version for version in written if 0 <= version <= first)
+    young = [version for version in there if written[version] is None or written[version] > now - _grace]
+    lowest = min(young, default=first + 1) if first in written else 0
+    return [version for version in there if lowest - 1 <= version < first]
+
+# %% ../../nbs/api/data/22_retention.ipynb #005cab32
+_marks = ("timestamp", "operation", "write_mode", "write_id", "rewritten")  # What is left in an emptied entry
 
 # %% ../../nbs/api/data/22_retention.ipynb #a754398b
 def _empty_entry(lake: Lake, name: str, version: int) -> None:
@@ -204,6 +209,18 @@ def _empty_entry(lake: Lake, name: str, version: int) -> None:
     entry.write("\n".join(map(json.dumps, lines)).encode())
     entry.close()  # now it is another one, as a whole
 
+# %% ../../nbs/api/data/22_retention.ipynb #9f0f07fe
+def _summed_up(lake: Lake, name: str, version: int) -> tuple[list[Any], datetime]:
+    "Write a checkpoint of a version; what the store says of the log then, and the store's time"
+    lake._open(name, version).create_checkpoint()
+    files = _file_infos(lake, name, "_delta_log")
+    made = [
+        one.mtime for one in files if ".checkpoint." in one.path and _log_version(one.path) == version and one.mtime
+    ]
+    if not made:
+        raise LakeError(f"table {name!r}: the store does not list the checkpoint of version {version}: try again")
+    return files, max(made)
+
 # %% ../../nbs/api/data/22_retention.ipynb #8ea95381
 def trim_log(
     lake: Lake,
@@ -213,19 +230,21 @@ def trim_log(
     limit: int = log_limit,  # Do nothing if there is no more than this to delete
 ) -> tuple[int, int]:  # Files that go and their bytes
     "Delete the log of older versions, but for the numbers that somebody may be about to take"
-    there = {path: size for path, size in stored_files(lake, name, "_delta_log").items()}
-    stay = _numbers_in_use(lake, name, first)
-    taken = {f"_delta_log/{version:020}.json" for version in stay}
-    old = sorted((path for path in there.keys() - taken if 0 <= _log_version(path) < first), key=_log_version)
-    if len(old) + len(stay) <= limit:
+    files, now = _file_infos(lake, name, "_delta_log"), datetime.now(UTC)
+    sizes = {file.path: file.size for file in files if 0 <= _log_version(file.path) < first}
+    if len(sizes) <= limit:
         return 0, 0
     if not dry_run:
         _bring_in(lake, name)
-        lake._open(name, first).create_checkpoint()
+        files, now = _summed_up(lake, name, first)
+    stay = _numbers_in_use(files, first, now)
+    taken = {f"_delta_log/{version:020}.json" for version in stay}
+    old = sorted(sizes.keys() - taken, key=_log_version)
+    if not dry_run:
         _delete_files(lake, name, old)
         for version in reversed(stay):  # so that entries which are left have all before them
             _empty_entry(lake, name, version)
-    return len(old), sum(there[path] for path in old)
+    return len(old), sum(sizes[path] for path in old)
 
 # %% ../../nbs/api/data/22_retention.ipynb #a010659b
 def _delete_files(lake: Lake, name: str, paths: Collection[str]) -> None:
