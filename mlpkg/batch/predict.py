@@ -182,7 +182,7 @@ class _Job:
     told: Mapping[str, str]  # From `_with_places`
 
 # %% ../../nbs/api/batch/14_predict.ipynb #592832ba
-def _partition_filters(partition: Mapping[str, Any]) -> Filters:
+def _partition_filters(partition: Mapping[str, Any]) -> list[tuple[str, str, list[Any]]]:
     "The rows of a partition, for reading"
     if not partition:
         raise BatchError("which rows? Give the partition to write, such as {'month': ['2013-01']}")
