@@ -941,6 +941,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlpkg.data.together._follow': ('api/data/together.html#_follow', 'mlpkg/data/together.py'),
                                      'mlpkg.data.together._has': ('api/data/together.html#_has', 'mlpkg/data/together.py'),
                                      'mlpkg.data.together._insist': ('api/data/together.html#_insist', 'mlpkg/data/together.py'),
+                                     'mlpkg.data.together._lost': ('api/data/together.html#_lost', 'mlpkg/data/together.py'),
                                      'mlpkg.data.together._never_let_in': ( 'api/data/together.html#_never_let_in',
                                                                             'mlpkg/data/together.py'),
                                      'mlpkg.data.together._report': ('api/data/together.html#_report', 'mlpkg/data/together.py'),

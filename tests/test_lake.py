@@ -33,6 +33,7 @@ from mlpkg.data.together import Waiting, put_down, refused_rows, replace_togethe
 from mlpkg.data.upkeep import tidy_lake
 from mlpkg.recipes.delivery import write_batches
 from mlpkg.settings import load_settings
+from mlpkg.testing import age_table
 
 spawn = multiprocessing.get_context("spawn")  # deltalake's runtime does not survive fork
 writers, writes = 3, 6
@@ -201,18 +202,45 @@ def test_a_writer_of_two_tables_that_is_killed_has_changed_both_or_none(root, co
     assert (lake.count("raw/flights"), lake.read("aside/flights")["writer"].tolist()) == (5, [8, 8])
 
 
-def test_rows_that_wait_and_are_lost_are_not_overlooked(tmp_path):
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:100])])
+def test_rows_that_wait_and_are_lost_are_named_and_keep_nobody_from_reading(tmp_path, caplog, damage):
+    "Their writer died before he brought them in, and a file of theirs is gone or torn"
     lake, month = Lake(tmp_path), {"month": "2013-01"}
     before = replace_together(lake, {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}, month)
-    lake.write("raw/flights", frame("2013-01", 7), "replace", month)  # by a writer who died before he went on
+    lake.write("raw/flights", frame("2013-01", 7), "replace", month)
     mark = DeltaTable(f"{tmp_path}/raw/flights").history(1)[0]["write_id"]
     rows = pa.Table.from_pandas(frame("2013-01", 7), preserve_index=False)
     put_down(lake, Waiting("aside/flights", mark, month, before), rows.to_reader())
     room = tmp_path / "_waiting" / "aside/flights" / mark
-    next(room.glob("*.parquet")).unlink()
-    with pytest.raises((DeltaError, OSError)):
+    damage(next(room.glob("*.parquet")))
+    assert lake.count("aside/flights") == lake.count("aside/flights") == 5
+    [told] = [one.message for one in caplog.records if one.levelname == "ERROR"]
+    assert "'aside/flights'" in told and str(room) in told and "are gone or torn" in told
+    [left] = [one for one in tidy_lake(lake, datetime.now(UTC) - timedelta(days=9)) if one.failed]
+    assert left.where == "_waiting" and str(room) in left.note
+    age_table(Lake(tmp_path / "_waiting"), f"aside/flights/{mark}", days=10)
+    list(tidy_lake(lake, datetime.now(UTC) - timedelta(days=9)))
+    assert not room.exists() and refused_rows(lake, "aside/flights") == []
+
+
+def test_rows_that_wait_in_a_store_that_does_not_answer_are_not_lost(tmp_path, monkeypatch):
+    lake, month = Lake(tmp_path), {"month": "2013-01"}
+    replace_together(lake, {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}, month)
+    rows = pa.Table.from_pandas(frame("2013-01", 7), preserve_index=False)
+    put_down(lake, Waiting("aside/flights", "a1b2", month), rows.to_reader())
+
+    files = mlpkg.data.together._files(lake)
+
+    def unreachable(asked):
+        if isinstance(asked, list):
+            raise OSError("connection reset")
+        return files.get_file_info(asked)
+
+    monkeypatch.setattr(mlpkg.data.together, "_files", lambda lake: SimpleNamespace(get_file_info=unreachable))
+    with pytest.raises(OSError, match="connection reset"):
         lake.read("aside/flights")
-    assert room.exists()
+    monkeypatch.undo()
+    assert lake.count("aside/flights") == 5 and refused_rows(lake, "aside/flights") == []
 
 
 def test_a_torn_log_of_rows_that_wait_is_named_and_keeps_nobody_from_reading(tmp_path, caplog):

@@ -17,6 +17,7 @@ from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import DeltaTable, WriterProperties, write_deltalake
@@ -168,6 +169,16 @@ def _torn(files: Any, name: str, mark: str) -> bool:
     except ValueError:  # half a line
         return True
 
+# %% ../../nbs/api/data/13_together.ipynb #199d774d
+def _lost(files: Any, name: str, mark: str, rows: DeltaTable | None) -> str:
+    "What is lost of rows that wait, although the store can be read; empty if nothing is"
+    if rows is None:
+        return "their log cannot be read" if _torn(files, name, mark) else ""
+    added = pa.table(rows.get_add_actions()).to_pylist()
+    found = files.get_file_info([f"_waiting/{name}/{mark}/{unquote(one['path'])}" for one in added])
+    whole = [one.size for one in found] == [one["size_bytes"] for one in added]
+    return "" if whole else "files of theirs are gone or torn"
+
 # %% ../../nbs/api/data/13_together.ipynb #22e25b94
 @cache
 def _report(why: str) -> None:
@@ -179,7 +190,7 @@ _aside = "mlpkg.aside"  # Property of rows that a follower does not take: why
 
 
 def _waiting(lake: Any, name: str) -> Iterator[tuple[Waiting, DeltaTable | None, str]]:
-    "All that was put down for a follower; the rows, unless their log is torn; and why they do not wait any more"
+    "All that was put down for a follower; the rows, unless they are lost; and why they do not wait any more"
     from pyarrow.fs import FileSelector
 
     files = _files(lake)
@@ -187,18 +198,20 @@ def _waiting(lake: Any, name: str) -> Iterator[tuple[Waiting, DeltaTable | None,
         mark, place = found.base_name, f"{_room(lake, name)}/{found.base_name}"
         if not _waits(files, name, mark):
             continue
+        rows, error = None, None
         try:
             rows = look_again(partial(DeltaTable, place, storage_options=lake.options))
-        except DeltaError:
-            torn = _torn(files, name, mark)
+        except DeltaError as failed:
+            error = failed
+        if (lost := _lost(files, name, mark, rows)) or error:
             if not _waits(files, name, mark):
                 continue  # somebody else has brought it in
-            if not torn:
-                raise
-            why = f"{name!r} has not got rows that were written for it, see {place}: their log cannot be read"
+            if error and not lost:
+                raise error
+            why = f"{name!r} has not got rows that were written for it, see {place}: {lost}"
             _report(why := f"{why}. Run the step that wrote them again; `mlpkg tidy` removes these when they are old")
             yield Waiting(name, mark, {}), None, why
-        else:
+        elif rows is not None:
             about = rows.metadata()
             yield Waiting(**json.loads(about.description)), rows, about.configuration.get(_aside, "")
 
