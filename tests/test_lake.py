@@ -716,6 +716,9 @@ def batches():
 
 
 def peak():
+    if sys.platform != "linux":
+        import resource
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # bytes there
     with open("/proc/self/status") as status:  # ru_maxrss begins with that of the process that started this one
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
@@ -741,16 +744,15 @@ print((after - before) / 1024, rows * parts * len(columns) * 8 / 2**20)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
 def test_memory_stays_flat_when_a_large_table_is_written_copied_and_validated(tmp_path):
-    bound = 450  # MiB, of which 300 were seen; memory does not grow with the table
+    bound = 350  # MiB; memory does not grow with the table
     for mode in ("spooled", "copied", "validated"):
         command = [sys.executable, "-X", "faulthandler", "-c", copy_large, str(tmp_path), mode]
         done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
         assert done.returncode == 0, done.stderr
         grown, size = map(float, done.stdout.split())
         print(f"{mode}: {grown:.0f} MiB of memory for a table of {size:.0f} MiB")
-        assert grown < bound < size / 2
+        assert grown < bound < size / 2.8
 
 
 def test_a_replacement_without_rows_for_a_listed_part_is_refused_unless_said(root):
