@@ -215,9 +215,11 @@ def column_drift(
     if reference.empty or current.empty:
         raise DriftError(f"{len(reference)} rows to compare with {len(current)}: both tables need at least one")
     names, tables = list(columns), [one[list(columns)] for one in (reference, current)]
+    # Rows that are dealt one by one are dealt by what they hold, so that their order does not matter.
+    tables = [t if by is not None else t.iloc[draw_rows(t, len(t))] for t, by in zip(tables, blocks, strict=True)]
     numbers = [pd.api.types.is_numeric_dtype(reference[name]) for name in names]
     coded = [_as_bins if one else _as_groups for one in numbers]
-    made = {name: code(reference[name], current[name]) for name, code in zip(names, coded, strict=True)}
+    made = {name: code(*(one[name] for one in tables)) for name, code in zip(names, coded, strict=True)}
     known = {name: one for name, one in made.items() if one is not None}
     dealt = deal_along((len(reference), len(current)), blocks)
     index, p_values = _drifts([*known.values()], dealt, alpha, tables)
