@@ -37,7 +37,7 @@ def variants(candidates: list[str], budget: int, seed: int) -> list[Variant]:
     "The ways to compare, all given the same work"
     job = json.dumps({"candidates": candidates, "budget": budget, "seed": seed})
     params = [f"candidates={','.join(candidates)}", f"budget={budget}", f"seed={seed}"]
-    mlpkg = [sys.executable, "-c", "from mlpkg.cli.main import main; main()", "run", "flights_train"]
+    mlpkg = [sys.executable, "-c", "from mlpkg.cli.start import main; main()", "run", "flights_train"]
     for param in params:
         mlpkg += ["--param", param]
     ours = BENCH.parent / "dags" / "flights_train.py"
@@ -87,7 +87,7 @@ def start_up(env: dict[str, str], times: int) -> dict[str, float]:
     "Medians of the start of the command line, of importing the provider, and of what importing mlpkg.airflow.dags adds"
     taken: dict[str, list[float]] = {"help": [], "import provider": [], "import added": []}
     for _ in range(times):
-        taken["help"].append(seconds(["-c", "from mlpkg.cli.main import main; main()", "--help"], env))
+        taken["help"].append(seconds(["-c", "from mlpkg.cli.start import main; main()", "--help"], env))
         done = subprocess.run([sys.executable, "-c", IMPORTS], env=env, check=True, capture_output=True, text=True)
         provider, added = done.stdout.splitlines()[-1].split()
         taken["import provider"].append(float(provider))

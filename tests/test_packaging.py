@@ -94,7 +94,7 @@ def test_wheel_holds_package_and_entry_points(project):
     assert "mlpkg/pages/your_own_table.ipynb" in pages and pages <= names, "for `mlpkg docs`"
     assert not [name for name in names if not name.startswith(("mlpkg/", "mlpkg-"))], "only the package is installed"
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert entries["console_scripts"]["mlpkg"] == "mlpkg.cli.main:main"
+    assert entries["console_scripts"]["mlpkg"] == "mlpkg.cli.start:main"
     assert entries["papermill.io"]["mlflow://"].startswith("mlpkg.steps.notebook_paths:")
     assert entries["nbdev"]["mlpkg"] == "mlpkg._modidx:d"
 

@@ -27,9 +27,9 @@ from .listening import hand_over, telling
 from .task_api import build_task_api
 from ..redaction import get_log
 from ..steps import supervisor
+from ..steps.child import reseed
 from ..steps.live import quiet
 from ..steps.run import get_ready
-from ..steps.template import reseed
 
 _log = get_log("mlpkg.steps")
 

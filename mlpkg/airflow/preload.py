@@ -20,9 +20,9 @@ from airflow.plugins_manager import AirflowPlugin
 from ..redaction import get_log
 from ..secrets import tell_airflow
 from ..settings import SettingsError, load_settings
+from ..steps.child import reseed
 from ..steps.launcher import installed_beside, own_code
 from ..steps.probe import try_in_child
-from ..steps.template import reseed
 from ..steps.warm import expand, start_early
 
 _log = get_log("mlpkg.airflow.preload")
@@ -87,8 +87,9 @@ def preload(
 
 # %% ../../nbs/api/airflow/19_preload.ipynb #6dae9f90
 usual = (
-    "pandas", "pyarrow", "deltalake", "mlflow", "mlflow.store.tracking.sqlalchemy_store", "papermill", "nbconvert",
-    "nbclient", "airflow.providers.papermill.operators.papermill", "mlpkg.airflow.dags", "mlpkg.steps.run",
+    "pandas", "pyarrow", "deltalake", "mlflow", "mlflow.store.tracking.sqlalchemy_store", "papermill",
+    "nbconvert", "nbclient", "ipykernel.connect", "scrapbook", "airflow.providers.papermill.operators.papermill",
+    "mlpkg.airflow.dags", "mlpkg.steps.run",
 )  # fmt: skip
 
 # %% ../../nbs/api/airflow/19_preload.ipynb #0748fb7d

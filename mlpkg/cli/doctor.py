@@ -73,8 +73,8 @@ def check_packages() -> str:  # Names and versions; InstallationError if one dif
 def warm_words() -> str:  # A few words
     "Do kernels start with the usual libraries imported?"
     from mlpkg.cli.kernels import running_templates
-    from mlpkg.steps.launcher import ColdStart, template_address
-    from mlpkg.steps.warm import expand, step_env
+    from mlpkg.steps.launcher import ColdStart, step_env, template_address
+    from mlpkg.steps.warm import expand
 
     rules = current_settings().kernels
     if not rules.warm:

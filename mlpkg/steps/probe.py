@@ -17,14 +17,18 @@ import sysconfig
 import threading
 import time
 from collections.abc import Collection, Sequence
+from textwrap import shorten
 from typing import Any
 
 # %% ../../nbs/api/steps/15_probe.ipynb #7946401f
 usual = (
-    "ipykernel.kernelapp", "ipykernel.debugger", "numpy", "pandas", "pyarrow", "scipy.stats", "matplotlib.pyplot",
-    "sklearn.compose", "sklearn.ensemble", "sklearn.inspection", "sklearn.linear_model", "sklearn.metrics",
-    "sklearn.model_selection", "sklearn.pipeline", "sklearn.preprocessing", "mlflow", "mlflow.sklearn", "optuna",
-    "pandera.pandas", "deltalake", "skops.io", "scrapbook",
+    "ipykernel.kernelapp", "ipykernel.debugger", "numpy", "pandas", "pandas.io.formats.html", "pyarrow.csv",
+    "pyarrow.dataset", "pyarrow.parquet", "scipy.stats", "matplotlib.pyplot", "sklearn.compose", "sklearn.ensemble",
+    "sklearn.inspection", "sklearn.linear_model", "sklearn.metrics", "sklearn.model_selection", "sklearn.pipeline",
+    "sklearn.preprocessing", "mlflow", "mlflow.sklearn", "mlflow.pyfunc.scoring_server",
+    "mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.utils.requirements_utils:_init_packages_to_modules_map", "mlpkg.steps.reachable:remember_versions", "git",
+    "optuna", "pandera.pandas", "deltalake.fs", "skops.io", "scrapbook",
 )  # fmt: skip
 
 # %% ../../nbs/api/steps/15_probe.ipynb #c7202bec
@@ -36,20 +40,30 @@ def is_fixed(
     file = None if module is sys.modules["__main__"] else getattr(module, "__file__", None)
     return file is None or file.startswith(tuple(f"{folder}/" for folder in folders))
 
+# %% ../../nbs/api/steps/15_probe.ipynb #468c45d1
+def _take(
+    name: str,  # Module, or module:function
+) -> None:
+    "Import a module, and call its function where one is named"
+    module, _, function = name.partition(":")
+    found = importlib.import_module(module)
+    if function:
+        getattr(found, function)()
+
 # %% ../../nbs/api/steps/15_probe.ipynb #468c45d0
 own_packages = ("mlpkg", "__mp_main__")  # A kernel drops them
 _starts, _edited = "it starts threads", "can be edited where it lies"
 
 
 def import_one(
-    name: str,  # Module
+    name: str,  # Module, or module:function
 ) -> str:  # Why it is of no use here; "" if all is well
     "Import a module that kernels are going to need"
     before, running, why = set(sys.modules), set(threading.enumerate()), ""
     try:
-        importlib.import_module(name)
+        _take(name)
     except (Exception, SystemExit) as error:  # which may leave behind what it has imported or started before
-        why = f"{type(error).__name__}: {error}"
+        why = f"{type(error).__name__}: {shorten(str(error), 200)}"
     if threads := [one.name for one in threading.enumerate() if one not in running]:
         return f"{_starts} ({', '.join(threads)})"
     new = sorted(one for one in set(sys.modules) - before if one.partition(".")[0] not in own_packages)
@@ -58,11 +72,11 @@ def import_one(
 
 # %% ../../nbs/api/steps/15_probe.ipynb #eb594d8f
 def leaves_behind(
-    name: str,  # Module
+    name: str,  # Module, or module:function
     why: str,  # From `import_one`
 ) -> bool:
     "Is something in this process now that must not be?"
-    return name in sys.modules or why.startswith(_starts) or why.endswith(_edited)
+    return name.partition(":")[0] in sys.modules or why.startswith(_starts) or why.endswith(_edited)
 
 # %% ../../nbs/api/steps/15_probe.ipynb #5ad283c9
 def _small_loop() -> None:

@@ -25,6 +25,7 @@ from ..settings import Settings, load_settings
 from .cache import Hit, find_hit, hit_tags, pin_tables, stand_in
 from .execution import Execution, StepError, execute
 from .kernels import installed_kernels
+from .launcher import step_env
 from .live import reporting
 from .notebooks import code_digest, read_scraps, render_html, step_name, write_whole
 from .outbox import Entry, conclude, locked_entry, upload_or_keep
@@ -34,7 +35,6 @@ from .reachable import remember_versions
 from .record import Caching, code_cells, describe_step, project_root, step_key, watch_env, write_record
 from .recovery import end_lost, recover
 from .tracking import client, end_run, experiment_id, log_params, start_step, storable, the_run
-from .warm import step_env
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

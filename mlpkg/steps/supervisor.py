@@ -160,16 +160,17 @@ _taken = _ends | {signal.SIGINT, signal.SIGCHLD, signal.SIGALRM, signal.SIGIO}
 def supervise(
     wanted: Callable[[], bool],  # Is the one still there who asked for the kernel?
     kernel: int,  # Child of this process
+    gently: bool = False,  # Does it end by itself when a signal asks it to, as a command does?
 ) -> int:  # How the kernel ended, as `waitpid` says
     "Wait until the kernel has ended or has to end; nothing of it is left afterwards"
     ended: dict[int, int] = {}
     signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
     while wanted() and kernel not in ended:
         number = signal.sigwait(_taken)
-        if number in _ends:
+        if number in _ends and not gently:
             break
-        if number == signal.SIGINT:
-            kill(os.killpg, kernel, number)
+        if number == signal.SIGINT or number in _ends:
+            kill(os.killpg if number == signal.SIGINT else os.kill, kernel, number)
         ended |= reap()
     signal.setitimer(signal.ITIMER_REAL, 0)
     ended |= end_all(kernel)
@@ -193,6 +194,7 @@ def end_like(
 def guard(
     wanted: Callable[[], bool],  # As for `supervise`
     begin: Callable[[set[int]], int],  # Starts the kernel: signals to be blocked in it -> its process
+    gently: bool = False,  # As for `supervise`
 ) -> int:  # How the kernel ended, as `waitpid` says
     "Run a kernel behind two supervisors, of which this process is the outer one"
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -200,11 +202,11 @@ def guard(
     outer = os.getpid()
     ask_linux(_subreaper, 1)
     if inner := os.fork():
-        return supervise(wanted, inner)
+        return supervise(wanted, inner, gently)
     os.setsid()
     ask_linux(_deathsig, signal.SIGTERM)
     ask_linux(_subreaper, 1)
-    end_like(supervise(lambda: os.getppid() == outer, begin(mask)))
+    end_like(supervise(lambda: os.getppid() == outer, begin(mask), gently))
 
 # %% ../../nbs/api/steps/15_supervisor.ipynb #e96139d1
 def main(
