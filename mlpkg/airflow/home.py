@@ -12,11 +12,11 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import IO
 
 from filelock import FileLock
 
+from ..files import write_whole
 from ..settings import Settings
 from ..steps.moved import same_folder
 
@@ -48,19 +48,8 @@ def follow_home(
     if not database or f"plugins_folder = {database[1]}/plugins\n" not in text or same_folder(home, database[1]):
         return False
     paths = re.compile(rf"^(\w+ = (?:sqlite:///)?){re.escape(database[1])}(?=/|$)", re.MULTILINE)
-    _replace(file, paths.sub(lambda found: f"{found[1]}{home}", text))
+    write_whole(file, paths.sub(lambda found: f"{found[1]}{home}", text), mode=0o600)  # it holds keys
     return True
-
-# %% ../../nbs/api/airflow/13_home.ipynb #4265655a
-def _replace(file: Path, text: str) -> None:
-    "Write a file that only its owner may read, whole or not at all"
-    with NamedTemporaryFile("w", dir=file.parent, delete=False) as made:
-        try:
-            made.write(text)
-            made.flush()
-            Path(made.name).replace(file)
-        finally:
-            Path(made.name).unlink(missing_ok=True)
 
 # %% ../../nbs/api/airflow/13_home.ipynb #5ef7da78
 def use_airflow(
@@ -86,5 +75,5 @@ def prepare_database(
             return False
         command = [sys.executable, "-m", "airflow", "db", "migrate"]
         subprocess.run(command, check=True, stdout=log, stderr=log)  # noqa: S603
-        stamp.write_text(current)
+        write_whole(stamp, current)
     return True

@@ -26,6 +26,7 @@ from ..data.arrow import LakeError
 from ..data.evolution import gain_columns
 from ..data.lake import Lake
 from ..data.upkeep import compact, few
+from ..files import write_whole
 from ..redaction import get_log
 from .answers import Answer, from_lines, to_line
 from .health import Issues
@@ -148,10 +149,8 @@ def _read(self: LakeWriter, segment: Segment) -> pa.Table | None:
     if bad:
         _log.error("%s: %d lines are not answers, see %s.bad", segment.path, len(bad), segment.name)
         self.aside += len(bad)
-        segment.path.with_suffix(".bad").write_bytes(b"\n".join(bad))
-        mended = segment.path.with_suffix(".new")
-        mended.write_bytes(b"".join(to_line(Answer(**row)) for row in good.to_pylist()))
-        mended.replace(segment.path)
+        write_whole(segment.path.with_suffix(".bad"), b"\n".join(bad))
+        write_whole(segment.path, b"".join(to_line(Answer(**row)) for row in good.to_pylist()))
     return good
 
 # %% ../../nbs/api/serving/18_answer_log.ipynb #e97f8c15

@@ -8,16 +8,14 @@ __all__ = ['local_copy', 'is_whole', 'fetch_copy', 'CopyError', 'load_copy', 'ma
 # %% ../../nbs/api/serving/13_copies.ipynb #6adb3faa
 import hashlib
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from ..errors import MlpkgError
+from ..files import wait_for_disk, write_whole
 from ..models.registry import Loaded, Version, load_folder
 from ..models.storage import download
 
@@ -28,25 +26,6 @@ def local_copy(
 ) -> Path:  # May not exist yet
     "Folder of a version's copy"
     return root / "models" / version.name / f"{version.version}-{version.created:%Y%m%dT%H%M%S%f}"
-
-# %% ../../nbs/api/serving/13_copies.ipynb #c087bd58
-def _sync(path: Path) -> None:
-    "Wait until the disk has a file or a folder"
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-# %% ../../nbs/api/serving/13_copies.ipynb #04c4fd13
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    "Write a JSON file as a whole or not at all"
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        json.dump(content, file, indent=2, default=str)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
-    _sync(path.parent)
 
 # %% ../../nbs/api/serving/13_copies.ipynb #bd4469f9
 def _digests(
@@ -79,11 +58,12 @@ def fetch_copy(
             found = download(version.uri, Path(new) / "download")
             model = found.rename(Path(new) / "whole")
             for path in (one for one in model.rglob("*") if one.is_file()):
-                _sync(path)
-            _write(model / "version.json", {**asdict(version), "files": _digests(model)})
+                wait_for_disk(path)
+            about = {**asdict(version), "files": _digests(model)}
+            write_whole(model / "version.json", json.dumps(about, indent=2, default=str))
             shutil.rmtree(place, ignore_errors=True)
             model.rename(place)
-            _sync(place.parent)
+            wait_for_disk(place.parent)
     return place
 
 # %% ../../nbs/api/serving/13_copies.ipynb #6adb353a
@@ -116,7 +96,8 @@ def mark_good(
     root: Path,  # serving.folder
 ) -> None:
     "Note which version may be served when MLflow is unreachable"
-    _write(local_copy(version, root).parent / "last-good.json", {"folder": local_copy(version, root).name})
+    place = local_copy(version, root)
+    write_whole(place.parent / "last-good.json", json.dumps({"folder": place.name}))
 
 # %% ../../nbs/api/serving/13_copies.ipynb #dd71d351
 def last_good_copy(

@@ -19,6 +19,7 @@ from ..data.lake import Lake
 from ..data.retention import Removal, forget_history
 from ..data.rewriting import delete_rows
 from ..errors import MlpkgError
+from ..files import write_whole
 from .answer_log import answers_folder
 from .answers import Answer, from_lines, to_line
 from .segments import SegmentQueue
@@ -80,13 +81,10 @@ def _rewrite(path: Path, column: str, value: str) -> set[str]:
     "Take somebody's answers out of a file that is nobody else's; the requests that were in it"
     data = path.read_bytes()
     rest, requests = _without(data, column, value)
-    draft = path.with_suffix(".new")
-    draft.write_bytes(rest)
     if rest:
-        draft.replace(path)
+        write_whole(path, rest)
     else:
         path.unlink()
-    draft.unlink(missing_ok=True)
     return requests
 
 # %% ../../nbs/api/serving/32_forgetting.ipynb #a6ea26d4

@@ -25,10 +25,11 @@ from papermill.engines import NBClientEngine, NotebookExecutionManager, papermil
 from papermill.exceptions import PapermillExecutionError
 
 from ..errors import MlpkgError
+from ..files import write_whole
 from ..redaction import get_log, redact
 from ..settings import KernelSettings, StepSettings
 from .kernels import KernelError, StepKernel, inherited_env, socket_folder
-from .notebooks import describe_cell, find_unfinished, write_whole
+from .notebooks import describe_cell, find_unfinished
 
 # %% ../../nbs/api/steps/18_execution.ipynb #dfd1c0c3
 class StepError(MlpkgError, RuntimeError):

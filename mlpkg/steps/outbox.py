@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING
 from fastcore.basics import patch
 
 from ..errors import MlpkgError
+from ..files import write_whole
 from ..redaction import get_log, redact
 from ..settings import Settings
 from .failures import settle_parent
 from .live import remove_live
 from .metrics import log_metrics, metric_names
-from .notebooks import mark, read_scraps, scrap_metrics, store_notebook, store_page, write_whole
+from .notebooks import mark, read_scraps, scrap_metrics, store_notebook, store_page
 from .record import store_record
 from mlpkg.steps.tracking import (
     TrackingError,

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import write_whole
 from ..redaction import get_log, redact_values
 from ..secrets import is_secret_name, url_secrets
 from ..settings import Settings
 from . import provenance
-from .notebooks import write_whole
 from .places import relative
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ def stores(
     uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking.uri
     found = [settings.lake.root, settings.lake.spill, settings.tracking.artifacts or "", settings.steps.outbox]
     if uri.startswith("sqlite:///"):
-        found += [f"{uri.removeprefix('sqlite:///')}{end}" for end in ("", "-journal", "-wal", "-shm", ".lock")]
+        ends = ("", "-journal", "-wal", "-shm", ".lock", ".folder")
+        found += [f"{uri.removeprefix('sqlite:///')}{end}" for end in ends]
     found += [str(settings.file.parent / name) for name in ("mlruns", "mlartifacts")]
     return sorted({os.path.realpath(path.removeprefix("file://")) for path in found if path and "s3:" not in path})
 

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING
 from fastcore.basics import patch
 
 from ..errors import MlpkgError
+from ..files import write_whole
 from ..redaction import get_log, redact
 from ..settings import Settings
 from .failures import settle_parent
 from .kernels import remove_sockets
 from .live import latest_notebook, remove_live
-from .notebooks import mark, redact_notebook, store_notebook, write_whole
+from .notebooks import mark, redact_notebook, store_notebook
 from .outbox import DamagedEntryError, Entry, conclude, held, load_entry, sweep, upload, waiting
 from .owners import heartbeat, is_alive, owner_state, read_owner, silence_note
 from mlpkg.steps.tracking import (

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import write_whole
 from ..redaction import get_log, redact
 from ..settings import Settings, load_settings
 from .cache import Hit, find_hit, hit_tags, pin_tables, stand_in
@@ -27,7 +28,7 @@ from .execution import Execution, StepError, execute
 from .kernels import installed_kernels
 from .launcher import step_env
 from .live import reporting
-from .notebooks import code_digest, read_scraps, render_html, step_name, write_whole
+from .notebooks import code_digest, read_scraps, render_html, step_name
 from .outbox import Entry, conclude, locked_entry, upload_or_keep
 from .parameters import check_parameters, read_parameters
 from .provenance import distributions, package_digest

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from ..files import write_whole
 from .changes import changed_outside, changes_mlflow, of_models, of_runs, of_versions
 from mlpkg.steps.places import (
     below,
@@ -380,9 +381,7 @@ def begin(
     def write(*_: Any) -> None:
         try:
             text = json.dumps(look(watch))
-            with open(f"{watch.file}.new", "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(f"{watch.file}.new", watch.file)
+            write_whole(watch.file, text, lasting=False)
         except Exception:
             with contextlib.suppress(OSError):
                 os.unlink(watch.file)

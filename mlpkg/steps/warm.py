@@ -17,6 +17,7 @@ from typing import Any
 
 from jupyter_client.provisioning import LocalProvisioner
 
+from ..files import write_whole
 from ..settings import KernelSettings, SettingsError, load_settings
 from . import launcher
 from .probe import usual
@@ -94,7 +95,5 @@ def install_kernelspec(
     spec = json.loads(file.read_text())
     spec["metadata"] = {k: v for k, v in spec.get("metadata", {}).items() if k not in provisioner}
     spec["metadata"] |= provisioner if warm else {}
-    draft = file.with_suffix(".new")
-    draft.write_text(json.dumps(spec, indent=1) + "\n")
-    draft.replace(file)
+    write_whole(file, json.dumps(spec, indent=1) + "\n")
     return file
