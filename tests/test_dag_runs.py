@@ -136,16 +136,28 @@ def test_a_copied_project_keeps_its_runs_to_itself(project, tmp_path):
     "MLflow writes absolute paths into its database"
     project.mlpkg("run", "small")
     before = sorted(path for path in (project.root / "var").rglob("*") if path.suffix == ".ipynb")
-    copied = type(project)(shutil.copytree(project.root, tmp_path / "copy"))
-    (first,) = copied.pipeline_runs("small")
-    copied.mlpkg("run", "small")
+    copied = type(project)(shutil.copytree(project.root, tmp_path / "Büro 2"))
+    output = copied.mlpkg("run", "small")
+    assert "was copied or moved from" in output and output.count("paths in it follow") == 1
     shutil.rmtree(project.root)
     newest, oldest = copied.pipeline_runs("small")
-    assert oldest.info.run_id == first.info.run_id
     for run in (newest, oldest):
         for step in copied.steps(run).values():
             assert copied.stored(step).cells, "of runs before and after"
     assert len([path for path in (copied.root / "var").rglob("*.ipynb")]) == 2 * len(before)
+
+
+def test_artifacts_of_a_copied_project_that_are_elsewhere_stay_there(project, tmp_path):
+    "Whatever the folders are called: the project itself may have some with the same names"
+    elsewhere = {"MLPKG_TRACKING__ARTIFACTS": f"{tmp_path}/disk/artifacts"}
+    project.mlpkg("run", "small", **elsewhere)
+    copied = type(project)(shutil.copytree(project.root, tmp_path / "copy"))
+    (copied.root / "var" / "artifacts" / "small").mkdir(parents=True)
+    copied.mlpkg("run", "small", **elsewhere)
+    for run in copied.pipeline_runs("small"):
+        for step in copied.steps(run).values():
+            assert step.info.artifact_uri.startswith(f"{tmp_path}/disk/artifacts/")
+            assert copied.stored(step).cells
 
 
 def test_parameters_are_checked_before_anything_starts(project):

@@ -10,6 +10,12 @@ import contextlib
 import os
 import sqlite3
 from pathlib import Path
+from urllib.parse import quote, unquote
+
+from ..files import write_whole
+from ..redaction import get_log
+
+_log = get_log("mlpkg.steps.moved")
 
 # %% ../../nbs/api/steps/10_moved.ipynb #1ef36379
 def same_folder(
@@ -23,18 +29,18 @@ def same_folder(
         return False
 
 # %% ../../nbs/api/steps/10_moved.ipynb #b999da76
-def _left_folders(
-    store: sqlite3.Connection,  # MLflow's
-    here: Path,  # Its folder
-) -> set[str]:  # Folders that its experiments name in place of this one
-    "Where a store was before"
-    found = set()
-    for name, place in store.execute("SELECT name, artifact_location FROM experiments"):
-        end = f"/artifacts/{name}"
-        path = str(place).removeprefix("file://").removesuffix("/")
-        if path.endswith(end) and (here / "artifacts" / name).is_dir() and not same_folder(path, f"{here}{end}"):
-            found.add(path.removesuffix(end))
-    return found
+def _followed(
+    place: str,  # A path or a URL, as MLflow keeps it
+    was: str,  # Folder, absolute
+    now: str,  # The same
+) -> str:  # The place itself where it is not below that folder
+    "A place that was below one folder, below another one"
+    start = "file://" if place.startswith("file://") else ""
+    path = unquote(place.removeprefix(start)) if start else place
+    if path != was and not path.startswith(f"{was}/"):
+        return place
+    path = now + path.removeprefix(was)
+    return start + quote(path) if start else path
 
 # %% ../../nbs/api/steps/10_moved.ipynb #e8c44a52
 _paths = {  # Tables of MLflow -> columns with places of files
@@ -47,24 +53,30 @@ def _replace_paths(
     store: sqlite3.Connection,  # MLflow's
     was: str,  # Folder, absolute
     now: str,  # The same
-) -> None:
+) -> int:  # How many places were replaced
     "Let everything that was kept below one folder be below another"
+    store.create_function("followed", 1, lambda place: place and _followed(place, was, now), deterministic=True)
+    count = 0
     for table, columns in _paths.items():
         has = {column[1] for column in store.execute(f"PRAGMA table_info({table})")}
         for column in set(columns) & has:
-            for start in ("", "file://"):
-                old, new = f"{start}{was}/", f"{start}{now}/"
-                change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"  # noqa: S608
-                store.execute(change, (new, len(old) + 1, len(old), old))
+            change = f"UPDATE {table} SET {column} = followed({column}) WHERE followed({column}) != {column}"  # noqa: S608
+            count += store.execute(change).rowcount
+    return count
 
 # %% ../../nbs/api/steps/10_moved.ipynb #0724e415
 def follow_folder(
     database: Path,  # SQLite store of MLflow, with its tables
-) -> bool:  # Was it moved, or copied?
-    "Let paths into the folder of a store follow it"
-    here = database.parent.absolute()
-    with contextlib.closing(sqlite3.connect(database, timeout=60)) as store, store:
-        left = _left_folders(store, here)
-        for was in sorted(left):
-            _replace_paths(store, was, str(here))
-    return bool(left)
+) -> int:  # How many places were replaced
+    "Let paths into the folder of a store follow it, where it was copied or moved"
+    here, mark, count = database.parent.absolute(), database.with_name(f"{database.name}.folder"), 0
+    was = mark.read_text(encoding="utf-8").rstrip("\n") if mark.is_file() else ""
+    if was and same_folder(was, here):
+        return 0
+    if was:
+        with contextlib.closing(sqlite3.connect(database, timeout=60)) as store, store:
+            count = _replace_paths(store, was, str(here))
+        if count:
+            _log.warning("%s was copied or moved from %s: %d paths in it follow", database, was, count)
+    write_whole(mark, f"{here}\n")
+    return count
