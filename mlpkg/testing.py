@@ -263,7 +263,8 @@ def age_table(
     days: float,  # By how much; may be given again and again
 ) -> None:
     "Make all commits of a table older, by changing the times in its log, and those of its files where a store lets us"
-    from mlpkg.data.retention import stored_files, table_folder
+    from mlpkg.data.log import table_folder
+    from mlpkg.data.retention import stored_files
 
     folder = table_folder(lake, name)
     for path in stored_files(lake, name, "_delta_log"):

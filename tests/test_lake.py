@@ -9,16 +9,19 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
 
+import mlpkg.data.commits
 import mlpkg.data.lake
 import mlpkg.data.log
 import mlpkg.data.pins
@@ -376,6 +379,28 @@ def test_a_claim_on_rows_that_were_taken_meanwhile_is_looked_at_again(tmp_path):
     assert looks == [5, 2]
 
 
+def test_claims_cost_a_table_little_and_not_for_ever(tmp_path, monkeypatch):
+    "Each name of a claim is a line in every checkpoint from then on"
+    lake, both = Lake(tmp_path), ("predictions/flights", "aside/flights")
+    rows = pa.table({"month": ["2013-01", "2013-01", "2013-02"], "region": ["n", "s", "s"], "row": [1, 2, 3]})
+    part = {"region": ["n", "s"], "month": ["2013-01", "2013-02"]}
+
+    def claims() -> int:
+        table = DeltaTable(tmp_path / both[0])
+        table.create_checkpoint()
+        (newest,) = (tmp_path / both[0] / "_delta_log").glob(f"{table.version():020}.checkpoint.parquet")
+        return sum(one is not None for one in pq.read_table(newest)["txn"].to_pylist())
+
+    replace_together(lake, dict.fromkeys(both, rows), part)
+    replace_together(lake, dict.fromkeys(both, rows), part)
+    assert claims() == 2
+    month_ago = time.time() - 30 * 86400
+    with monkeypatch.context() as patch:
+        patch.setattr(mlpkg.data.commits.time, "time", lambda: month_ago)
+        replace_together(lake, dict.fromkeys(both, rows), part)
+    assert claims() == 0
+
+
 def test_a_claim_that_is_never_let_in_says_so(tmp_path, monkeypatch):
     lake, both = Lake(tmp_path), ("predictions/flights", "aside/flights")
     rows, month = pa.Table.from_pandas(frame("2013-01", 7)), {"month": "2013-01"}
@@ -579,6 +604,25 @@ def test_a_table_after_much_upkeep_is_read_and_its_log_is_looked_through_once(tm
         (log / f"{version:020}.json").write_text("commitInfo: not for you")
     (log / f"{1200:020}.json").write_text(upkeep)
     assert len(lake.read("raw/planes")) == 5 and lake.sources["raw/planes"][1] == 0
+
+
+def test_the_tail_of_upkeep_is_looked_through_once(tmp_path):
+    "Of the same version too, whether its own commit was upkeep or not"
+    lake = Lake(tmp_path)
+    lake.write("raw/planes", frame("2013-01"), "overwrite")
+    log = tmp_path / "raw/planes/_delta_log"
+    upkeep = json.dumps({"commitInfo": {"timestamp": 7, "operation": "WRITE", "write_mode": "compact"}})
+    for version in range(1, 40):
+        (log / f"{version:020}.json").write_text(upkeep)
+    assert len(lake.read("raw/planes")) == 5
+    DeltaTable(tmp_path / "raw/planes").create_checkpoint()
+    for version in range(40):
+        (log / f"{version:020}.json").write_text("commitInfo: not for you")
+    again = Lake(tmp_path)
+    assert len(again.read("raw/planes")) == 5 and again.sources["raw/planes"][1] == 0
+    mlpkg.data.log._made_by.clear()
+    with pytest.raises(ValueError):
+        again.read("raw/planes")
 
 
 def test_a_run_goes_on_with_both_tables_that_it_has_replaced(root):

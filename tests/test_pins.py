@@ -16,8 +16,9 @@ from mlpkg.data.arrow import LakeError
 from mlpkg.data.commits import OutdatedError
 from mlpkg.data.lake import Lake
 from mlpkg.data.ledger import Ledger
+from mlpkg.data.log import table_folder
 from mlpkg.data.pins import move_pin
-from mlpkg.data.retention import protect_log, remove_versions, table_folder
+from mlpkg.data.retention import protect_log, remove_versions
 from mlpkg.data.upkeep import compact
 from mlpkg.steps.execution import StepError
 from mlpkg.steps.run import run_step

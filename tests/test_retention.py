@@ -29,7 +29,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from mlpkg.data import log, retention, rewriting, together, upkeep
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.lake import Lake
-from mlpkg.data.log import UncertainError
+from mlpkg.data.log import UncertainError, table_folder
 from mlpkg.data.retention import (
     forget_history,
     needed_versions,
@@ -37,7 +37,6 @@ from mlpkg.data.retention import (
     remove_tables,
     remove_versions,
     stored_files,
-    table_folder,
     trim_log,
 )
 from mlpkg.data.rewriting import delete_rows
@@ -167,10 +166,10 @@ def test_killed_while_it_deletes_the_log_it_leaves_a_table_that_can_be_read(root
         lake.write(NAME, frame(value))
     monkeypatch.setattr(retention, "_grace", -timedelta(days=1))  # nothing is young
     program = (
-        "import datetime, os, signal, sys; from mlpkg.data.lake import Lake; from mlpkg.data import retention\n"
+        "import datetime, os, signal, sys; from mlpkg.data.lake import Lake; from mlpkg.data import log, retention\n"
         "retention._grace = -datetime.timedelta(days=1)\n"
         "def stop(lake, name, paths):\n"
-        "    for path in paths[:4]: retention.table_folder(lake, name).delete_file(path)\n"
+        "    for path in paths[:4]: log.table_folder(lake, name).delete_file(path)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "retention._delete_files = stop\n"
         f"retention.trim_log(Lake(sys.argv[1]), {NAME!r}, 9, limit=0)\n"
@@ -191,9 +190,9 @@ def test_killed_while_it_empties_young_entries_it_leaves_versions_that_are_whole
         lake.write(NAME, frame(value))
     program = (
         "import os, signal, sys; from mlpkg.data.lake import Lake; from mlpkg.data import retention\n"
-        "empty = retention._empty_entry\n"
+        "empty = retention.empty_entry\n"
         "def stop(*given): os.kill(os.getpid(), signal.SIGKILL) if given[-1] < 5 else empty(*given)\n"
-        "retention._empty_entry = stop\n"
+        "retention.empty_entry = stop\n"
         f"retention.trim_log(Lake(sys.argv[1]), {NAME!r}, 9, limit=0)\n"
     )
     assert subprocess.run([sys.executable, "-c", program, root]).returncode == -9  # noqa: S603
@@ -213,9 +212,10 @@ def test_killed_while_it_removes_a_table_it_leaves_one_that_goes_next_time(root)
             runs.write(run, frame(value))
         age_table(runs, run, 100)
     program = (
-        "import os, signal, sys, datetime as d; from mlpkg.data.lake import Lake; from mlpkg.data import retention\n"
+        "import os, signal, sys, datetime as d; from mlpkg.data.lake import Lake\n"
+        "from mlpkg.data import log, retention\n"
         "def stop(lake, name, paths):\n"
-        "    for path in paths[:-2]: retention.table_folder(lake, name).delete_file(path)\n"
+        "    for path in paths[:-2]: log.table_folder(lake, name).delete_file(path)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "retention._delete_files = stop\n"
         "retention.remove_tables(Lake(sys.argv[1]), d.datetime.now(d.UTC) - d.timedelta(days=10))\n"
@@ -448,7 +448,59 @@ def test_numbers_stay_taken_whatever_the_clocks_of_writers_say(tmp_path, behind)
     assert entries(lake) == lake.version(NAME) + 1 and readable_versions(lake, NAME) == [lake.version(NAME)]
 
 
-def test_numbers_stay_taken_where_the_newest_entry_cannot_be_seen(tmp_path):
+def test_numbers_stay_taken_where_the_clock_of_this_machine_is_ahead(tmp_path, monkeypatch):
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(days=2)
+
+    lake = Lake(tmp_path)
+    for value in range(6):
+        lake.write(NAME, frame(value))
+    monkeypatch.setattr(retention, "datetime", Ahead)
+    trim_log(lake, NAME, 5, limit=0)
+    assert entries(lake) == 6 and readable_versions(lake, NAME) == [5]
+
+
+def age_files(lake: Lake, hours: dict[str, float]) -> None:
+    "Let files of a log be so many hours old"
+    for name, age in hours.items():
+        then = (now - timedelta(hours=age)).timestamp()
+        os.utime(Path(lake.root, NAME, "_delta_log", name), (then, then))
+
+
+def test_a_checkpoint_that_was_there_before_does_not_tell_the_time(tmp_path):
+    "It is not written again, and may be days old"
+    lake = Lake(tmp_path)
+    for value in range(5):
+        lake.write(NAME, frame(value))
+    DeltaTable(tmp_path / NAME, version=3).create_checkpoint()
+    age_files(lake, {f"{version:020}.json": 48.5 for version in range(3)})
+    age_files(lake, {f"{3:020}.json": 48, f"{3:020}.checkpoint.parquet": 48})
+    trim_log(lake, NAME, 3, limit=0)
+    assert entries(lake) == 2 and readable_versions(lake, NAME) == [3, 4]
+
+
+def test_whoever_reads_before_and_behind_a_trimmed_log_has_read_the_same(tmp_path):
+    "Only upkeep is between the rows and the oldest version that stays"
+    lake = Lake(tmp_path)
+    lake.write(NAME, frame(0))
+    lake.write(NAME, frame(1), "overwrite")
+    for _ in range(4):
+        DeltaTable(tmp_path / NAME).alter.set_table_properties({"delta.appendOnly": "false"})
+    lake.read(NAME)
+    assert lake.sources[NAME][1] == 1
+    age_files(lake, {f"{version:020}.json": 48 for version in range(6)})
+    trim_log(lake, NAME, 4, limit=0)
+    log._made_by.clear()  # as in another process
+    other = Lake(tmp_path)
+    other.read(NAME)
+    assert other.sources == lake.sources and readable_versions(lake, NAME) == [4, 5]
+    assert entries(lake) == 5, "of the first commit, nothing is left"
+
+
+def test_numbers_stay_taken_where_the_newest_entry_cannot_be_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(retention, "_grace", -timedelta(days=1))  # nothing is young
     lake = Lake(tmp_path)
     for value in range(4):
         lake.write(NAME, frame(value))

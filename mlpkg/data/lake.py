@@ -39,12 +39,12 @@ from mlpkg.data.commits import (
     Mode,
     Sources,
     check_mode,
+    claimed,
     commit_info,
     commit_options,
     describe,
     drawn,
     incomplete,
-    parts,
     removed,
     touches,
 )  # fmt: skip
@@ -306,7 +306,7 @@ def _commit(
         refuse_older(self, name, table, partition, sources, schema)
     about: dict[str, Any] = {"write_id": mark.write_id, "mlflow_run_id": os.environ.get("MLFLOW_RUN_ID")}
     about |= {"partition": partition, "made_from": sources}
-    taken = parts(partition, schema) if together else ()
+    taken = claimed(partition, schema) if together else ()
     how = commit_options(mode, layout, changes, table is not None, about, taken)
     if mark.since is None:
         mark.since = -1 if table is None else table.version()

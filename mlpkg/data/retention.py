@@ -8,7 +8,6 @@ __all__ = ['log_limit', 'patience', 'rewritten', 'Removal', 'stored_files', 'kno
            'forget_history', 'last_written', 'remove_tables', 'remove_waiting', 'guarded']
 
 # %% ../../nbs/api/data/22_retention.ipynb #62117116
-import json
 import re
 import shutil
 import time
@@ -24,9 +23,9 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from .arrow import LakeError
-from .commits import commit_info, keep_log, log_property
+from .commits import commit_info, keep_log, log_properties
 from .lake import Lake
-from .log import emptied, newest_entries, stored_folder, table_folder
+from .log import emptied, empty_entry, newest_entries, same_rows, stored_folder
 from .snapshots import version_at
 from .together import leader_of, refused_rows, rows_due, settled
 from ..errors import MlpkgError
@@ -130,9 +129,9 @@ def protect_log(
 ) -> None:
     "Tell Delta, once, that it must not delete the log of old versions of a table by itself"
     table = lake._open(name)
-    if not log_property.items() <= table.metadata().configuration.items():
+    if not log_properties.items() <= table.metadata().configuration.items():
         with suppress(CommitFailedError):  # somebody else does it
-            table.alter.set_table_properties(log_property, post_commithook_properties=keep_log)
+            table.alter.set_table_properties(log_properties, post_commithook_properties=keep_log)
 
 # %% ../../nbs/api/data/22_retention.ipynb #053efd67
 def _vacuum(
@@ -185,41 +184,24 @@ _grace = timedelta(hours=1)  # Younger files may be those of a writer, and young
 def _numbers_in_use(
     files: Collection[Any],  # pyarrow.fs.FileInfo of the log
     first: int,  # A version
+    made: int,  # The one that has made its rows
     now: datetime,  # By the store's clock
 ) -> list[int]:  # All, where the store does not say how old they are
-    "Numbers before a version that a writer may be about to take who has opened the table within the last hour"
+    "Numbers before a version: of its rows, and those that a writer may take who has opened the table an hour ago"
     written = {_log_version(file.path): file.mtime for file in files if file.path.endswith(".json")}
     there = sorted(version for version in written if 0 <= version <= first)
     young = [version for version in there if written[version] is None or written[version] > now - _grace]
-    lowest = min(young, default=first + 1) if first in written else 0
+    lowest = min([*young, made + 1]) if first in written else 0
     return [version for version in there if lowest - 1 <= version < first]
-
-# %% ../../nbs/api/data/22_retention.ipynb #005cab32
-_marks = ("timestamp", "operation", "write_mode", "write_id", "rewritten")  # What is left in an emptied entry
-
-# %% ../../nbs/api/data/22_retention.ipynb #a754398b
-def _empty_entry(lake: Lake, name: str, version: int) -> None:
-    "Leave only the mark of a commit in its entry"
-    files = table_folder(lake, name)
-    if emptied in (told := commit_info(files, version) or {}):
-        return
-    kept = {key: told[key] for key in _marks if key in told} | {emptied: True}
-    lines = {"commitInfo": kept}, {"protocol": {"minReaderVersion": 99, "minWriterVersion": 99}}
-    entry = files.handler._handler.open_output_stream(f"_delta_log/{version:020}.json")  # pyarrow's own cannot write
-    entry.write("\n".join(map(json.dumps, lines)).encode())
-    entry.close()  # now it is another one, as a whole
 
 # %% ../../nbs/api/data/22_retention.ipynb #9f0f07fe
 def _summed_up(lake: Lake, name: str, version: int) -> tuple[list[Any], datetime]:
-    "Write a checkpoint of a version; what the store says of the log then, and the store's time"
-    lake._open(name, version).create_checkpoint()
+    "See to a checkpoint of a version; what the store says of the log then, and when the newest file was written"
+    lake._open(name, version).create_checkpoint()  # leaves one that is there
     files = _file_infos(lake, name, "_delta_log")
-    made = [
-        one.mtime for one in files if ".checkpoint." in one.path and _log_version(one.path) == version and one.mtime
-    ]
-    if not made:
+    if not any(".checkpoint." in one.path and _log_version(one.path) == version for one in files):
         raise LakeError(f"table {name!r}: the store does not list the checkpoint of version {version}: try again")
-    return files, max(made)
+    return files, max((one.mtime for one in files if one.mtime), default=datetime.now(UTC))
 
 # %% ../../nbs/api/data/22_retention.ipynb #8ea95381
 def trim_log(
@@ -237,13 +219,14 @@ def trim_log(
     if not dry_run:
         _bring_in(lake, name)
         files, now = _summed_up(lake, name, first)
-    stay = _numbers_in_use(files, first, now)
+    made = same_rows(stored_folder(lake, name), lake._open(name), first)
+    stay = _numbers_in_use(files, first, made, now)
     taken = {f"_delta_log/{version:020}.json" for version in stay}
     old = sorted(sizes.keys() - taken, key=_log_version)
     if not dry_run:
         _delete_files(lake, name, old)
         for version in reversed(stay):  # so that entries which are left have all before them
-            _empty_entry(lake, name, version)
+            empty_entry(lake, name, version)
     return len(old), sum(sizes[path] for path in old)
 
 # %% ../../nbs/api/data/22_retention.ipynb #a010659b

@@ -29,7 +29,7 @@ from mlpkg.data.commits import (
     commit_options,
     file_size,
     log_lines,
-    log_property,
+    log_properties,
     watched,
 )
 from mlpkg.data.log import (
@@ -83,7 +83,7 @@ def make_follower(
 ) -> DeltaTable:  # DeltaError if the store refuses, LakeError if it follows another table
     "Say of a table that it follows another one; make it, without rows, if it does not exist"
     if (table := lake._find(name)) is None:
-        how: dict[str, Any] = {"configuration": {**log_property, _follows: leader}, "raise_if_key_not_exists": False}
+        how: dict[str, Any] = {"configuration": {**log_properties, _follows: leader}, "raise_if_key_not_exists": False}
         place = f"{lake.root}/{name}"
         try:
             return DeltaTable.create(place, schema, "error", layout, storage_options=lake.options, **how)
