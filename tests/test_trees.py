@@ -13,7 +13,9 @@ from sklearn.ensemble import (
     RandomForestClassifier,
     RandomForestRegressor,
 )
+from treelite import gtil
 
+from mlpkg.models import trees
 from mlpkg.models.trees import FastTrees, edge_rows, fast_trees
 
 RNG = np.random.default_rng(7)
@@ -78,6 +80,41 @@ def test_a_model_that_says_something_else_is_left_alone(caplog):
     with caplog.at_level(logging.WARNING, "mlpkg.models.trees"):
         assert fast_trees(Shifted(5, random_state=0).fit(X, LABELS["two"])) is None
     assert "is not read alike by treelite, so scikit-learn answers for single rows, too" in caplog.text
+
+
+def test_a_model_that_would_take_much_memory_is_left_alone(monkeypatch, caplog):
+    model = RandomForestClassifier(5, random_state=0).fit(X, LABELS["two"])
+    assert trees._most_bytes == 2**27
+    monkeypatch.setattr(trees, "_most_bytes", trees._size_of(model))
+    assert isinstance(fast_trees(model), FastTrees) and not caplog.records
+    monkeypatch.setattr(trees, "_most_bytes", trees._size_of(model) - 1)
+    assert fast_trees(model) is None
+    [said] = caplog.records
+    assert said.levelno == logging.WARNING
+    assert (
+        "MB more, of at most" in said.getMessage() and "scikit-learn answers for single rows, too" in said.getMessage()
+    )
+
+
+@pytest.mark.parametrize(("name", "label"), [("forest", "two"), ("forest", "number"), ("boosted", "two")])
+def test_a_wrong_leaf_is_found_when_a_model_is_loaded(name, label, monkeypatch, caplog):
+    "As if treelite had read one of thousands in another way"
+    model, read = MODELS[name][label == "number"].fit(X, LABELS[label]), FastTrees.__init__
+
+    def misread(fast, model):
+        read(fast, model)
+        tree = fast.trees.get_tree_accessor(0)
+        leaf = gtil.predict_leaf(fast.trees, edge_rows(fast.trees, 6)[-1:], nthread=1).astype(int)[0, 0]
+        if name == "forest":
+            fast.values[leaf] = fast.values[leaf][::-1] + 1e-9
+        else:
+            values = tree.get_field("leaf_value").copy()
+            values[leaf] += 1e-9
+            tree.set_field("leaf_value", values)
+
+    assert isinstance(fast_trees(model), FastTrees)
+    monkeypatch.setattr(FastTrees, "__init__", misread)
+    assert fast_trees(model) is None and "is not read alike by treelite" in caplog.text
 
 
 def test_what_a_forest_refuses_is_refused():

@@ -129,7 +129,7 @@ def _same(model: Any, fast: FastTrees, columns: int) -> bool:
     return all(np.array_equal(plain, quick) for plain, quick in pairs)
 
 # %% ../../nbs/api/models/09_trees.ipynb #af5a425b
-_most_bytes = 2**26  # Of the copy, roughly
+_most_bytes = 2**27  # Of the copy, roughly
 
 
 def _size_of(model: Any) -> int:
@@ -151,7 +151,8 @@ def fast_trees(
         return None
     try:
         if (size := _size_of(model)) > _most_bytes:
-            _log.info("%s would take %.0f MB more, so scikit-learn answers for single rows, too", model, size / 1e6)
+            why = "%s would take %.0f MB more, of at most %.0f MB, so scikit-learn answers for single rows, too"
+            _log.warning(f"{why}. Fewer trees, or larger leaves, make it small enough", model, size / 1e6, _most_bytes / 1e6)
             return None
         fast = FastTrees(model)
         if _same(model, fast, model.n_features_in_):
