@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 import mlpkg.data.commits
@@ -27,12 +27,13 @@ import mlpkg.data.log
 import mlpkg.data.pins
 import mlpkg.data.together
 from mlpkg.data.arrow import LakeError
+from mlpkg.data.commits import commit_options
 from mlpkg.data.lake import Lake, open_lake
 from mlpkg.data.ledger import Ledger
 from mlpkg.data.log import Mark, UncertainError, find_write
 from mlpkg.data.retention import needed_versions, readable_versions, trim_log
 from mlpkg.data.spill import Spill, replayable
-from mlpkg.data.together import Waiting, put_down, refused_rows, replace_together
+from mlpkg.data.together import Waiting, make_follower, put_down, refused_rows, replace_together
 from mlpkg.data.upkeep import tidy_lake
 from mlpkg.recipes.delivery import write_batches
 from mlpkg.settings import load_settings
@@ -246,14 +247,82 @@ def test_rows_that_wait_in_a_store_that_does_not_answer_are_not_lost(tmp_path, m
     assert lake.count("aside/flights") == 5 and refused_rows(lake, "aside/flights") == []
 
 
+def tear(root: Path, mark: str) -> Path:
+    "Rows that wait, of whose log half a line is left"
+    room = root / "_waiting/aside/flights" / mark
+    (room / "_delta_log").mkdir(parents=True)
+    (room / "_delta_log" / f"{0:020}.json").write_text("half a line")
+    return room
+
+
+def test_rows_that_are_lost_before_their_commit_are_no_loss(tmp_path, caplog):
+    "Their writer was killed, so that nothing was written; whole or torn, they go when they are old"
+    lake, month = Lake(tmp_path), {"month": "2013-01"}
+    replace_together(lake, {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}, month)
+    rooms = [tear(tmp_path, "a1b2"), tmp_path / "_waiting/aside/flights/c3d4"]
+    rows = pa.Table.from_pandas(frame("2013-01", 7), preserve_index=False)
+    put_down(lake, Waiting("aside/flights", "c3d4", month, {"raw/flights": 0}), rows.to_reader())
+    next(rooms[1].glob("*.parquet")).unlink()
+    assert lake.count("aside/flights") == 5 and refused_rows(lake, "aside/flights") == []
+    assert not [one for one in tidy_lake(lake, datetime.now(UTC) - timedelta(days=9)) if one.failed]
+    assert caplog.records == [] and all(room.exists() for room in rooms)
+    age_table(Lake(tmp_path / "_waiting"), "aside/flights/c3d4", days=10)
+    for room in rooms:
+        for path in [*room.rglob("*"), room]:
+            os.utime(path, (0, 0))
+    list(tidy_lake(lake, datetime.now(UTC) - timedelta(days=9)))
+    assert not any(room.exists() for room in rooms)
+
+
+def test_a_commit_that_comes_after_its_rows_were_lost_makes_them_a_loss(tmp_path, caplog):
+    lake, month = Lake(tmp_path), {"month": "2013-01"}
+    replace_together(lake, {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}, month)
+    room = tear(tmp_path, "a1b2")
+    for _ in range(2):
+        assert lake.count("aside/flights") == 5 and caplog.records == []
+    how = commit_options("append", [], False, True, {"write_id": "a1b2"})
+    write_deltalake(DeltaTable(tmp_path / "raw/flights"), pa.Table.from_pandas(frame("2013-01")), **how)
+    DeltaTable(tmp_path / "raw/flights").create_checkpoint()
+    (tmp_path / "raw/flights/_delta_log" / f"{0:020}.json").write_text("commitInfo: not looked at again")
+    for _ in range(2):
+        assert lake.count("aside/flights") == 5
+    [told] = [one.message for one in caplog.records if one.levelname == "ERROR"]
+    assert str(room) in told
+
+
+def test_rows_whose_removal_was_interrupted_are_gone(tmp_path):
+    "The table does not take them, and they are old: what is left of them is not told as rows that are torn"
+    lake, month = Lake(tmp_path), {"month": "2013-01"}
+    replace_together(lake, {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}, month)
+    mark = DeltaTable(f"{tmp_path}/raw/flights").history(1)[0]["write_id"]
+    put_down(lake, Waiting("aside/others", mark, month), pa.table({"weight": [0.5]}).to_reader())
+    make_follower(lake, "aside/others", pa.schema([("month", pa.string())]), ["month"], "raw/flights")
+    assert lake.count("aside/others") == 0 and len(refused_rows(lake, "aside/others")) == 1
+    age_table(Lake(tmp_path / "_waiting"), f"aside/others/{mark}", days=10)
+    program = (
+        "import os, signal, sys; from datetime import UTC, datetime, timedelta; from pyarrow.fs import FileSystem\n"
+        "from mlpkg.data import retention, together; from mlpkg.data.lake import Lake\n"
+        "def killed(*given): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def first(lake, name, paths): log_table(lake, name).delete_file(paths[0]); killed()\n"
+        "log_table, files = retention.stored_folder, together._files\n"
+        "class Stops:\n"
+        "    def __init__(self, lake): self.files = files(lake)\n"
+        "    def __getattr__(self, name): return killed if name == 'delete_dir' else getattr(self.files, name)\n"
+        "together._files, retention._delete_files = Stops, first\n"
+        "retention.remove_waiting(Lake(sys.argv[1]), datetime.now(UTC) - timedelta(days=9))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, tmp_path]).returncode == -9
+    assert refused_rows(lake, "aside/others") == [] and (tmp_path / "_waiting/aside/others" / mark).exists()
+
+
 def test_a_torn_log_of_rows_that_wait_is_named_and_keeps_nobody_from_reading(tmp_path, caplog):
     "Their machine lost its power while they were put down"
     lake, month = Lake(tmp_path), {"month": "2013-01"}
     both = {"raw/flights": frame("2013-01"), "aside/flights": frame("2013-01")}
     replace_together(lake, both, month)
-    room = tmp_path / "_waiting/aside/flights/a1b2"
-    (room / "_delta_log").mkdir(parents=True)
-    (room / "_delta_log" / f"{0:020}.json").write_text("half a line")
+    lake.write("raw/flights", frame("2013-01", 7), "replace", month)
+    mark = DeltaTable(f"{tmp_path}/raw/flights").history(1)[0]["write_id"]
+    room = tear(tmp_path, mark)
     assert lake.count("aside/flights") == lake.count("aside/flights") == 5
     [told] = [one.message for one in caplog.records if one.levelname == "ERROR"]
     assert "'aside/flights'" in told and str(room) in told and "cannot be read" in told
@@ -409,6 +478,20 @@ def test_a_claim_that_is_never_let_in_says_so(tmp_path, monkeypatch):
     with pytest.raises(LakeError, match="table 'predictions/flights': .* Nothing was written: run the step again"):
         replace_together(lake, dict.fromkeys(both, rows), month, lambda: lake.write(both[0], rows, "replace", month))
     assert (lake.count(both[1]), waiting(tmp_path)) == (5, [])
+
+
+def test_a_replacement_that_is_refused_for_another_reason_says_which(tmp_path, monkeypatch):
+    "Somebody changes the properties of the table all the time"
+    lake, both = Lake(tmp_path), ("predictions/flights", "aside/flights")
+    rows, month = pa.Table.from_pandas(frame("2013-01", 7)), {"month": "2013-01"}
+    replace_together(lake, dict.fromkeys(both, rows), month)
+    monkeypatch.setattr(mlpkg.data.log, "_waits", [0.0, 0.0])
+
+    def change():
+        DeltaTable(tmp_path / both[0]).alter.set_table_properties({"delta.appendOnly": "false"})
+
+    with pytest.raises(LakeError, match="the commit was refused: .*[Mm]etadata .*when nobody else changes the table"):
+        replace_together(lake, dict.fromkeys(both, rows), month, change)
 
 
 def test_a_commit_that_was_reported_as_failed_counts_for_both_tables(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Mode', 'Sources', 'Part', 'unknown', 'file_size', 'writer', 'keep_log', 'log_properties', 'check_mode', 'watched',
-           'drawn', 'describe', 'parts', 'touches', 'log_lines', 'commit_info', 'log_entry', 'added_parts',
+           'drawn', 'followed', 'describe', 'parts', 'touches', 'log_lines', 'commit_info', 'log_entry', 'added_parts',
            'OutdatedError', 'check_sources', 'claimed', 'commit_options', 'removed', 'incomplete']
 
 # %% ../../nbs/api/data/11_commits.ipynb #32783b70
@@ -78,6 +78,19 @@ def drawn(
     first = iter(list(islice(batches, 1)))
     known = dict(sources)
     return pa.RecordBatchReader.from_batches(schema, chain(first, batches)), known
+
+# %% ../../nbs/api/data/11_commits.ipynb #ba0566ad
+def followed(
+    reader: pa.RecordBatchReader,
+    follow: Callable[[], None],  # Called behind the last batch
+) -> pa.RecordBatchReader:  # The same batches; raises what `follow` raises
+    "Do something before the end of a stream is seen"
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield from reader
+        follow()
+
+    return pa.RecordBatchReader.from_batches(reader.schema, batches())
 
 # %% ../../nbs/api/data/11_commits.ipynb #943a85e8
 def describe(

@@ -27,7 +27,7 @@ from .commits import commit_info, keep_log, log_properties
 from .lake import Lake
 from .log import emptied, empty_entry, newest_entries, same_rows, stored_folder
 from .snapshots import version_at
-from .together import leader_of, refused_rows, rows_due, settled
+from .together import leader_of, refused_rows, rows_due, settled, take_away
 from ..errors import MlpkgError
 
 # %% ../../nbs/api/data/22_retention.ipynb #d416c8c8
@@ -330,6 +330,7 @@ def remove_tables(
     dry_run: bool = False,  # Only say what would go?
     what: str = "tables of runs",  # What they are called
     pieces: Collection[str] = (),  # Folders that may be all that is left of tables
+    drop: Callable[[Lake, str, Collection[str]], None] | None = None,  # How one is removed, given its files
 ) -> Removal:
     "Remove tables that have not been written for long"
     sizes, count, errors = list[int](), 0, list[str]()
@@ -338,7 +339,7 @@ def remove_tables(
             if last_written(lake, name) < before.timestamp():
                 files = stored_files(lake, name)
                 if not dry_run:
-                    _drop_table(lake, name, files)
+                    (drop or _drop_table)(lake, name, files)
                 count, sizes = count + 1, sizes + list(files.values())
         except (DeltaError, MlpkgError, OSError) as error:
             errors.append(f"{name} not removed: {error}")
@@ -366,7 +367,12 @@ def remove_waiting(
         aside += refused_rows(lake, name)
     waiting = Lake(f"{lake.root}/_waiting", lake.options, run="")
     pieces = _folders_of_files(lake, "_waiting")
-    done = remove_tables(waiting, before, stay, dry_run, "rows that waited", pieces)
+
+    def drop(_: Lake, place: str, files: Collection[str]) -> None:
+        name, _, mark = place.rpartition("/")
+        take_away(lake, name, mark)
+
+    done = remove_tables(waiting, before, stay, dry_run, "rows that waited", pieces, drop)
     return replace(done, note="; ".join([done.note] * bool(done.note) + aside), failed=done.failed or bool(aside))
 
 # %% ../../nbs/api/data/22_retention.ipynb #0d3a262d

@@ -152,7 +152,9 @@ def fast_trees(
     try:
         if (size := _size_of(model)) > _most_bytes:
             why = "%s would take %.0f MB more, of at most %.0f MB, so scikit-learn answers for single rows, too"
-            _log.warning(f"{why}. Fewer trees, or larger leaves, make it small enough", model, size / 1e6, _most_bytes / 1e6)
+            _log.warning(
+                f"{why}. Fewer trees, or larger leaves, make it small enough", model, size / 1e6, _most_bytes / 1e6
+            )
             return None
         fast = FastTrees(model)
         if _same(model, fast, model.n_features_in_):
