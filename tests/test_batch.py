@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
 
@@ -342,6 +343,38 @@ def test_predictions_of_another_source_that_came_meanwhile_are_not_replaced(load
     with pytest.raises(BatchError, match="month '2026-01' was predicted from .*desk.parquet"):
         score(lake, loaded, TABLE, TO, month, ["parcel"], replace=Claim("month", ["2026-01"], TABLE, meanwhile))
     assert seen == [0, 0, 1] and set(lake.read(TO)["source"]) == set(elsewhere.read(TO)["source"])
+
+
+@pytest.mark.parametrize("depot", ["AS", "EU"])
+def test_only_predictions_of_the_same_rows_that_came_meanwhile_count(loaded, lake, parcels, tmp_path, depot):
+    "Predictions by month and depot: those of another depot stay beside ours"
+    parcels[:100].to_parquet(tmp_path / "desk.parquet")
+    elsewhere, seen = Lake(tmp_path / "elsewhere"), []
+    part, ours = {"month": "2026-01", "depot": depot}, {"month": "2026-01", "depot": "EU"}
+    score(elsewhere, loaded, str(tmp_path / "desk.parquet"), TO, part, ["parcel"])
+    theirs = elsewhere.table(TO)
+
+    def meanwhile(found):
+        seen.append(len(found))
+        if len(seen) == 2:
+            replace_together(lake, {TO: theirs}, part)
+        return {one for one in found if one[1] == TABLE}
+
+    with nullcontext() if depot == "AS" else pytest.raises(BatchError, match="'2026-01' was predicted from .*desk"):
+        score(lake, loaded, TABLE, TO, ours, ["parcel"], replace=Claim("month", ["2026-01"], TABLE, meanwhile))
+    assert seen == [0, 0, depot == "EU"]
+    ours_too = depot == "AS" and sum(parcels["depot"].eq("EU") & parcels["month"].eq("2026-01"))
+    assert lake.count(TO) == theirs.num_rows + ours_too
+
+
+@pytest.mark.parametrize("claim", [Claim("day", ["2026-01-01"], TABLE), Claim("month", ["2026-02"], TABLE)])
+def test_a_claim_of_something_else_than_is_written_replaces_nothing(loaded, lake, parcels, tmp_path, claim):
+    parcels[:100].to_parquet(tmp_path / "desk.parquet")
+    month = {"month": "2026-01"}
+    score(lake, loaded, str(tmp_path / "desk.parquet"), TO, month, ["parcel"])
+    with pytest.raises(BatchError, match="claims? .*'day'|was predicted from .*desk.parquet"):
+        score(lake, loaded, TABLE, TO, month, ["parcel"], replace=claim)
+    assert lake.version(TO) == 0
 
 
 def test_a_month_without_a_single_good_row(loaded, lake, parcels):

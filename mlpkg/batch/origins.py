@@ -9,6 +9,7 @@ __all__ = ['Origin', 'Within', 'origins', 'as_it_is_now', 'Claim', 'check_origin
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from functools import partial
 from typing import Any
 
@@ -94,7 +95,14 @@ def origin_check(
     "Look whether predictions may be written"
     if replace is True:
         return None
-    column, _, batches = filters[0]
-    claim = replace or Claim(str(column), list(batches), source)
-    check_origins(lake, tables, claim, filters)
-    return partial(check_origins, lake, tables, claim, filters)
+    written = {str(column): list(values) for column, _, values in filters}
+    claim = replace or Claim(next(iter(written)), [], source)
+    if claim.column not in written:
+        raise BatchError(
+            f"{tables[0]}: the claim names batches by {claim.column!r}, and the predictions are written by "
+            f"{', '.join(map(repr, written))}: claim one of these columns"
+        )
+    claim = replace_fields(claim, batches=written[claim.column])
+    within = [one for one in filters if one[0] != claim.column]
+    check_origins(lake, tables, claim, within)
+    return partial(check_origins, lake, tables, claim, within)

@@ -168,9 +168,7 @@ def _lost(files: Any, name: str, mark: str, rows: DeltaTable | None) -> str:
     return "" if whole else "files of theirs are gone or torn"
 
 # %% ../../nbs/api/data/13_together.ipynb #bdd58930
-_looked: dict[
-    tuple[str, str], tuple[bool, int]
-] = {}  # Id of a leader, mark -> is it there, and up to where
+_looked: dict[tuple[str, str], tuple[bool, int]] = {}  # Id of a leader, mark -> is it there, and up to where
 
 
 def _decided(lake: Any, one: Waiting) -> bool:
