@@ -1,5 +1,6 @@
 """Answer log and feedback where a page cannot show them: killed processes, full disks, a lake that is unreachable."""
 
+import asyncio
 import json
 import logging
 import os
@@ -25,13 +26,15 @@ from mlpkg.data.arrow import LakeError
 from mlpkg.data.evolution import gain_columns
 from mlpkg.data.lake import Lake
 from mlpkg.data.log import same_rows
-from mlpkg.models.tasks import Task
+from mlpkg.models.tasks import Task, yes_no
 from mlpkg.serving.answer_log import AnswerLog, LakeWriter, answers_folder, compact_files
 from mlpkg.serving.answers import Answer, new_request_id, to_line
 from mlpkg.serving.arms import ArmsError, read_arms, trial_start
 from mlpkg.serving.comparison import compare_arms
+from mlpkg.serving.components import _truth_queue
 from mlpkg.serving.feedback import Feedback, FeedbackError, Truth, TruthError
 from mlpkg.serving.segments import SegmentQueue
+from mlpkg.settings import ServingSettings
 
 TABLE = "served/flights"
 
@@ -586,6 +589,34 @@ def test_the_lock_is_free_while_small_files_are_put_together(tmp_path, lake, ans
     monkeypatch.setattr("mlpkg.serving.feedback.compact_files", look)
     assert feedback.give([Truth(answered_ids[0], 0, 1)]).accepted == [answered_ids[0]]
     assert free == ["feedback/flights"]
+
+
+def test_truth_is_taken_while_small_files_are_put_together_for_long(tmp_path, lake, answered_ids, monkeypatch):
+    "It takes longer than a request may wait"
+    monkeypatch.setattr(LakeWriter, "compact_after", 1)
+    feedback, end, begun = Feedback(lake, TABLE, tmp_path), threading.Event(), []
+
+    def slow(*given: object, **more: object) -> None:
+        begun.append(given[1])
+        end.wait(60)
+        compact_files(*given, **more)
+
+    monkeypatch.setattr("mlpkg.serving.feedback.compact_files", slow)
+    queue = _truth_queue(feedback, ServingSettings(folder=str(tmp_path), answer_timeout=10))
+
+    async def send() -> list[str]:
+        found = []
+        for name in answered_ids[:3]:
+            found += (await queue.submit(yes_no, [Truth(name, 0, 1)])).accepted
+            await asyncio.sleep(0.1)
+        return found
+
+    try:
+        assert asyncio.run(send()) == answered_ids[:3]
+        assert begun == ["feedback/flights"], "once, as long as it is not done"
+    finally:
+        end.set()
+        queue.close()
 
 
 @pytest.mark.parametrize("wrong", [10**400, float("inf"), "1"], ids=["huge", "infinite", "text"])

@@ -25,6 +25,7 @@ import mlpkg.data.commits
 import mlpkg.data.lake
 import mlpkg.data.log
 import mlpkg.data.pins
+import mlpkg.data.rewriting
 import mlpkg.data.together
 from mlpkg.data.arrow import LakeError
 from mlpkg.data.commits import commit_options
@@ -34,7 +35,7 @@ from mlpkg.data.log import Mark, UncertainError, find_write
 from mlpkg.data.retention import needed_versions, readable_versions, trim_log
 from mlpkg.data.spill import Spill, replayable
 from mlpkg.data.together import Waiting, make_follower, put_down, refused_rows, replace_together
-from mlpkg.data.upkeep import tidy_lake
+from mlpkg.data.upkeep import compact, tidy_lake
 from mlpkg.recipes.delivery import write_batches
 from mlpkg.settings import load_settings
 from mlpkg.testing import age_table
@@ -718,6 +719,28 @@ def test_a_run_goes_on_with_both_tables_that_it_has_replaced(root):
     with pytest.raises(LakeError, match="missing column 'writer'"):
         replace_together(run, {**others, "aside/flights": others["aside/flights"][["month"]]}, month)
     assert waiting(root) == [] and {name: run.version(name) for name in done} == done
+
+
+@pytest.mark.parametrize("lost", ["before its commit", "behind its commit"])
+def test_a_compaction_whose_connection_stays_lost_says_what_to_do(tmp_path, connection, monkeypatch, lost):
+    lake, commit = Lake(tmp_path), mlpkg.data.rewriting._commit
+    for _ in range(4):
+        lake.write("raw/flights", frame("2013-01"))
+
+    def lose(*given):
+        if lost == "behind its commit":
+            commit(*given)
+        connection.up = False
+        raise OSError("connection reset")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlpkg.data.rewriting, "_commit", lose)
+        with pytest.raises(LakeError, match="could not be reached .*: connection reset. .* do it again when"):
+            compact(lake, "raw/flights", more_than=1)
+    connection.up = True
+    assert lake.count("raw/flights") == 20
+    assert compact(lake, "raw/flights", more_than=1).count == (4 if lost == "before its commit" else 0)
+    assert lake.count("raw/flights") == 20 and len(DeltaTable(tmp_path / "raw/flights").file_uris()) == 1
 
 
 def test_a_lake_from_the_first_write_to_lineage(root, monkeypatch):

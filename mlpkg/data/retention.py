@@ -369,8 +369,7 @@ def remove_waiting(
     pieces = _folders_of_files(lake, "_waiting")
 
     def drop(_: Lake, place: str, files: Collection[str]) -> None:
-        name, _, mark = place.rpartition("/")
-        take_away(lake, name, mark)
+        take_away(lake, *place.rsplit("/", 1))
 
     done = remove_tables(waiting, before, stay, dry_run, "rows that waited", pieces, drop)
     return replace(done, note="; ".join([done.note] * bool(done.note) + aside), failed=done.failed or bool(aside))

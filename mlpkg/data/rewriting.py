@@ -102,13 +102,8 @@ def _committed(lake: Lake, name: str, told: Mapping[str, str], since: int, paths
         raise
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #23f74209
-def rewrite_files(
-    lake: Lake,
-    name: str,  # Of a table
-    paths: Collection[str],  # Of its files, all of one partition: others would be in memory at the same time
-    without: Filters | None = None,  # Rows that go, as for `Lake.read`; none unless given
-) -> bool:  # False if somebody has replaced a file meanwhile; CommitFailedError if others commit all the time
-    "Write rows again into new files, which take the place of the old ones"
+def _rewrite(lake: Lake, name: str, paths: Collection[str], without: Filters | None) -> bool:
+    "As `rewrite_files`; raises the errors of the store"
     table, mark, mode = lake._open(name), uuid.uuid4().hex, "delete" if without else "compact"
     place, told, done = f"{rewritten}/{mark}", {"write_mode": mode, "rewritten": mark}, False
     look = partial(_committed, lake, name, told, table.version(), paths)
@@ -124,6 +119,25 @@ def rewrite_files(
             done = done or look()
             drop_folder(lake, name, f"{place}/_delta_log" if done else place)
     return done
+
+# %% ../../nbs/api/data/23_rewriting.ipynb #74478fee
+def rewrite_files(
+    lake: Lake,
+    name: str,  # Of a table
+    paths: Collection[str],  # Of its files, all of one partition: others would be in memory at the same time
+    without: Filters | None = None,  # Rows that go, as for `Lake.read`; none unless given
+) -> bool:  # False if somebody has replaced a file; CommitFailedError if others commit all the time, LakeError
+    "Write rows again into new files, which take the place of the old ones"
+    try:
+        return _rewrite(lake, name, paths, without)
+    except FileNotFoundError:  # the store answers
+        raise
+    except OSError as error:
+        raise LakeError(
+            f"table {name!r}: the store could not be reached while files were written again: {error}. The table is "
+            "whole, with the old files or with the new ones: do it again when the store answers. `mlpkg tidy` removes "
+            "what is left over"
+        ) from error
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #0c027dc7
 def _holding(table: DeltaTable, filters: Filters, clean: set[str]) -> dict[str, int]:

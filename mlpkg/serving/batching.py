@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -83,7 +83,7 @@ class MicroBatcher:
         most: int = 20_000,  # Records that may wait; one request may, however large
         seconds: float = 30.0,  # Longest that a request waits, for its turn and for the model
         call: Callable[[Any, Sequence[list]], Sequence[Any]] = predict_together,  # Gets model and requests
-        after: Callable[[], None] | None = None,  # What the thread does once the answers are given
+        after: Callable[[], None] | None = None,  # What is done once answers are given, unless it is still being done
         what: str = "the model",  # Who is asked, in messages
     ):
         self.limit, self.rows, self.metrics, self.most, self.seconds = limit, rows, metrics, most, seconds
@@ -91,7 +91,8 @@ class MicroBatcher:
         self.waiting: deque[PendingRequest] = deque()
         self.busy, self.records = False, 0  # Records that wait
         self.begun: float | None = None  # When the call began that the model is in
-        self.thread = ThreadPoolExecutor(1, what.replace(" ", "-"))
+        self.thread, self.later = (ThreadPoolExecutor(1, what.replace(" ", "-") + end) for end in ("", "-later"))
+        self.doing: Future | None = None  # What is done later
 
 # %% ../../nbs/api/serving/26_batching.ipynb #29cda279
 @patch
@@ -130,7 +131,7 @@ def _start(self: MicroBatcher, loop: asyncio.AbstractEventLoop) -> None:
 
 @patch
 def _run(self: MicroBatcher, batch: Sequence[PendingRequest], loop: asyncio.AbstractEventLoop) -> None:
-    "In the thread: make the call, hand on what it says, then do what can wait"
+    "In the thread: make the call, hand on what it says, then see to what can wait"
     try:
         found = self.call(batch[0].model, [request.records for request in batch])
     except BaseException as error:  # a panic in native code is not an Exception
@@ -138,8 +139,15 @@ def _run(self: MicroBatcher, batch: Sequence[PendingRequest], loop: asyncio.Abst
         fault.__cause__ = error
         found = [fault] * len(batch)
     loop.call_soon_threadsafe(self._finish, batch, found, loop)
-    if self.after:
-        self.after()
+    if self.after and (self.doing is None or self.doing.done()):
+        self.doing = self.later.submit(self.after)
+
+# %% ../../nbs/api/serving/26_batching.ipynb #c788643f
+@patch
+def close(self: MicroBatcher) -> None:
+    "Begin nothing any more; what is being done is not waited for"
+    for thread in (self.thread, self.later):
+        thread.shutdown(wait=False)
 
 # %% ../../nbs/api/serving/26_batching.ipynb #d1cc6389
 @patch

@@ -158,7 +158,7 @@ async def running(
         shadow.cancel()
     for parts in several:
         parts.loader.stop()
-        parts.batcher.thread.shutdown(wait=False)
-        parts.truths.thread.shutdown(wait=False)
+        parts.batcher.close()
+        parts.truths.close()
         await asyncio.to_thread(parts.shadow.score, parts.shadow.take())
     await asyncio.gather(*(asyncio.to_thread(parts.answers.close) for parts in several))
