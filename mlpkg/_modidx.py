@@ -1739,6 +1739,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlpkg.models.trees.FastTrees.predict_proba': ( 'api/models/trees.html#fasttrees.predict_proba',
                                                                                     'mlpkg/models/trees.py'),
                                     'mlpkg.models.trees._same': ('api/models/trees.html#_same', 'mlpkg/models/trees.py'),
+                                    'mlpkg.models.trees._same_nodes': ('api/models/trees.html#_same_nodes', 'mlpkg/models/trees.py'),
                                     'mlpkg.models.trees._single': ('api/models/trees.html#_single', 'mlpkg/models/trees.py'),
                                     'mlpkg.models.trees._size_of': ('api/models/trees.html#_size_of', 'mlpkg/models/trees.py'),
                                     'mlpkg.models.trees._with_regressor': ( 'api/models/trees.html#_with_regressor',

@@ -117,6 +117,25 @@ def test_a_wrong_leaf_is_found_when_a_model_is_loaded(name, label, monkeypatch, 
     assert fast_trees(model) is None and "is not read alike by treelite" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["forest", "extra"])
+def test_a_wrong_node_that_no_row_reaches_is_found(name, monkeypatch):
+    model, read = MODELS[name][1].fit(X, LABELS["number"]), FastTrees.__init__
+
+    def misread(fast, model):
+        read(fast, model)
+        tree, rows = model.estimators_[0].tree_, edge_rows(fast.trees, 6).astype("float32")
+        reached = np.asarray(tree.decision_path(rows).sum(axis=0)).ravel()
+        [node, *_] = np.flatnonzero((reached == 0) & (tree.children_left >= 0))
+        found = fast.trees.get_tree_accessor(0)
+        edges = found.get_field("threshold").copy()
+        edges[node] += 1e-9
+        found.set_field("threshold", edges)
+
+    assert isinstance(fast_trees(model), FastTrees)
+    monkeypatch.setattr(FastTrees, "__init__", misread)
+    assert fast_trees(model) is None
+
+
 def test_what_a_forest_refuses_is_refused():
     fast = fast_trees(RandomForestClassifier(5, random_state=0).fit(X, LABELS["two"]))
     for far in (np.inf, 1e300):

@@ -128,6 +128,18 @@ def _same(model: Any, fast: FastTrees, columns: int) -> bool:
     pairs = ((getattr(one, ask)(rows[:n]) for one in (model, fast)) for n in (1, 7, len(rows)))
     return all(np.array_equal(plain, quick) for plain, quick in pairs)
 
+# %% ../../nbs/api/models/09_trees.ipynb #6c5622e5
+def _same_nodes(forest: Any, trees: "treelite.Model") -> bool:
+    "Does each node of a forest ask what it asked in scikit-learn?"
+    for place, tree in enumerate(one.tree_ for one in forest.estimators_):
+        read, inner = trees.get_tree_accessor(place).get_field, tree.children_left >= 0
+        if not np.array_equal([read("cleft"), read("cright")], [tree.children_left, tree.children_right]):
+            return False
+        told = ("split_index", tree.feature), ("threshold", tree.threshold), ("default_left", tree.missing_go_to_left)
+        if not all(np.array_equal(read(name)[inner], its[inner]) for name, its in told):
+            return False
+    return True
+
 # %% ../../nbs/api/models/09_trees.ipynb #af5a425b
 _most_bytes = 2**27  # Of the copy, roughly
 
@@ -157,7 +169,8 @@ def fast_trees(
             )
             return None
         fast = FastTrees(model)
-        if _same(model, fast, model.n_features_in_):
+        alike = _same(model, fast, model.n_features_in_)
+        if alike and (isinstance(model, _boosted) or _same_nodes(model, fast.trees)):
             return fast
         _log.warning("%s is not read alike by treelite, so scikit-learn answers for single rows, too", model)
     except Exception:  # whatever treelite or scikit-learn raises about a kind of tree that it does not take
