@@ -751,7 +751,7 @@ def test_files_of_an_attempt_that_failed_go_at_once(tmp_path, monkeypatch):
         raise OSError("the connection was lost")
 
     monkeypatch.setattr(rewriting, "_commit", partial(lost, before=True))
-    with pytest.raises(OSError, match="the connection was lost"):
+    with pytest.raises(LakeError, match="could not be reached .* the connection was lost"):
         compact(lake, NAME)
     assert disk(lake) == known
     monkeypatch.setattr(rewriting, "_commit", partial(lost, before=False))
