@@ -173,6 +173,16 @@ def test_a_text_that_is_new_every_day_raises_no_alarm():
     assert column_alarms(5, columns=30, names=True) == 0
 
 
+def test_a_text_that_is_new_every_day_hides_no_missing_values():
+    learned, window = _number_blocks(daily(1, 40, columns=1, names=True), daily(2, 7, columns=1, names=True))
+    learned = replace(learned, rows=learned.rows.assign(weight=5.0))
+    found = []
+    for weight in (5.0, np.nan):
+        now = replace(window, rows=window.rows.assign(weight=weight))
+        found += check_columns(learned, now, [Input("weight", "number"), Input("text", "text")], RULES)
+    assert [one.level for one in found if (one.check, one.column) == ("missing", "weight")] == ["ok", "alarm"]
+
+
 def test_a_column_that_is_empty_for_once_raises_the_alarm_on_a_single_day():
     learned, day = daily(1, 120), daily(2, 1)
     learned, day = (replace(one, rows=one.rows.assign(weight=5.0)) for one in (learned, day))
@@ -353,15 +363,62 @@ def test_what_belongs_to_customers_is_not_taken_for_a_change_where_others_come(c
     assert warned <= at_most(30)
 
 
-@pytest.mark.parametrize("left", [0, 1])
-def test_new_towns_of_new_customers_raise_no_alarm_where_one_window_does_not_know_them(left):
+@pytest.mark.parametrize("left", [None, 0, 1])
+@pytest.mark.parametrize("count", [150, 1_000_000])
+def test_new_towns_of_new_customers_raise_no_alarm(left, count):
+    "Whether both windows know the customers or one of them, and whether a town has one customer or several"
     alarms = 0
     for seed in range(10):
-        windows = [towns(2 * seed, 150, 60, 0), towns(2 * seed + 1, 150, 30, 1000)]
-        before, now = knowing_less(left, windows, "block")
+        windows = [towns(2 * seed, count, 60, 0), towns(2 * seed + 1, count, 30, 1000)]
+        before, now = windows if left is None else knowing_less(left, windows, "block")
         found = judge_rows(before, now, [Input("town", "text")], RULES)
         alarms += any(one.level == "alarm" for one in found)
     assert alarms <= at_most(10)
+
+
+def rare_visits(seed: int, customers: int, days: int, first: int) -> Window:
+    "Customers with a town each, of whom many come once: new towns come with new customers"
+    rng, rows = np.random.default_rng(seed), 40 * days
+    day, customer = np.arange(rows) % days, rng.integers(0, customers, rows)
+    blocks = pd.DataFrame({"block": first + day, "customer": first + customer})
+    return Window(pd.DataFrame({"town": [f"{first} {one}" for one in customer]}), None, None, blocks)
+
+
+@pytest.mark.parametrize("left", [None, 0])
+@pytest.mark.parametrize("customers", [300, 3000])
+def test_towns_of_customers_who_come_once_are_not_values_that_are_new_in_each_row(left, customers):
+    "In a week most come once, where in three months they return: nothing but the length of the window has changed"
+    windows = [rare_visits(1, 300, 90, 0), rare_visits(2, customers, 7, 1000)]
+    before, now = windows if left is None else knowing_less(left, windows, "block")
+    found = judge_rows(before, now, [Input("town", "text")], RULES)
+    assert all(one.level != "alarm" for one in found)
+
+
+def with_numbers(window: Window, share: float) -> Window:
+    "Numbers of orders, in the place of towns, in a share of the rows"
+    rows = np.arange(len(window.rows))
+    town = window.rows["town"].where(rows % 10 >= 10 * share, [f"order {one}" for one in rows])
+    return replace(window, rows=window.rows.assign(town=town))
+
+
+@pytest.mark.parametrize(
+    ("share", "left", "level"),
+    [(1.0, None, "alarm"), (0.5, None, "alarm"), (1.0, 0, "alarm"), (0.5, 0, "alarm"), (0.5, 1, "unknown")],
+)
+@pytest.mark.parametrize("count", [150, 1_000_000])
+def test_values_that_are_new_in_each_row_raise_the_alarm_although_customers_are_new(share, left, level, count):
+    "Unless the window does not know its customers: of these, too, each may have a town of its own, and come once"
+    windows = [towns(0, count, 60, 0), with_numbers(towns(1, count, 30, 1000), share)]
+    before, now = windows if left is None else knowing_less(left, windows, "block")
+    found = judge_rows(before, now, [Input("town", "text")], RULES)
+    assert [one.level for one in found if one.check == "new values"] == [level]
+
+
+def test_new_values_on_a_few_days_allow_no_conclusion():
+    windows = [replace(one, blocks=one.blocks["block"] % 3) for one in (towns(0, 50, 60, 0), towns(1, 50, 30, 0))]
+    windows[1] = replace(with_numbers(windows[1], 0.5), blocks=10 + windows[1].blocks)
+    found = judge_rows(*windows, [Input("town", "text")], RULES)
+    assert [one.level for one in found if one.check == "new values"] == ["unknown"]
 
 
 def test_the_brier_score_of_one_day_concludes_nothing():

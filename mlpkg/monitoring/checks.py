@@ -18,6 +18,7 @@ import pandas as pd
 from ..data.columns import as_texts
 from ..data.contracts import check
 from ..data.inputs import Input, as_contract, as_numbers, without_blanks
+from ..models.dependence import block_numbers, block_table
 from ..models.intervals import Estimate, estimates, standard_error
 from .dealing import Chance, Deals, adjust_p_values, alarm_level, chances, level_shares
 from mlpkg.monitoring.drift import (
@@ -143,8 +144,9 @@ def _new(learned: Window, current: Window, one: Input, chance: Chance, rules: Mo
     some = ", ".join(values[:5]) + (", ..." if len(values) > 5 else "")
     count = f"{len(values)} new value{'' if len(values) == 1 else 's'}"
     words = f"{one.name}: {count} in {share:.2%} of the rows" + (f": {some}" if values else "")
-    alarm = share >= rules.missing and chance.p < rules.alpha
-    level = "alarm" if alarm else "warning" if values else "ok"
+    level = "warning" if values else "ok"
+    if share >= rules.missing and (chance.p < rules.alpha or not chance.power):
+        level = "alarm" if chance.p < rules.alpha else "unknown"
     return Finding("new values", one.name, level, words, share, threshold=rules.missing, p_value=chance.p)
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #b976a0cc
@@ -163,27 +165,65 @@ def _as_in_halves(
     "How likely so many new values are, where halves of one side may show as many"
     return replace(chance, p=max(chance.p, *(float((half >= share - 1e-9).mean()) for half in halves), 0.0))
 
+# %% ../../nbs/api/monitoring/12_checks.ipynb #7b8321d2
+def _accompanied(blocks: Any, rows: int) -> np.ndarray:  # Shape (n,)
+    "Rows that have others in each of their blocks"
+    numbers = [block_numbers(labels, rows) for _, labels in block_table(blocks).items()]
+    return np.all([np.bincount(one)[one] > 1 for one in numbers] or [np.ones(rows, dtype=bool)], axis=0)
+
+# %% ../../nbs/api/monitoring/12_checks.ipynb #4e04225a
+def _of_one_row(codes: Sequence[np.ndarray], *windows: Window) -> list[np.ndarray]:  # For each window, shape (n,)
+    "Rows with a value that no other row has, of any window, though others are of the same blocks"
+    counts = np.bincount(np.concatenate(codes) + 1)
+    once = [(one >= 0) & (counts[one + 1] == 1) for one in codes]
+    return [one & _accompanied(window.blocks, len(one)) for one, window in zip(once, windows, strict=True)]
+
+# %% ../../nbs/api/monitoring/12_checks.ipynb #ba8106ec
+def _or_of_rows(
+    new: Chance,  # Of so many new values
+    of_rows: Chance,  # Of so many more values that are those of one row
+    large: bool,  # Are these more than is tolerated?
+    told: bool,  # Does the window know all by which rows of the reference depend on each other?
+) -> Chance:
+    "How likely so many new values are, where those that blocks do not explain count by themselves"
+    if not large:
+        return new
+    return Chance(min(new.p, of_rows.p), of_rows.power) if told else replace(new, power=0.0)
+
+# %% ../../nbs/api/monitoring/12_checks.ipynb #3a3e583f
+def _column_figures(
+    learned: Window, current: Window, names: Sequence[str], texts: Sequence[Input]
+) -> Callable[[Deals], np.ndarray]:  # Shape (deals, figures)
+    "Missing values by which there are more in each deal, then values of one row, then shares of new values"
+    codes = [_unknown_codes(one, learned, current) for one in texts]
+    of_rows = [_of_one_row(one, learned, current) for one in codes]
+    gone = [one.rows[list(names)].isna() for one in (learned, current)]
+    means = [np.column_stack([one, *(text[side] for text in of_rows)]) for side, one in enumerate(gone)]
+
+    def figures(deals: Deals) -> np.ndarray:
+        before, now = deals.means(*means)
+        return np.column_stack([now - before, *(deals.new_shares(*one) for one in codes)])
+
+    return figures
+
 # %% ../../nbs/api/monitoring/12_checks.ipynb #d6ab1772
 def _column_chances(
     learned: Window, current: Window, inputs: Sequence[Input], rules: MonitoringSettings
 ) -> dict[tuple[str, str], Chance]:  # By check and column
     "How likely it is by chance that as many values are missing or new"
     names, texts = [one.name for one in inputs], [one for one in inputs if one.kind == "text"]
-    missing = [one.rows[names].isna().to_numpy() for one in (learned, current)]
-    codes = [_unknown_codes(one, learned, current) for one in texts]
-
-    def figures(deals: Deals) -> np.ndarray:
-        before, now = deals.means(*missing)
-        return np.column_stack([now - before, *(deals.new_shares(*one) for one in codes)])
-
+    figures, dealt = _column_figures(learned, current, names, texts), learned.deal_with(current)
+    count, size = len(names), len(names) + len(texts)
+    moves = dealt.moves(figures, distances=np.arange(size + len(texts)) >= size)
+    shares, told = moves[0, size:].copy(), {*block_table(learned.blocks)} <= {*block_table(current.blocks)}
+    moves[:, size:] -= moves[:, size:].mean(axis=0)  # where each day has values of its own, each deal has
+    found = chances(moves, [rules.missing] * moves.shape[1], rules.alpha, level_shares["data"], alike=True)
+    halves = [figures(deals)[:, size:].T for weight, deals in dealt.halves if weight > 0]
+    by_blocks = [_as_in_halves(*one) for one in zip(found[size:], shares, *halves, strict=True)]
+    by_rows = zip(by_blocks, found[count:size], moves[0, count:size] >= rules.missing, strict=True)
+    new = [_or_of_rows(*one, told) for one in by_rows]
     about = [*(("missing", name) for name in names), *(("new values", one.name) for one in texts)]
-    dealt = learned.deal_with(current)
-    moves = dealt.moves(figures)
-    found = chances(moves, [rules.missing] * len(about), rules.alpha, level_shares["data"], alike=True)
-    halves = [figures(deals)[:, len(names) :] for weight, deals in dealt.halves if weight > 0]
-    of_texts = zip(found[len(names) :], moves[0, len(names) :], *(half.T for half in halves), strict=True)
-    new = [_as_in_halves(*one) for one in of_texts]
-    return dict(zip(about, [*found[: len(names)], *new], strict=True))
+    return dict(zip(about, [*found[:count], *new], strict=True))
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #c0bf177a
 def check_columns(

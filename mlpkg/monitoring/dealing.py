@@ -254,17 +254,20 @@ def adjust_p_values(
     return adjusted
 
 # %% ../../nbs/api/monitoring/09_dealing.ipynb #b95e67c3
-def _variance(moves: np.ndarray, distances: bool) -> np.ndarray:
+def _variance(
+    moves: np.ndarray,  # Shape (deals, figures)
+    distances: bool | np.ndarray,  # Of all figures, or of each
+) -> np.ndarray:  # Shape (figures,)
     "Of each figure over deals; of distances about 0, since they have no sign"
     known = np.nan_to_num(moves)
-    return (known**2).mean(axis=0) if distances else known.var(axis=0)
+    return np.where(distances, (known**2).mean(axis=0), known.var(axis=0))
 
 # %% ../../nbs/api/monitoring/09_dealing.ipynb #28621bad
 def join_ways(
     moves: Sequence[np.ndarray],  # For each way, as for `chances`
     signs: Sequence[int],  # With which the variance of each counts, from `mlpkg.models.dependence.overlaps`
     more: Any = 0.0,  # Variance of each figure that no way has, shape (figures,)
-    distances: bool = False,  # Are the figures never negative? Then their size counts, and not how they vary
+    distances: bool | np.ndarray = False,  # Are figures never negative? Then their size counts, and not how they vary
 ) -> np.ndarray:  # As for `chances`
     "Moves as far apart as all ways together make them"
     variances = np.stack([_variance(one, distances) for one in moves])
@@ -290,7 +293,7 @@ class Dealt:
     def moves(
         self,
         figures: Callable[[Deals], np.ndarray],  # By how much figures get worse, shape (deals, figures)
-        distances: bool = False,  # As for `join_ways`
+        distances: bool | np.ndarray = False,  # As for `join_ways`
     ) -> np.ndarray:  # As for `chances`
         "By how much figures get worse, as it was and where blocks are dealt anew"
         signs, deals = zip(*self.ways, strict=True)
