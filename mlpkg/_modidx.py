@@ -1886,6 +1886,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mlpkg.monitoring.drift._drifts': ( 'api/monitoring/drift.html#_drifts',
                                                                             'mlpkg/monitoring/drift.py'),
                                         'mlpkg.monitoring.drift._folds': ('api/monitoring/drift.html#_folds', 'mlpkg/monitoring/drift.py'),
+                                        'mlpkg.monitoring.drift._in_order': ( 'api/monitoring/drift.html#_in_order',
+                                                                              'mlpkg/monitoring/drift.py'),
                                         'mlpkg.monitoring.drift._losses': ( 'api/monitoring/drift.html#_losses',
                                                                             'mlpkg/monitoring/drift.py'),
                                         'mlpkg.monitoring.drift._merge_rare': ( 'api/monitoring/drift.html#_merge_rare',

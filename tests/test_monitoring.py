@@ -38,6 +38,7 @@ from mlpkg.monitoring.dealing import chances, draw_rows, level_shares
 from mlpkg.monitoring.drift import (
     column_drift,
     joint_drift,
+    missing_drift,
     number_drift,
     prediction_drift,
     text_drift,
@@ -46,7 +47,6 @@ from mlpkg.monitoring.estimation import _unseen, check_expected
 from mlpkg.monitoring.performance import check_brier, check_performance, check_positive_rate, leading
 from mlpkg.monitoring.report import (
     Report,
-    _finds_the_same,
     _number_blocks,
     as_rows,
     monitor,
@@ -342,6 +342,19 @@ def test_columns_with_an_event_of_one_day_hide_no_change_of_another():
     assert found == 20
 
 
+def test_a_column_that_varies_by_day_hides_no_small_change_of_a_steady_one():
+    "Each column is measured by its usual move: a pressure moves little, beside temperatures that move a lot"
+    found = 0
+    for seed in range(20):
+        rng, day = np.random.default_rng(seed), np.repeat(np.arange(90), 60)
+        old = day < 60
+        table = pd.DataFrame({f"t{i}": rng.normal(size=90)[day] + 0.1 * rng.normal(size=len(day)) for i in range(5)})
+        table["pressure"] = rng.normal(size=len(day)) + 0.2 * ~old
+        moved = column_drift(table[old], table[~old], list(table), (day[old], day[~old])).set_index("column")
+        found += moved.loc["pressure", "p_value"] < 0.05
+    assert found == 20
+
+
 def towns(seed: int, count: int, days: int, first: int, share: float = 1.0) -> Window:
     "Sixty customers who each have a town of their own, on a share of their visits"
     rng, day = np.random.default_rng(seed), np.repeat(np.arange(days), 60)
@@ -426,6 +439,19 @@ def test_the_brier_score_of_one_day_concludes_nothing():
         held, day = scored(2 * seed, 30, 600), scored(2 * seed + 1, 1, 600)
         shuffled = replace(day, p=np.random.default_rng(seed).permutation(day.p))
         assert [check_brier(held, one, RULES).level for one in (day, shuffled)] == ["unknown", "unknown"]
+
+
+@pytest.mark.parametrize(("days", "level"), [(2, "unknown"), (20, "warning")])
+def test_a_brier_score_that_is_much_worse_on_few_days_is_not_within_bounds(days, level):
+    "By 0.2, where half of the days before were as bad: of two days nobody can say whether that is chance"
+
+    def window(rates: list[float], first: int) -> Window:
+        day = np.repeat(np.arange(len(rates)), 100)
+        y = np.arange(len(day)) % 100 < 100 * np.array(rates)[day]
+        return Window(pd.DataFrame({"size": day}), 0.0 * day, y * 1.0, first + day)
+
+    found = check_brier(window([0.1, 0.5] * 10, 0), window([0.5] * days, 100), RULES)
+    assert found.value - found.reference == pytest.approx(0.2) and found.level == level
 
 
 def test_deals_that_say_nothing_of_a_column_do_not_make_its_move_rare():
@@ -1068,14 +1094,13 @@ def test_an_earlier_window_that_comes_late_dates_the_later_ones_anew(tmp_path):
     assert read_history(lake, name)["since"].tolist() == ["", "2024-03"]
 
 
-@pytest.mark.parametrize("rows", [1500, 40_000])
-def test_the_order_of_rows_changes_no_finding(rows):
-    learned, window = (replace(parcels(rows, seed), blocks=np.arange(rows) * 30 // rows) for seed in (1, 5))
+@pytest.mark.parametrize(("rows", "known"), [(1500, (0, 1)), (40_000, (0, 1)), (1500, (0,)), (1500, (1,)), (1500, ())])
+def test_the_order_of_rows_changes_no_finding(rows, known):
+    days = np.arange(rows) * 30 // rows
+    windows = [replace(parcels(rows, seed), blocks=days if side in known else None) for side, seed in enumerate((1, 5))]
     mix = np.random.default_rng(0).permutation(rows)
-    one, two = (
-        as_rows(judge(now, before)) for now, before in ((window, learned), (window.take(mix), learned.take(mix)))
-    )
-    assert _finds_the_same(one, two)
+    one, two = (as_rows(judge(now, before)) for before, now in (windows, [one.take(mix) for one in windows]))
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
 
 
 def test_rows_that_are_alike_are_drawn_like_others():
@@ -1108,11 +1133,25 @@ def test_same_digits_each_time_and_with_other_threads():
     assert f"fingerprint {fingerprint()}" in done.stdout.splitlines()
 
 
-def test_order_of_rows_within_a_window_hardly_matters():
-    window = parcels(seed=5)
-    mixed = window.take(np.random.default_rng(0).permutation(1500))
-    one, two = (column_drift(parcels(seed=1).rows, w.rows, ["weight", "carrier"]) for w in (window, mixed))
-    pd.testing.assert_frame_equal(one, two)
+@pytest.mark.parametrize("known", [(), (0,), (1,), (0, 1)])
+def test_the_order_of_rows_changes_no_drift(known):
+    "To the last digit, whether both tables know their days, or one of them; large days lose rows at random"
+    rng, windows = np.random.default_rng(0), []
+    for side, seed in enumerate((1, 5)):
+        window = parcels(seed=seed)
+        weight = window.rows["weight"].where(rng.uniform(size=1500) > 0.1)
+        days = 100 * side + np.minimum(rng.integers(0, 30, 1500), 20)
+        windows.append(replace(window, rows=window.rows.assign(weight=weight), blocks=days if side in known else None))
+
+    def drifts(before: Window, now: Window) -> list[dict]:
+        names, blocks = ["weight", "distance", "carrier"], (before.blocks, now.blocks)
+        found = [one(before.rows["weight"], now.rows["weight"], blocks) for one in (number_drift, missing_drift)]
+        found += [text_drift(before.rows["carrier"], now.rows["carrier"], blocks)]
+        found += [prediction_drift(before.p, now.p, blocks)]
+        return found + column_drift(before.rows, now.rows, names, blocks).fillna(-1).to_dict("records")
+
+    mixed = [one.take(rng.permutation(1500)) for one in windows]
+    assert drifts(*windows) == drifts(*mixed)
 
 
 def test_many_columns_and_few_rows_per_fold():

@@ -20,7 +20,7 @@ from ..data.contracts import check
 from ..data.inputs import Input, as_contract, as_numbers, without_blanks
 from ..models.dependence import block_numbers, block_table
 from ..models.intervals import Estimate, estimates, standard_error
-from .dealing import Chance, Deals, adjust_p_values, alarm_level, chances, level_shares
+from .dealing import Chance, Deals, Dealt, adjust_p_values, alarm_level, chances, level_shares
 from mlpkg.monitoring.drift import (
     column_drift,
     joint_drift,
@@ -208,11 +208,11 @@ def _column_figures(
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #d6ab1772
 def _column_chances(
-    learned: Window, current: Window, inputs: Sequence[Input], rules: MonitoringSettings
+    learned: Window, current: Window, dealt: Dealt, inputs: Sequence[Input], rules: MonitoringSettings
 ) -> dict[tuple[str, str], Chance]:  # By check and column
     "How likely it is by chance that as many values are missing or new"
     names, texts = [one.name for one in inputs], [one for one in inputs if one.kind == "text"]
-    figures, dealt = _column_figures(learned, current, names, texts), learned.deal_with(current)
+    figures = _column_figures(learned, current, names, texts)
     count, size = len(names), len(names) + len(texts)
     moves = dealt.moves(figures, distances=np.arange(size + len(texts)) >= size)
     shares, told = moves[0, size:].copy(), {*block_table(learned.blocks)} <= {*block_table(current.blocks)}
@@ -233,10 +233,9 @@ def check_columns(
     rules: MonitoringSettings,  # Thresholds, the group `monitoring` of the settings
 ) -> list[Finding]:  # drift and missing for each column, new values for each text
     "Drift and missing values of every column, and values that are new"
-    found = []
-    names, blocks = [one.name for one in inputs], (learned.blocks, current.blocks)
-    table = column_drift(learned.rows, current.rows, names, blocks, rules.alpha)
-    by_chance = _column_chances(learned, current, inputs, rules)
+    found, dealt = [], learned.deal_with(current)
+    table = column_drift(learned.rows, current.rows, [one.name for one in inputs], dealt, rules.alpha)
+    by_chance = _column_chances(learned, current, dealt, inputs, rules)
     for row in table.to_dict("records"):
         moved = "" if np.isnan(row["psi"]) else _moved(learned.rows[row["column"]], current.rows[row["column"]])
         found += [_drift(row, moved, rules), _missing(row, by_chance["missing", row["column"]], rules)]
@@ -274,7 +273,7 @@ def check_predictions(
 ) -> list[Finding]:  # Two: prediction psi, never an alarm, and prediction mean, which raises nothing
     "Drift of what the model says"
     old, new = (w.take(np.isfinite(w.p)) for w in (held, current))
-    found = prediction_drift(old.p, new.p, (old.blocks, new.blocks), rules.alpha)
+    found = prediction_drift(old.p, new.p, old.deal_with(new), rules.alpha)
     psi, mean, old_mean, p = found["psi"], found["mean_now"], found["mean_before"], found["p_value"]
     level = level_of(psi >= rules.prediction_psi, p, rules.alpha)
     now, before = (f"{one:.4g}" if kind == "regression" else f"{one:.1%}" for one in (mean, old_mean))

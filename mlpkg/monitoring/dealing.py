@@ -33,10 +33,11 @@ def draw_rows(
     table: pd.DataFrame,
     rows: int,  # At most this many
     seed: int = 0,  # Decides which
-    *more: np.ndarray | None,  # What else belongs to the rows, shape (n,): labels of blocks and the like
+    *more: Any,  # What else belongs to the rows, such as predictions or blocks; each as for `block_table`
 ) -> np.ndarray:  # Positions, in an order that depends on the content only
     "Draw random rows, whatever their order"
-    whole = table.assign(**{f" {place}": one for place, one in enumerate(more) if one is not None})
+    others = [column.to_numpy() for one in more for _, column in block_table(one).items()]
+    whole = table.assign(**{f" {place}": one for place, one in enumerate(others)})
     content = pd.util.hash_pandas_object(whole, index=False, categorize=False)
     count = content.groupby(content).cumcount().to_numpy().astype("uint64")
     order = _mixed(_mixed(content.to_numpy() + np.uint64(seed)) + count)

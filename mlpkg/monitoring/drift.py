@@ -7,7 +7,7 @@ __all__ = ['DriftError', 'psi', 'number_drift', 'text_drift', 'missing_drift', '
            'joint_drift', 'prediction_drift']
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #d13e03ba
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,23 +131,47 @@ def _drifts(
     found = chances(tested / unit, [1.0] * len(unit), alpha, alike=True)
     return index, np.array([np.nan if dealt.single else one.p for one in found])
 
+# %% ../../nbs/api/monitoring/10_drift.ipynb #51b35657
+def _in_order(
+    tables: Sequence[pd.DataFrame],
+    blocks: tuple[Any, Any] | Dealt,  # Of the rows of both, as for `block_ways`; or rows that are dealt as they are
+) -> tuple[list[pd.DataFrame], Dealt]:
+    "Rows in an order that depends on their content only, and how they are dealt"
+    if isinstance(blocks, Dealt):
+        return list(tables), blocks
+    places = [draw_rows(table, len(table), 0, some) for table, some in zip(tables, blocks, strict=True)]
+    old, new = (take_blocks(some, place) for some, place in zip(blocks, places, strict=True))
+    tables = [table.iloc[place] for table, place in zip(tables, places, strict=True)]
+    return tables, deal_along((len(tables[0]), len(tables[1])), (old, new))
+
 # %% ../../nbs/api/monitoring/10_drift.ipynb #aa716aad
-def _moved(column: _Column | None, blocks: tuple[Any, Any], names: Sequence[str], alpha: float) -> dict[str, float]:
+def _moved(
+    code: Callable[..., _Column | None],  # `_as_bins` or `_as_groups`
+    both: Sequence[pd.Series],  # The column of both tables
+    names: Sequence[str],  # Of what is known
+    blocks: Any,
+    alpha: float,
+) -> dict[str, float]:
     "What is known of one column"
+    unknown = dict.fromkeys(names, float("nan"))
+    if not all(map(len, both)):
+        return unknown
+    (old, new), dealt = _in_order([one.to_frame("value") for one in both], blocks)
+    column = code(old["value"], new["value"])
     if column is None:
-        return dict.fromkeys(names, float("nan"))
-    [index], [p] = _drifts([column], deal_along((len(column.old), len(column.new)), blocks), alpha)
+        return unknown
+    [index], [p] = _drifts([column], dealt, alpha)
     return {"psi": index, **column.measures, "p_value": float(p)}
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #55fc9ed6
 def number_drift(
     reference: pd.Series,  # Numbers or booleans, shape (n,); NaN and infinity are ignored
     current: pd.Series,  # The same, shape (m,)
-    blocks: tuple[Any, Any] = (None, None),  # Of the rows of both, as for `block_ways`
+    blocks: tuple[Any, Any] | Dealt = (None, None),  # Of the rows of both, as for `block_ways`; or how they are dealt
     alpha: float = 0.05,  # Level at which the p-value is to be judged
 ) -> dict[str, float]:  # psi, ks, wasserstein, p_value; NaN if one side has no number; no p-value of few blocks
     "How far a column of numbers has moved"
-    return _moved(_as_bins(reference, current), blocks, ["psi", "ks", "wasserstein", "p_value"], alpha)
+    return _moved(_as_bins, (reference, current), ["psi", "ks", "wasserstein", "p_value"], blocks, alpha)
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #5f3e37da
 def _merge_rare(
@@ -181,22 +205,22 @@ def _as_groups(reference: pd.Series, current: pd.Series) -> _Column | None:
 def text_drift(
     reference: pd.Series,  # Text, shape (n,); missing values are ignored
     current: pd.Series,  # The same, shape (m,)
-    blocks: tuple[Any, Any] = (None, None),  # Of the rows of both, as for `block_ways`
+    blocks: tuple[Any, Any] | Dealt = (None, None),  # Of the rows of both, as for `block_ways`; or how they are dealt
     alpha: float = 0.05,  # As for `number_drift`
 ) -> dict[str, float]:  # psi, js, p_value; NaN as for `number_drift`
     "How far a column of text has moved"
-    return _moved(_as_groups(reference, current), blocks, ["psi", "js", "p_value"], alpha)
+    return _moved(_as_groups, (reference, current), ["psi", "js", "p_value"], blocks, alpha)
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #296c85fe
 def missing_drift(
     reference: pd.Series,  # Any type, shape (n,)
     current: pd.Series,  # Any type, shape (m,)
-    blocks: tuple[Any, Any] = (None, None),  # Of the rows of both, as for `block_ways`
+    blocks: tuple[Any, Any] | Dealt = (None, None),  # Of the rows of both, as for `block_ways`; or how they are dealt
     alpha: float = 0.05,  # As for `number_drift`
 ) -> dict[str, float]:  # missing_before, missing_now (shares, 0 to 1), missing_p
     "Have missing values become more or fewer?"
-    dealt = deal_along((len(reference), len(current)), blocks)
-    [p] = _drifts([], dealt, alpha, [reference.to_frame(), current.to_frame()])[1]
+    tables, dealt = _in_order([one.to_frame("value") for one in (reference, current)], blocks)
+    [p] = _drifts([], dealt, alpha, tables)[1]
     before, now = (float(one.isna().mean()) for one in (reference, current))
     return {"missing_before": before, "missing_now": now, "missing_p": float(p)}
 
@@ -208,20 +232,18 @@ def column_drift(
     reference: pd.DataFrame,  # Rows the model has learned from, at least one
     current: pd.DataFrame,  # Rows to compare, at least one
     columns: Sequence[str],  # To compare, in both tables
-    blocks: tuple[Any, Any] = (None, None),  # Of the rows of both, as for `block_ways`
+    blocks: tuple[Any, Any] | Dealt = (None, None),  # Of the rows of both, as for `block_ways`; or how they are dealt
     alpha: float = 0.05,  # As for `number_drift`
 ) -> pd.DataFrame:  # A row for each column, the largest PSI first; DriftError for a table without rows
     "Compare two tables column by column"
     if reference.empty or current.empty:
         raise DriftError(f"{len(reference)} rows to compare with {len(current)}: both tables need at least one")
-    names, tables = list(columns), [one[list(columns)] for one in (reference, current)]
-    # Rows that are dealt one by one are dealt by what they hold, so that their order does not matter.
-    tables = [t if by is not None else t.iloc[draw_rows(t, len(t))] for t, by in zip(tables, blocks, strict=True)]
+    names = list(columns)
+    tables, dealt = _in_order([one[names] for one in (reference, current)], blocks)
     numbers = [pd.api.types.is_numeric_dtype(reference[name]) for name in names]
     coded = [_as_bins if one else _as_groups for one in numbers]
     made = {name: code(*(one[name] for one in tables)) for name, code in zip(names, coded, strict=True)}
     known = {name: one for name, one in made.items() if one is not None}
-    dealt = deal_along((len(reference), len(current)), blocks)
     index, p_values = _drifts([*known.values()], dealt, alpha, tables)
     table = pd.DataFrame({name: one.measures for name, one in known.items()}).T.reindex(index=names, columns=_measures)
     table.loc[[*known], "psi"], table.loc[[*known], "p_value"] = index, p_values[: len(known)]
@@ -355,8 +377,7 @@ def joint_drift(
     if min(len(reference), len(current)) < 2 * folds:
         raise DriftError(f"{len(reference)} rows to compare with {len(current)}: {2 * folds} of each are needed")
     tables = reference[list(columns)], current[list(columns)]
-    labels = [[one.to_numpy() for _, one in block_table(some).items()] for some in blocks]
-    places = [draw_rows(t, rows, seed + i, *more) for i, (t, more) in enumerate(zip(tables, labels, strict=True))]
+    places = [draw_rows(t, rows, seed + i, some) for i, (t, some) in enumerate(zip(tables, blocks, strict=True))]
     table = pd.concat([t.iloc[i] for t, i in zip(tables, places, strict=True)])
     side = np.repeat([0, 1], [len(i) for i in places])
     both = join_blocks(*(take_blocks(some, i) for some, i in zip(blocks, places, strict=True)))
@@ -379,7 +400,7 @@ def joint_drift(
 def prediction_drift(
     before,  # Probabilities for rows the model was not fitted on, shape (n,), no NaN
     now,  # Probabilities for the current rows, shape (m,), no NaN
-    blocks: tuple[Any, Any] = (None, None),  # Of the rows of both, as for `block_ways`
+    blocks: tuple[Any, Any] | Dealt = (None, None),  # Of the rows of both, as for `block_ways`; or how they are dealt
     alpha: float = 0.05,  # As for `number_drift`
 ) -> dict[str, float]:  # psi, ks, wasserstein, p_value, mean_before, mean_now; DriftError for NaN or no rows
     "Does the model answer differently?"
@@ -387,4 +408,6 @@ def prediction_drift(
     for what, p in (("before", old), ("now", new)):
         if p.empty or p.isna().any():
             raise DriftError(f"predictions {what}: {p.isna().sum()} of {len(p)} are missing; drop these rows")
-    return {**number_drift(old, new, blocks, alpha), "mean_before": float(old.mean()), "mean_now": float(new.mean())}
+    tables, dealt = _in_order([old.to_frame("p"), new.to_frame("p")], blocks)
+    old, new = (one["p"] for one in tables)
+    return {**number_drift(old, new, dealt, alpha), "mean_before": float(old.mean()), "mean_now": float(new.mean())}

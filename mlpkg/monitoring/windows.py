@@ -15,7 +15,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..errors import MlpkgError
-from ..models.dependence import block_table, take_blocks
+from ..models.dependence import take_blocks
 from .dealing import Deals, Dealt, deal_along, draw_rows
 
 # %% ../../nbs/api/monitoring/11_windows.ipynb #93f0c97c
@@ -70,8 +70,7 @@ def at_most(
     seed: int = 0,  # Decides which
 ) -> Window:  # All rows where there are no more; in an order that depends on the content only
     "Some of the rows, drawn at random"
-    labels = [one.to_numpy() for _, one in block_table(self.blocks).items()]
-    return self.take(draw_rows(self.rows, rows, seed, self.p, self.y, *labels))
+    return self.take(draw_rows(self.rows, rows, seed, self.p, self.y, self.blocks))
 
 # %% ../../nbs/api/monitoring/11_windows.ipynb #df4d3530
 @patch(as_prop=True)
