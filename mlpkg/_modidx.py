@@ -1921,6 +1921,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mlpkg/monitoring/estimation.py'),
                                              'mlpkg.monitoring.estimation._fold_of': ( 'api/monitoring/estimation.html#_fold_of',
                                                                                        'mlpkg/monitoring/estimation.py'),
+                                             'mlpkg.monitoring.estimation._jackknife_error': ( 'api/monitoring/estimation.html#_jackknife_error',
+                                                                                               'mlpkg/monitoring/estimation.py'),
                                              'mlpkg.monitoring.estimation._log_odds': ( 'api/monitoring/estimation.html#_log_odds',
                                                                                         'mlpkg/monitoring/estimation.py'),
                                              'mlpkg.monitoring.estimation._matrix': ( 'api/monitoring/estimation.html#_matrix',

@@ -592,6 +592,28 @@ def test_the_model_of_errors_is_asked_about_other_days_also_where_there_are_few(
     assert days == 1 or not any(shared)
 
 
+def priced(seed: int, days: int, rows: int, low: float, high: float, by_day: float, first: int) -> tuple[Window, float]:
+    "Numbers whose errors grow with the distance and differ by day, and the mean error that is to be expected of them"
+    rng, day = np.random.default_rng(seed), np.repeat(np.arange(days), rows)
+    distance = rng.uniform(low, high, len(day))
+    scale = np.exp(1.5 * distance) * np.exp(rng.normal(0, by_day, days))[day]
+    window = Window(pd.DataFrame({"distance": distance}), 10 * distance, None, first + day)
+    truth = float(np.exp(1.5 * distance).mean() * np.sqrt(2 / np.pi) * np.exp(by_day**2 / 2))
+    return replace(window, y=window.p + scale * rng.normal(size=len(day))), truth
+
+
+@pytest.mark.parametrize(("low", "high", "by_day"), [(0.9, 1.0, 0.0), (0.9, 1.0, 0.3), (0.4, 0.5, 0.3)])
+def test_the_interval_of_an_expected_error_holds_for_a_part_of_the_rows_too(low, high, by_day):
+    "Such as parcels that go far: a tenth of the held-out rows is all that is known of them"
+    missed = 0
+    for seed in range(15):
+        held, _ = priced(2 * seed, 30, 60, 0.0, 1.0, by_day, 0)
+        window, truth = priced(2 * seed + 1, 10, 60, low, high, by_day, 100)
+        found = check_expected("regression", held, window, [Input("distance", "number")], RULES)
+        missed += not found.low <= truth <= found.high
+    assert missed <= at_most(15, 0.1)
+
+
 def test_where_days_and_customers_leave_nothing_to_learn_from_days_are_all_there_is():
     "Each customer comes on all of two days but one: whom a model has not seen, has not come on a day that it has not"
     held = replace(scored(1, 1, 600), blocks=pd.DataFrame({"day": np.arange(600) % 2, "customer": np.arange(600) % 2}))

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
+from scipy.stats import t
 
 from ..data.inputs import Input
 from ..models.dependence import block_ways, dealt_groups, folds_along, unseen_splits, variance_along
-from ..models.intervals import Estimate, auc_from_counts, bin_codes, bin_edges, block_counts, standard_error
+from ..models.intervals import Estimate, auc_from_counts, bin_codes, bin_edges, block_counts, standard_error, z_95
 from .checks import Finding, coerce_inputs
 from .dealing import Deals, alarm_level, chances, level_shares
 from .performance import leading, leading_figure
@@ -150,26 +151,38 @@ def _unseen(held: Window, seed: int, folds: int = 5) -> list[tuple[np.ndarray, n
         return splits
     return list(unseen_splits([_fold_of(min(ways, key=np.max), folds)]))  # of the way that has the largest blocks
 
+# %% ../../nbs/api/monitoring/13_estimation.ipynb #0dd2a348
+def _jackknife_error(
+    expected: np.ndarray,  # By models that have left out some rows, shape (models,)
+    learned: np.ndarray,  # Share of the rows that each has learned from, shape (models,)
+) -> float:
+    "Standard error of what is expected, as large as an interval of so few models needs"
+    squared = (learned / (1 - learned) * (expected - expected.mean()) ** 2).mean()
+    return float(np.sqrt(squared) * t.isf(0.025, len(expected) - 1) / z_95)
+
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #65451f88
 def expected_error(
     held: Window,  # With predictions and truth
     current: Window,  # With predictions
     inputs: Sequence[Input],  # What the model takes
     seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:  # Absolute error to be expected of each row, now and held out
-    "How far off numbers are likely to be"
+) -> tuple[np.ndarray, np.ndarray, float]:  # Absolute error to be expected of each row, now and held out; see below
+    "How far off numbers are likely to be, and the standard error of the mean of the first by what was learned"
     from sklearn.ensemble import HistGradientBoostingRegressor
-    from sklearn.model_selection import cross_val_predict
 
     both = pd.concat([_matrix(held, inputs), _matrix(current, inputs)], ignore_index=True)
     texts = [str(name) for name in both if not pd.api.types.is_numeric_dtype(both[name])]
     codes = {name: pd.factorize(both[name], sort=True)[0].astype("float64") for name in texts}
     both = both.assign(**{name: np.where(code < 0, np.nan, code) for name, code in codes.items()})
     old, new = both.iloc[: len(held.rows)], both.iloc[len(held.rows) :]
-    off = np.abs(held.p - held.y)
+    off, before, splits = np.abs(held.p - held.y), np.empty(len(old)), _unseen(held, seed)
     model = HistGradientBoostingRegressor(max_iter=60, max_leaf_nodes=8, min_samples_leaf=50, random_state=seed)
-    before = cross_val_predict(model, old, off, cv=_unseen(held, seed))
-    return model.fit(old, off).predict(new), before
+    expected = np.empty(len(splits))
+    for place, (learned, asked) in enumerate(splits):
+        model.fit(old.iloc[learned], off[learned])
+        before[asked], expected[place] = model.predict(old.iloc[asked]), model.predict(new).mean()
+    error = _jackknife_error(expected, np.array([len(learned) / len(old) for learned, _ in splits]))
+    return model.fit(old, off).predict(new), before, error
 
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #8e8a8ccc
 def _of_classes(kind: Kind, held: Window, current: Window, seed: int) -> tuple[Estimate, float, np.ndarray]:
@@ -186,13 +199,13 @@ def _of_classes(kind: Kind, held: Window, current: Window, seed: int) -> tuple[E
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #770a3dfd
 def _of_errors(held: Window, current: Window, inputs: Sequence[Input], seed: int) -> tuple[Estimate, float, np.ndarray]:
     "Expected now and before, and by what share more is expected in each deal"
-    now, before = expected_error(held, current, inputs, seed)
+    now, before, learned = expected_error(held, current, inputs, seed)
 
     def rise(deals: Deals) -> np.ndarray:
         was, is_now = deals.means(before, now)
         return (is_now / np.where(was > 0, was, np.nan) - 1)[:, None]
 
-    noise = standard_error(np.abs(held.p - held.y), held.blocks)  # of what the second model has learned from
+    noise = max(standard_error(np.abs(held.p - held.y), held.blocks), learned)  # of what the second model knows
     error = float(np.hypot(standard_error(now, current.blocks), noise))
     return Estimate(float(now.mean()), error), float(before.mean()), held.moves_to(current, rise)
 
