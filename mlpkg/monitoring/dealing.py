@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['level_shares', 'enough_power', 'draw_rows', 'block_units', 'Deals', 'deal', 'Chance', 'chances', 'adjust_p_values',
-           'join_ways', 'Dealt', 'deal_along', 'alarm_level']
+           'join_ways', 'Dealt', 'deal_along', 'deal_in_order', 'alarm_level']
 
 # %% ../../nbs/api/monitoring/09_dealing.ipynb #ff2be1d0
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ import pandas as pd
 from fastcore.basics import patch
 from scipy import sparse, stats
 
-from ..models.dependence import block_numbers, block_table, block_ways, join_blocks, overlaps
+from ..models.dependence import block_numbers, block_table, block_ways, join_blocks, overlaps, take_blocks
 from ..models.intervals import auc_from_counts, bin_codes, bin_edges
 
 # %% ../../nbs/api/monitoring/09_dealing.ipynb #7c1f0a3f
@@ -343,6 +343,19 @@ def deal_along(
     found = [(sign, (way[: rows[0]], way[rows[0] :])) for sign, way in overlaps(ways)]
     dealt = [(sign, deal(rows, parts, seed=seed)) for sign, parts in found] or [(1, deal(rows, seed=seed))]
     return Dealt(dealt, _alone(rows, blocks, ways, seed))
+
+# %% ../../nbs/api/monitoring/09_dealing.ipynb #08e4f9aa
+def deal_in_order(
+    tables: Sequence[pd.DataFrame],
+    blocks: tuple[Any, Any] | Dealt,  # Of the rows of both, as for `block_ways`; or rows that are dealt as they are
+) -> tuple[list[pd.DataFrame], Dealt]:
+    "Rows in an order that depends on their content only, and how they are dealt"
+    if isinstance(blocks, Dealt):
+        return list(tables), blocks
+    places = [draw_rows(table, len(table), 0, some) for table, some in zip(tables, blocks, strict=True)]
+    old, new = (take_blocks(some, place) for some, place in zip(blocks, places, strict=True))
+    tables = [table.iloc[place] for table, place in zip(tables, places, strict=True)]
+    return tables, deal_along((len(tables[0]), len(tables[1])), (old, new))
 
 # %% ../../nbs/api/monitoring/09_dealing.ipynb #f83a5f51
 level_shares = {"data": 1 / 3, "truth": 1 / 2, "estimate": 1 / 6}  # Of the level, for groups that raise alarms

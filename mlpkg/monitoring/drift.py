@@ -31,7 +31,7 @@ from mlpkg.models.dependence import (
 )
 from ..models.intervals import auc_interval, bin_codes, bin_edges, roc_auc
 from ..models.scoring import native_threads, sample_positions
-from .dealing import Deals, Dealt, chances, deal_along, draw_rows
+from .dealing import Deals, Dealt, chances, deal_in_order, draw_rows
 
 # %% ../../nbs/api/monitoring/10_drift.ipynb #67b0378d
 class DriftError(MlpkgError, ValueError):
@@ -131,19 +131,6 @@ def _drifts(
     found = chances(tested / unit, [1.0] * len(unit), alpha, alike=True)
     return index, np.array([np.nan if dealt.single else one.p for one in found])
 
-# %% ../../nbs/api/monitoring/10_drift.ipynb #51b35657
-def _in_order(
-    tables: Sequence[pd.DataFrame],
-    blocks: tuple[Any, Any] | Dealt,  # Of the rows of both, as for `block_ways`; or rows that are dealt as they are
-) -> tuple[list[pd.DataFrame], Dealt]:
-    "Rows in an order that depends on their content only, and how they are dealt"
-    if isinstance(blocks, Dealt):
-        return list(tables), blocks
-    places = [draw_rows(table, len(table), 0, some) for table, some in zip(tables, blocks, strict=True)]
-    old, new = (take_blocks(some, place) for some, place in zip(blocks, places, strict=True))
-    tables = [table.iloc[place] for table, place in zip(tables, places, strict=True)]
-    return tables, deal_along((len(tables[0]), len(tables[1])), (old, new))
-
 # %% ../../nbs/api/monitoring/10_drift.ipynb #aa716aad
 def _moved(
     code: Callable[..., _Column | None],  # `_as_bins` or `_as_groups`
@@ -156,7 +143,7 @@ def _moved(
     unknown = dict.fromkeys(names, float("nan"))
     if not all(map(len, both)):
         return unknown
-    (old, new), dealt = _in_order([one.to_frame("value") for one in both], blocks)
+    (old, new), dealt = deal_in_order([one.to_frame("value") for one in both], blocks)
     column = code(old["value"], new["value"])
     if column is None:
         return unknown
@@ -219,7 +206,7 @@ def missing_drift(
     alpha: float = 0.05,  # As for `number_drift`
 ) -> dict[str, float]:  # missing_before, missing_now (shares, 0 to 1), missing_p
     "Have missing values become more or fewer?"
-    tables, dealt = _in_order([one.to_frame("value") for one in (reference, current)], blocks)
+    tables, dealt = deal_in_order([one.to_frame("value") for one in (reference, current)], blocks)
     [p] = _drifts([], dealt, alpha, tables)[1]
     before, now = (float(one.isna().mean()) for one in (reference, current))
     return {"missing_before": before, "missing_now": now, "missing_p": float(p)}
@@ -239,7 +226,7 @@ def column_drift(
     if reference.empty or current.empty:
         raise DriftError(f"{len(reference)} rows to compare with {len(current)}: both tables need at least one")
     names = list(columns)
-    tables, dealt = _in_order([one[names] for one in (reference, current)], blocks)
+    tables, dealt = deal_in_order([one[names] for one in (reference, current)], blocks)
     numbers = [pd.api.types.is_numeric_dtype(reference[name]) for name in names]
     coded = [_as_bins if one else _as_groups for one in numbers]
     made = {name: code(*(one[name] for one in tables)) for name, code in zip(names, coded, strict=True)}
@@ -408,6 +395,6 @@ def prediction_drift(
     for what, p in (("before", old), ("now", new)):
         if p.empty or p.isna().any():
             raise DriftError(f"predictions {what}: {p.isna().sum()} of {len(p)} are missing; drop these rows")
-    tables, dealt = _in_order([old.to_frame("p"), new.to_frame("p")], blocks)
+    tables, dealt = deal_in_order([old.to_frame("p"), new.to_frame("p")], blocks)
     old, new = (one["p"] for one in tables)
     return {**number_drift(old, new, dealt, alpha), "mean_before": float(old.mean()), "mean_now": float(new.mean())}
