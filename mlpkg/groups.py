@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Metric', 'Distance', 'Distances', 'Group', 'LakeSettings', 'TrackingSettings', 'StepSettings', 'ContractSettings',
            'parse_pairs', 'parse_list', 'KernelSettings', 'parse_threshold', 'PromotionSettings', 'AirflowSettings',
-           'ServingSettings', 'MonitoringSettings', 'NotifySettings', 'SimulationSettings', 'RetentionSettings',
-           'TestingSettings', 'PipelineSettings', 'ModelSettings']
+           'ServingSettings', 'BatchSettings', 'MonitoringSettings', 'NotifySettings', 'SimulationSettings',
+           'RetentionSettings', 'TestingSettings', 'PipelineSettings', 'ModelSettings']
 
 # %% ../nbs/api/07_groups.ipynb #b72cf6f4
 from collections.abc import Mapping
@@ -227,6 +227,14 @@ class ServingSettings(Group):
     log_rows: int = Field(20_000, gt=0, description="Answers held in memory until they are stored; the rest is dropped")
     log_seconds: float = Field(5, gt=0, description="How often answers go to the lake, in seconds")
 
+# %% ../nbs/api/07_groups.ipynb #24b0d24b
+class BatchSettings(Group):
+    "Which predictions of a batch are refused"
+
+    max_unknown_rate: float = Field(
+        0.5, ge=0, le=1, description="Share of a batch's rows whose value in a column the model may not know"
+    )
+
 # %% ../nbs/api/07_groups.ipynb #5bf4cfa4
 class MonitoringSettings(Group):
     "When the monitor raises an alarm"
@@ -294,4 +302,5 @@ class ModelSettings(Group):
     pipeline: PipelineSettings = PipelineSettings(recipe="", incoming="")
     promotion: PromotionSettings
     serving: ServingSettings
+    batch: BatchSettings
     monitoring: MonitoringSettings

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from .errors import MlpkgError
 from mlpkg.groups import (
     AirflowSettings,
+    BatchSettings,
     ContractSettings,
     Group,
     KernelSettings,
@@ -51,6 +52,7 @@ class Settings(Group):
     contracts: ContractSettings
     promotion: PromotionSettings
     serving: ServingSettings
+    batch: BatchSettings
     monitoring: MonitoringSettings
     notify: NotifySettings
     airflow: AirflowSettings

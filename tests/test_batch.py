@@ -861,3 +861,56 @@ def test_a_file_without_the_column_of_the_partition_is_one_part(loaded, lake, pa
         pd.testing.assert_frame_equal(predictions(lake), expected)
     with pytest.raises(BatchError, match="has no column 'month', .*give one value"):
         score(lake, loaded, str(tmp_path / "p.csv"), TO, {"month": MONTHS}, ["parcel"])
+
+
+def with_codes(parcels: pd.DataFrame) -> tuple[pd.DataFrame, Loaded]:
+    "The parcels with ZIP codes, more different ones than a model's description lists, and a model that knows them"
+    codes = pd.Series(range(1500)).map("{:05}".format)
+    known = parcels.assign(zip=codes.reindex(parcels.index % 1500).to_numpy())
+    contract = schemas.DataFrameSchema({**CONTRACT.columns, "zip": schemas.Column(str)})
+    pipeline = fit("hist_gradient_boosting", known.assign(late=known.index % 2), "late", NUMERIC, [*CATEGORICAL, "zip"])
+    inputs = inputs_from(contract, known, [*FEATURES, "zip"])
+    assert not inputs[-1].categories
+    return known, Loaded(pipeline, None, {}, inputs)
+
+
+def test_values_that_the_model_does_not_know_are_counted_shown_and_warned_of(lake, parcels, tmp_path, caplog):
+    known, loaded = with_codes(parcels)
+    known.to_parquet(tmp_path / "p.parquet")
+    asked = (lake, loaded, str(tmp_path / "p.parquet"), TO, {"month": MONTHS}, ["parcel"])
+    assert score(*asked, rows=300).unknown.empty and not caplog.records
+    odd = known.assign(carrier=known["carrier"].mask(known.index < 40, "Blue"))
+    odd.loc[50:54, "carrier"], odd.loc[300:699, "zip"] = "grey", odd.loc[300:699, "zip"].str.lstrip("0")
+    odd.to_parquet(tmp_path / "p.parquet")
+    done = score(*asked, rows=300)
+    assert done.unknown[["column", "rows", "rate"]].to_numpy().tolist() == [["zip", 400, 0.2], ["carrier", 45, 0.0225]]
+    assert done.unknown["examples"][1] == "Blue (it knows blue), grey"
+    assert "300 (it knows 00300)" in done.unknown["examples"][0]
+    [said] = [one.getMessage() for one in caplog.records]
+    assert "zip: 400 of 2,000 rows (20.0 %), such as" in said and "carrier: 45 of 2,000 rows (2.2 %)" in said
+    assert done.predicted == 2000
+
+
+def test_a_batch_that_the_model_mostly_does_not_know_is_refused_unless_that_is_allowed(
+    lake, parcels, tmp_path, monkeypatch
+):
+    known, loaded = with_codes(parcels)
+    path = str(tmp_path / "p.parquet")
+    known.assign(zip=known["zip"].str.lstrip("0")).to_parquet(path)
+    asked = (lake, loaded, path, TO, {"month": MONTHS}, ["parcel"])
+    with pytest.raises(
+        BatchError, match=r"zip: 2,000 of 2,000 rows .*it knows 0.*Nothing was written.*max_unknown_rate"
+    ):
+        score(*asked)
+    assert not lake.exists(TO)
+    assert score(*asked, max_unknown=1).unknown["rate"].tolist() == [1.0]
+    monkeypatch.setenv("MLPKG_BATCH__MAX_UNKNOWN_RATE", "1")
+    assert score(*asked).predicted == 2000
+
+
+def test_a_few_rows_that_are_all_new_are_predicted_and_warned_of(lake, parcels, tmp_path, caplog):
+    known, loaded = with_codes(parcels)
+    known.head(19).assign(carrier="grey").to_parquet(tmp_path / "p.parquet")
+    done = score(lake, loaded, str(tmp_path / "p.parquet"), TO, {"month": MONTHS[0]}, ["parcel"])
+    assert done.predicted == 19 and done.unknown["rows"].tolist() == [19]
+    assert "carrier: 19 of 19 rows" in caplog.text

@@ -211,9 +211,15 @@ def test_each_row_of_a_file_gets_an_answer_or_a_reason_and_is_found_again(made, 
     given = case.table.head(60).drop(columns="target").astype({"Age": object})
     given = pd.concat([given, given.head(3)], ignore_index=True)
     given.loc[[4, 40], "Age"] = ["unknown", 900]
+    given.loc[[10, 11, 12], "thal"] = "severe"
     given.to_csv(project.root / "new.csv", index=False)
     said = " ".join(project.mlpkg("run", "heart_predict", "-p", "source=new.csv", **env).split())
-    assert "63 rows of new.csv: 61 predicted, 2 in quarantine" in said
+    assert (
+        "63 rows of new.csv: 61 predicted, 2 in quarantine; values that the model does not know in thal (3 rows)"
+        in said
+    )
+    step = project.steps(project.pipeline_runs("heart_predict")[0])["predict"]
+    assert step.data.metrics["unknown.thal"] == 3
     monkeypatch.chdir(project.root)
     monkeypatch.setenv("MLPKG_SETTINGS", str(project.root / "settings.ini"))
     names: dict = {}

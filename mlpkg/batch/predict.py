@@ -34,6 +34,7 @@ from ..data.lake import Lake
 from ..data.sources import Source, numbered, open_source
 from ..data.spill import Spill, replayable
 from ..data.together import replace_together
+from ..models.encoding import known_values
 from ..models.registry import Loaded
 from ..models.scoring import Scorer, native_threads
 
@@ -76,7 +77,7 @@ def _threads(model: Any, wanted: int | None) -> int:
 # %% ../../nbs/api/batch/14_predict.ipynb #6442fcb8
 def _scored(screened: Screened, raw: np.ndarray) -> ScoredBatch:
     "A screened batch without the table that the model took, so that its memory is free"
-    return ScoredBatch(screened.good, screened.bad, screened.outcome, raw)
+    return ScoredBatch(screened.good, screened.bad, screened.outcome, raw, screened.unknown)
 
 # %% ../../nbs/api/batch/14_predict.ipynb #2a27cd98
 def predict_batches(
@@ -88,8 +89,9 @@ def predict_batches(
 ) -> Iterator[ScoredBatch]:  # In the order of the rows
     "Screen and score a stream"
     contract, waiting = as_contract(loaded.inputs), deque[tuple[Screened, Future[np.ndarray]]]()
-    threads = _threads(loaded.pipeline[-1], threads)
-    pieces = (screen(piece, loaded.inputs, contract, unread) for piece in rebatch(batches, rows, max(rows // 4, 1)))
+    threads, known = _threads(loaded.pipeline[-1], threads), known_values(loaded.pipeline, loaded.inputs)
+    cut = rebatch(batches, rows, max(rows // 4, 1))
+    pieces = (screen(piece, loaded.inputs, contract, unread, known) for piece in cut)
     for screened in pieces:
         if len(screened.table):
             break
@@ -316,20 +318,11 @@ def check_found(self: _Job) -> None:
             "others, or run the step that makes these"
         )
 
-# %% ../../nbs/api/batch/14_predict.ipynb #f932d40b
-@patch
-def check_readable(self: _Job) -> None:
-    "BatchError if most values of a column cannot be read"
-    for row in self.summary.outcome().violations.to_dict("records"):
-        if row["check"] == "cannot be read" and row["count"] > self.summary.rows / 2:
-            raise BatchError(
-                f"source {self.source.name!r}: column {row['column']!r} should hold numbers, and {row['count']:,} of "
-                f"{self.summary.rows:,} values cannot be read, such as {row['examples']}. Nothing was written"
-            )
-
 # %% ../../nbs/api/batch/14_predict.ipynb #fe3857eb
 @patch
-def run(self: _Job, bad: Spill, rows: int, threads: int | None) -> Generator[pa.RecordBatch, None, None]:
+def run(
+    self: _Job, bad: Spill, rows: int, threads: int | None, most_unknown: float | None = None
+) -> Generator[pa.RecordBatch, None, None]:
     "Predictions; bad rows go to the spill"
     began = last = time.monotonic()
     batches = self.source.read(self.columns, self.filters)
@@ -346,7 +339,8 @@ def run(self: _Job, bad: Spill, rows: int, threads: int | None) -> Generator[pa.
             last = now
             print(f"{self.summary.rows:,} rows, {self.summary.rows / (now - began):,.0f} a second", flush=True)
     self.check_found()
-    self.check_readable()
+    self.summary.check_readable(self.source.name)
+    self.summary.check_known(self.source.name, self.origin["model"].as_py(), most_unknown)
 
 # %% ../../nbs/api/batch/14_predict.ipynb #6d4ae647
 def _make_room(lake: Lake, schemas: Mapping[str, pa.Schema], there: Mapping[str, pa.Schema | None]) -> None:
@@ -374,6 +368,7 @@ def score(
     places: Sequence[str] = (),  # Columns that say of each row which file it is from and its place there; else counted
     unread: str = "",  # Column that names, separated by commas, the columns of which a value could not be read
     replace: bool | Claim = True,  # May they take the place of predictions of another source, or of which?
+    max_unknown: float | None = None,  # See `SummaryBuilder.check_known`; the setting of the model unless given
 ) -> BatchResult:  # BatchError, SourceError, LakeError or ContractError if it cannot be scored; nothing is written
     "Score a table or a file, and write the predictions"
     began, loaded = time.perf_counter(), _with_threshold(loaded, threshold)
@@ -389,6 +384,6 @@ def score(
     (answers, refused), tables = job.schemas(), {source: given.version} if given.version >= 0 else {}
     _make_room(lake, {to: plain_schema(answers), aside: plain_schema(refused)}, there)
     with Spill(answers, lake.spill) as good, Spill(refused, lake.spill) as bad:
-        with closing(job.run(bad, rows, threads)) as predictions:
+        with closing(job.run(bad, rows, threads, max_unknown)) as predictions:
             tables |= replace_together(lake, {to: replayable(predictions, good), aside: bad.read}, partition, check)
     return job.summary.result(tables, job.absent, time.perf_counter() - began)

@@ -7,8 +7,8 @@ __all__ = ['BatchError', 'match_inputs', 'fast_check', 'Screened', 'screen', 'ro
 
 # %% ../../nbs/api/batch/10_screening.ipynb #644765d4
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pandera.pandas import DataFrameSchema
 
+from .unknown import Unknown, unknown_values
 from ..data.arrow import plain_type
 from ..data.contracts import Outcome, check, violation_columns
 from ..data.inputs import Input, as_contract, as_numbers, map_unknown, shape, without_blanks
@@ -115,6 +116,7 @@ class Screened:
     bad: pa.RecordBatch  # The other rows, as they came
     table: pd.DataFrame  # The good rows as the model takes them, unknown categories missing where that is allowed
     outcome: Outcome  # Why the others are bad
+    unknown: Mapping[str, Unknown] = field(default_factory=dict)  # What the model does not know of the good rows
 
 # %% ../../nbs/api/batch/10_screening.ipynb #6eca2a5a
 def _parsed(column: pa.Array) -> pa.Array:
@@ -172,11 +174,21 @@ def _with_examples(outcome: Outcome, unread: dict[str, pd.Series]) -> Outcome:
     return replace(outcome, violations=found.assign(examples=found["examples"].mask(here, found["column"].map(told))))
 
 # %% ../../nbs/api/batch/10_screening.ipynb #f5519152
-def _all_good(batch: pa.RecordBatch, table: pd.DataFrame, unknown: Sequence[Input]) -> Screened:
+def _all_good(
+    batch: pa.RecordBatch, table: pd.DataFrame, new: Sequence[Input], unknown: Mapping[str, Unknown]
+) -> Screened:
     "What screening gives where every row is good"
     none = pd.DataFrame(columns=violation_columns)
     outcome = Outcome(len(table), none, table.head(0), None, 0)
-    return Screened(batch, batch.slice(0, 0), map_unknown(table, unknown), outcome)
+    return Screened(batch, batch.slice(0, 0), map_unknown(table, new), outcome, unknown)
+
+# %% ../../nbs/api/batch/10_screening.ipynb #6332a057
+def _not_listed(
+    known: Mapping[str, Collection[str]], inputs: Sequence[Input], new: Sequence[Input]
+) -> dict[str, Collection[str]]:
+    "The columns that may hold values the model does not know, after the fast check"
+    fine = {one.name for one in inputs if one.categories} - {one.name for one in new}
+    return {name: values for name, values in known.items() if name not in fine}
 
 # %% ../../nbs/api/batch/10_screening.ipynb #574a172c
 def screen(
@@ -184,17 +196,18 @@ def screen(
     inputs: Sequence[Input],  # What the model takes
     contract: DataFrameSchema,  # From `mlpkg.data.inputs.as_contract`
     unread: str = "",  # Column that names, separated by commas, the columns of which a value could not be read
+    known: Mapping[str, Collection[str]] | None = None,  # From `mlpkg.models.encoding.known_values`; counts others
 ) -> Screened:  # BatchError if the batch does not have the inputs, or dates with two meanings
     "Separate the rows that may be scored from those that may not"
     table, wrong = _shaped(batch, inputs)
     marks = _marks(wrong, batch[unread] if unread else pa.nulls(len(table), pa.string()))
-    if not marks.any() and (unknown := fast_check(table, inputs)) is not None:
-        return _all_good(batch, table, unknown)
+    if not marks.any() and (new := fast_check(table, inputs)) is not None:
+        return _all_good(batch, table, new, unknown_values(table, _not_listed(known or {}, inputs, new)))
     outcome = _with_examples(check(table, contract, unread=marks), wrong)
     good = np.ones(len(table), bool)
     good[outcome.bad.index] = False
-    table = map_unknown(table[good], inputs)
-    return Screened(batch.filter(pa.array(good)), batch.filter(pa.array(~good)), table, outcome)
+    unknown, table = unknown_values(table[good], known or {}), map_unknown(table[good], inputs)
+    return Screened(batch.filter(pa.array(good)), batch.filter(pa.array(~good)), table, outcome, unknown)
 
 # %% ../../nbs/api/batch/10_screening.ipynb #f1196681
 def _json(
