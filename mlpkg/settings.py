@@ -7,14 +7,13 @@ __all__ = ['SettingsError', 'Settings', 'known_keys', 'find_settings', 'load_set
 
 # %% ../nbs/api/00_settings.ipynb #4653ab7a
 import configparser
-import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from .errors import MlpkgError
+from .errors import MlpkgError, did_you_mean
 from mlpkg.groups import (
     AirflowSettings,
     BatchSettings,
@@ -133,8 +132,7 @@ def _model_sections(file: Path) -> dict[str, dict[str, str]]:
 # %% ../nbs/api/00_settings.ipynb #5aca8ac2
 def _hint(given: str, known) -> str:
     "What the writer may have meant, else what is allowed"
-    close = difflib.get_close_matches(given, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(sorted(known))})"
+    return did_you_mean(given, known) or f" (known: {', '.join(sorted(known))})"
 
 # %% ../nbs/api/00_settings.ipynb #0f1959d5
 def _variable(key: str) -> str:

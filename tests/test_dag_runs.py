@@ -165,7 +165,8 @@ def test_parameters_are_checked_before_anything_starts(project):
         "run", "small", "-p", "colour=1", code=2
     )
     assert "--param rows: expected name=value" in project.mlpkg("run", "small", "-p", "rows", code=2)
-    assert "unknown DAG tiny (there are: mapped, small, stock, watching)" in project.mlpkg("run", "tiny", code=2)
+    said = project.mlpkg("run", "smal", code=2)
+    assert "unknown DAG smal (there are: mapped, small, stock, watching); did you mean 'small'?" in said
     assert project.pipeline_runs("small") == []
 
 

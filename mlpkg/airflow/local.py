@@ -26,7 +26,7 @@ from .home import use_airflow
 from .jobs import usable_jobs
 from .listening import listening
 from .parallel import be_patient, run_side_by_side
-from ..errors import MlpkgError
+from ..errors import MlpkgError, did_you_mean
 from ..redaction import get_log, redact_structlog
 from ..settings import Settings
 from ..steps.live import reporting
@@ -115,11 +115,13 @@ def plan(
 ) -> list[tuple[Any, dict[str, Any]]]:  # (DAG, conf) of each; DagError where something does not exist
     "What to run, checked before the first of it starts"
     if unknown := sorted(set(dag_ids) - known.keys()):
-        raise DagError(f"unknown DAG {', '.join(unknown)} (there are: {', '.join(sorted(known))})")
+        near = did_you_mean(unknown[0], known)
+        raise DagError(f"unknown DAG {', '.join(unknown)} (there are: {', '.join(sorted(known))}){near}")
     declared = {name for dag_id in dag_ids for name in known[dag_id].params}
     if strange := sorted(given.keys() - declared):
         has = ", ".join(sorted(declared)) or "none"
-        raise DagError(f"none of these DAGs has a parameter {', '.join(strange)} (they have: {has})")
+        near = did_you_mean(strange[0], declared)
+        raise DagError(f"none of these DAGs has a parameter {', '.join(strange)} (they have: {has}){near}")
     return [(known[dag_id], dag_conf(known[dag_id], given)) for dag_id in dag_ids]
 
 # %% ../../nbs/api/airflow/16_local.ipynb #773b2636

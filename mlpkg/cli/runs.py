@@ -37,6 +37,7 @@ from mlpkg.cli.render import (
     summarise,
 )
 from .resume import Resumable, Resume, check_resume
+from ..errors import did_you_mean
 
 if TYPE_CHECKING:
     from mlpkg.airflow.local import DagResult
@@ -253,6 +254,14 @@ def _run_row(mlflow: Any, found: Any) -> tuple[str, ...]:
     dag_id, state = found.data.tags["mlpkg.dag_id"], coloured_state(info.status)
     return info.run_id[:8], dag_id, local_time(info.start_time), took, state, failed
 
+# %% ../../nbs/api/cli/12_runs.ipynb #6340b5fb
+def _no_runs(mlflow: Any, dag: str | None) -> str:
+    "Say that there is nothing to list, and which name was meant"
+    from mlpkg.steps.tracking import all_pages
+
+    near = did_you_mean(dag, [one.name for one in all_pages(mlflow.search_experiments)]) if dag else ""
+    return f"No runs of {dag} yet{near or f': mlpkg run {dag}'}" if dag else "No runs yet: mlpkg run DAG"
+
 # %% ../../nbs/api/cli/12_runs.ipynb #bb829450
 @runs.command("runs", rich_help_panel="Looking back")
 def runs_command(
@@ -269,7 +278,7 @@ def runs_command(
     table = plain_table("run", "dag", "started", "time", "state", "failed step", whole=("run", "dag"))
     for found in pipeline_runs(mlflow, dag, limit):
         table.add_row(*_run_row(mlflow, found))
-    Console().print(table if table.row_count else "No runs yet: mlpkg run DAG")
+    Console().print(table if table.row_count else _no_runs(mlflow, dag))
 
 # %% ../../nbs/api/cli/12_runs.ipynb #2801e50d
 def open_in_browser(

@@ -8,7 +8,6 @@ __all__ = ['ParameterError', 'Parameter', 'read_type', 'parse_parameters', 'Miss
 
 # %% ../../nbs/api/steps/10_parameters.ipynb #d7048e41
 import ast
-import difflib
 import io
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 from fastcore.basics import patch
 from pydantic import TypeAdapter, ValidationError
 
-from ..errors import MlpkgError
+from ..errors import MlpkgError, did_you_mean
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -158,8 +157,7 @@ def _faults(given: Mapping[str, Any], declared: dict[str, Parameter]) -> Iterato
     "What is wrong with the given values, one message for each fault"
     listing = ", ".join(declared) or "none"
     for name in given.keys() - declared.keys():
-        close = difflib.get_close_matches(name, declared, n=1)
-        yield f"unknown parameter '{name}' (declared: {listing})" + (f"; did you mean '{close[0]}'?" if close else "")
+        yield f"unknown parameter '{name}' (declared: {listing})" + did_you_mean(name, declared)
     for name, parameter in declared.items():
         if parameter.required and name not in given:
             yield f"missing parameter '{name}': {parameter.type_name}" + f" ({parameter.help})" * bool(parameter.help)
