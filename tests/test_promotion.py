@@ -26,6 +26,7 @@ from mlpkg.data.lake import Lake, open_lake
 from mlpkg.data.ledger import Ledger
 from mlpkg.models import oversight, record
 from mlpkg.models.comparison import Comparison, ComparisonError, as_comparison, compare, decide
+from mlpkg.models.evaluation import evaluate
 from mlpkg.models.holdout import FairRows, Learner, block_marks, fair_rows
 from mlpkg.models.oversight import history, hold, hold_of, missing_champion, promote_by_hand, release, rollback
 from mlpkg.models.paired import Measurement, gain, measure
@@ -771,3 +772,22 @@ def test_equal_models_are_promoted_as_rarely_as_claimed_where_customers_return(t
     assert not fair.problem
     assert sum(promoted(seed) for seed in range(60)) <= 6
     assert sum(promoted(seed, better=0.8) for seed in range(10)) >= 8, "a model that is better wins"
+
+
+def few_rows(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    "Labels of ninety rows, and probabilities that tell them apart well"
+    rng = np.random.default_rng(seed)
+    y = (np.arange(90) % 2).astype(int)
+    return y, 1 / (1 + np.exp(-2.2 * rng.normal(y * 2.0 - 1, 0.9)))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_bound_of_a_gain_over_chance_is_that_of_the_interval_shown_beside_it(seed):
+    y, p = few_rows(seed)
+    shown = evaluate(y, p).metrics
+    over = gain("roc_auc", y, p, yes_no.guess(y, "roc_auc"))
+    assert over.value == pytest.approx(shown["roc_auc"] - 0.5)
+    np.testing.assert_allclose(over.bounds(0.975), (shown["roc_auc_low"] - 0.5, shown["roc_auc_high"] - 0.5))
+    needed = over.critical_value(0.95, 0.4)
+    assert replace(over, value=needed).bounds(0.95)[0] == pytest.approx(0.4)
+    assert 0.4 < needed < over.detectable(0.95, 0.4) < 0.5  # more than 0.5 no model can gain

@@ -47,6 +47,21 @@ class Measurement:
     error: float | None  # Standard error on the scale; None if it is unknown
     freedom: float  # Degrees of freedom of the error
     scale: Literal["linear", "logit"] = "linear"  # On which the error is symmetric
+    base: float = 0.0  # Of a gain over something that is the same on all rows: what that is, which the value lacks
+
+# %% ../../nbs/api/models/19_paired.ipynb #67c4ce3f
+@patch
+def _moved(
+    self: Measurement,
+    start: float,  # A value
+    distance: float,  # On the scale
+) -> float:
+    "The value that lies so far from another one"
+    from scipy.special import expit, logit
+
+    if self.scale == "linear":
+        return start + distance
+    return float(expit(logit(np.clip(start + self.base, 1e-9, 1 - 1e-9)) + distance)) - self.base
 
 # %% ../../nbs/api/models/19_paired.ipynb #e4cec290
 @patch
@@ -55,31 +70,29 @@ def bounds(
     level: float,  # Confidence of each of them, such as 0.95
 ) -> tuple[float, float]:  # Lower and upper bound, each one-sided; NaN if the error is unknown
     "What the figure is at least, and at most"
-    from scipy.special import expit, logit
     from scipy.stats import t
 
     if self.value is None or self.error is None:
         return float("nan"), float("nan")
     reach = float(t.ppf(level, self.freedom)) * self.error
-    if self.scale == "linear":
-        return self.value - reach, self.value + reach
-    centre = logit(np.clip(self.value, 1e-9, 1 - 1e-9))
-    return float(expit(centre - reach)), float(expit(centre + reach))
+    return self._moved(self.value, -reach), self._moved(self.value, reach)
 
 # %% ../../nbs/api/models/19_paired.ipynb #1a688f69
 @patch
 def critical_value(
-    self: Measurement,  # On the linear scale
+    self: Measurement,
     level: float,  # Confidence of the bound
     margin: float,  # That the lower bound must exceed
 ) -> float:  # NaN if the error is unknown
     "The value from which the lower bound exceeds a margin"
-    return margin + ((self.value or 0.0) - self.bounds(level)[0])
+    from scipy.stats import t
+
+    return float("nan") if self.error is None else self._moved(margin, float(t.ppf(level, self.freedom)) * self.error)
 
 # %% ../../nbs/api/models/19_paired.ipynb #64811dd6
 @patch
 def detectable(
-    self: Measurement,  # On the linear scale
+    self: Measurement,
     level: float,  # As for `critical_value`
     margin: float,  # Smallest gain that counts, in units of the metric
     power: float = 0.8,  # Chance to be found
@@ -91,7 +104,8 @@ def detectable(
     if self.error is None or self.freedom < 1:
         return float("nan")
     least = t.ppf(level, self.freedom)  # In standard errors, like the solution; a noncentral t has the power
-    return margin + self.error * brentq(lambda true: nct.sf(least, self.freedom, true) - power, 0, 10 * least + 10)
+    errors = brentq(lambda true: nct.sf(least, self.freedom, true) - power, 0, 10 * least + 10)
+    return self._moved(margin, self.error * errors)
 
 # %% ../../nbs/api/models/19_paired.ipynb #182c4cfb
 def _squared_error(figure: Weighted, groups: np.ndarray, scale: str) -> float:
@@ -155,6 +169,17 @@ def measure(
     found = jackknife_along(figure_of(metric, y, raw, task), block_ways(blocks, len(y)), scale)
     return replace(found, error=None, freedom=0.0) if found.error == 0 else found  # Perfect here; nobody knows how far
 
+# %% ../../nbs/api/models/19_paired.ipynb #44738a2a
+def _fixed(
+    metric: str, y: Any, said: Any, blocks: Any, task: Task
+) -> float | None:  # None where it depends on the rows, or is a loss
+    "The figure of predictions that have the same one on any of these rows, as a constant has a ROC AUC of 0.5"
+    values, kind = np.asarray(said, dtype=float), get_quality(metric, task.kind)
+    if not kind.higher or kind.limits != (0, 1) or not len(values) or np.ptp(values, axis=0).max() > 0:
+        return None
+    figure, groups = figure_of(metric, y, said, task), block_groups(block_ways(blocks, len(y))[0], len(y))
+    return figure(np.ones(len(y))) if _squared_error(figure, groups, "linear") == 0 else None
+
 # %% ../../nbs/api/models/19_paired.ipynb #8895c0d5
 def gain(
     metric: str,  # As for `figure_of`
@@ -166,6 +191,10 @@ def gain(
     other: Task | None = None,  # Of the champion; the same unless given
 ) -> Measurement:  # Positive where the challenger is better, for losses too
     "By how much a model is better than another"
+    if (fixed := _fixed(metric, y, theirs, blocks, other or task)) is not None:
+        own = measure(metric, y, ours, blocks, task)
+        if own.value is not None and own.error is not None:
+            return replace(own, value=own.value - fixed, base=fixed)
     sign = 1 if get_quality(metric, task.kind).higher else -1
     one, their = figure_of(metric, y, ours, task), figure_of(metric, y, theirs, other or task)
     return jackknife_along(lambda weights: sign * (one(weights) - their(weights)), block_ways(blocks, len(y)))
