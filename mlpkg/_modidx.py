@@ -2374,6 +2374,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'mlpkg/recipes/preparation.py'),
                                            'mlpkg.recipes.preparation.check_batches': ( 'api/recipes/preparation.html#check_batches',
                                                                                         'mlpkg/recipes/preparation.py'),
+                                           'mlpkg.recipes.preparation.check_finite': ( 'api/recipes/preparation.html#check_finite',
+                                                                                       'mlpkg/recipes/preparation.py'),
                                            'mlpkg.recipes.preparation.clean_batches': ( 'api/recipes/preparation.html#clean_batches',
                                                                                         'mlpkg/recipes/preparation.py'),
                                            'mlpkg.recipes.preparation.clean_rows': ( 'api/recipes/preparation.html#clean_rows',
