@@ -518,3 +518,21 @@ def test_the_contract_says_what_dots_mean_in_later_files_of_any_kind(tmp_path):
         (tmp_path / "later.csv").write_text("\n".join([f"km{separator}litres", *lines]) + "\n")
         rows = read_delivery(recipe, str(tmp_path / "later.csv")).rows
         assert rows["km"].tolist() == [40604, 950, 9500] and rows["litres"].tolist() == [1.25, 2.125, 3]
+
+
+def test_times_of_day_are_no_group_and_it_is_said_how_they_become_a_feature(tmp_path):
+    clock = [f"{one // 60:02d}{one % 60:02d}" for one in counts(0, 1440)]
+    made = drafted(tmp_path, members(departure=clock))
+    assert made.group == "" and "departure" in features(made)
+    assert made.rule("departure") == 'text_column("Departure, a time of day like 0930")'
+    (words,) = said(made, "minutes_of_day")
+    assert words.startswith("departure: times of day, such as ") and "`departure_minutes=minutes_of_day(rows[" in words
+    assert '`"departure_minutes": number_column("Departure minutes", 0, 1439, made=True)`' in words
+
+
+def test_descriptions_keep_the_names_of_the_file(tmp_path):
+    table = members(MaxHR=counts(60, 200), **{" Wohnfläche  (m²)": counts(20, 90), "x" * 70: counts(0, 9)})
+    made = drafted(tmp_path, table)
+    told = {name: made.rule(name).partition('"')[2].partition('"')[0] for name in made.kept_columns()}
+    assert told["maxhr"] == "MaxHR" and told["wohnfläche_m2"] == "Wohnfläche (m²)" and told["fee"] == "Fee"
+    assert told["x" * 70] == "X" + "x" * 69

@@ -19,7 +19,7 @@ from mlpkg.data.contracts import check, number_column
 from mlpkg.data.sources import SourceError
 from mlpkg.data.tabular import plain_names
 from mlpkg.examples.diamonds import recipe as diamonds
-from mlpkg.recipes.delivery import Delivery, read_delivery
+from mlpkg.recipes.delivery import Delivery, read_delivery, read_table
 from mlpkg.recipes.draft import Draft
 from mlpkg.recipes.drafting import draft_pipeline
 from mlpkg.recipes.preparation import clean_rows, split_rows
@@ -330,3 +330,12 @@ def test_missing_values_are_said(tmp_path):
     notes = draft_pipeline("machines", str(tmp_path / "machines.csv"), "fails").notes
     words = "values are missing of load (10.0%): they may be in later rows, too; of other columns they may not"
     assert [note for note in notes if "missing" in note] == [f"{words} (nullable=True in the contract)"]
+
+
+def test_blanks_behind_separators_belong_to_no_name(tmp_path):
+    (tmp_path / "given.csv").write_text(
+        "Age, Chest pain, left\n" + "".join(f"{one}, {one % 7}, no\n" for one in range(30))
+    )
+    found = read_table(str(tmp_path / "given.csv"))
+    assert found.names == {"Age": "age", "Chest pain": "chest_pain", "left": "left"}
+    assert found.table["left"].unique().tolist() == ["no"] and found.table["chest_pain"].max() == 6

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ColumnType', 'time_values', 'begins_with_day', 'accepted_times', 'as_days', 'times_as_days', 'days_to_text',
-           'as_texts', 'one_spelling', 'as_type', 'require_columns', 'cast_columns', 'without_unreadable',
-           'contract_types', 'Reading', 'contract_reading']
+           'as_texts', 'one_spelling', 'minutes_of_day', 'as_type', 'require_columns', 'cast_columns',
+           'without_unreadable', 'contract_types', 'Reading', 'contract_reading']
 
 # %% ../../nbs/api/data/17_columns.ipynb #cff0582b
 from collections.abc import Collection, Iterable, Mapping
@@ -167,6 +167,14 @@ def one_spelling(
     "Texts that differ only in capitals and blanks, as one"
     found = as_texts(column).str.replace(r"\s+", " ", regex=True).str.strip().str.lower()
     return found.mask(found == "")
+
+# %% ../../nbs/api/data/17_columns.ipynb #b028affb
+def minutes_of_day(
+    column: pd.Series,  # Like 0930, 930 or 9:30, as texts or numbers; NaN allowed
+) -> pd.Series:  # float64; NaN for what is not a time of day
+    "Times of day in minutes since midnight"
+    parts = as_texts(column).str.strip().str.zfill(4).str.extract(r"^([01]?\d|2[0-3]):?([0-5]\d)$").astype("float64")
+    return (parts[0] * 60 + parts[1]).rename(column.name)
 
 # %% ../../nbs/api/data/17_columns.ipynb #3ab6c72d
 _called = {"float64, dots": 'numbers like 1.234,5, as thousands="." in the contract says'}

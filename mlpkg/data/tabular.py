@@ -129,8 +129,8 @@ missing_texts = frozenset(
 
 
 def _header(text: str, separator: str) -> list[str]:
-    "The names in the first line, as they stand"
-    return next(csv.reader(io.StringIO(text), delimiter=separator), [])
+    "The names in the first line, without blanks before them, as pandas reads them"
+    return next(csv.reader(io.StringIO(text), delimiter=separator, skipinitialspace=True), [])
 
 # %% ../../nbs/api/data/17_tabular.ipynb #82822fe3
 def _taken_as_missing(plain: pd.DataFrame, missing: Mapping[str, Collection[str]]) -> list[str]:

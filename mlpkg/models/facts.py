@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Use', 'Blanks', 'ColumnFacts', 'is_time', 'column_facts', 'find_blanks', 'as_plain', 'without_others',
-           'plain_columns', 'doubtful_codes', 'placeholders', 'unit_examples', 'spellings', 'may_differ']
+           'plain_columns', 'doubtful_codes', 'placeholders', 'is_clock', 'unit_examples', 'spellings', 'may_differ']
 
 # %% ../../nbs/api/models/03_facts.ipynb #2eebe13f
 import re
@@ -230,6 +230,14 @@ def placeholders(
                 found |= dict.fromkeys(side.index[:first].tolist(), float(side.index[first]))
                 break
     return found
+
+# %% ../../nbs/api/models/03_facts.ipynb #8cb315de
+def is_clock(
+    facts: ColumnFacts,
+) -> bool:
+    "Does a column of texts hold times of day like 0930?"
+    many = facts.kind == "text" and facts.distinct >= 20
+    return many and all(re.fullmatch(r"([01]\d|2[0-3])[0-5]\d", one) for one in facts.values)
 
 # %% ../../nbs/api/models/03_facts.ipynb #6c0d2f52
 _with_unit = r"^([^\w\s.,+-]|[^\W\d_]{1,3}(?=\s))?\s?([+-]?\d[\d.,]*)\s?([^\W\d_]{1,12}\d?|[^\w\s/:.,-])?$"

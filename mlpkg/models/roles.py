@@ -12,7 +12,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from .facts import ColumnFacts, is_time
+from .facts import ColumnFacts, is_clock, is_time
 
 # %% ../../nbs/api/models/04_roles.ipynb #6e6ce0ad
 _full_name = re.compile(r"(?:[^\W\d_][\w'’.-]*,? ){1,3}[^\W\d_][\w'’.-]+")
@@ -111,7 +111,7 @@ def names_things(
     rows: int,  # Of the table, each once
 ) -> bool:
     "Does a column tell something that several rows are about from others?"
-    if not _may_name_things(facts, rows) or _places.search(facts.name.lower()):
+    if not _may_name_things(facts, rows) or _places.search(facts.name.lower()) or is_clock(facts):
         return False
     if facts.kind == "text":
         return _named_for(facts) != "" or all(_codes.fullmatch(one) for one in facts.values)

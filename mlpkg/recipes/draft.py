@@ -229,7 +229,8 @@ def rule(
 ) -> str:
     "The rule for a column, as the contract has it"
     thousands = {"float64, dots": ".", "float64, point": ""}.get(self.number_types().get(name, ""))
-    return column_rule(self.found.columns[name], task, self.blanks.get(name, ()), thousands)
+    header = {new: old for old, new in self.read.names.items()}.get(name, "")
+    return column_rule(self.found.columns[name], task, self.blanks.get(name, ()), thousands, header)
 
 # %% ../../nbs/api/recipes/30_draft.ipynb #96fb437d
 @patch

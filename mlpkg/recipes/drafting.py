@@ -32,6 +32,7 @@ from ..quality import Kind
 from .delivery import read_table
 from .draft import Draft, split_titles
 from .recipe import id_column
+from .spelling import told_clocks
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #ad3d87fe
 def _usual_batch(
@@ -120,7 +121,8 @@ def draft_pipeline(
     by = f" ({time} itself is no feature)" if time else ""
     made.notes.extend([f"{split_titles[made.split().by]}{by}", made.batch_words()])
     asked = asked_about_codes(made.found, name) + told_units(made.found) + told_spellings(made.found, name, spelled)
-    return replace(made, warnings=[*made.warnings, *asked, *made.asked_about_dots(), *_cautions(made)])
+    asked += told_clocks(made.found.columns, name) + made.asked_about_dots()
+    return replace(made, warnings=[*made.warnings, *asked, *_cautions(made)])
 
 # %% ../../nbs/api/recipes/30_drafting.ipynb #37b33abe
 def _cautions(made: Draft) -> list[str]:
