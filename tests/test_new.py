@@ -148,6 +148,9 @@ def test_what_it_writes_is_clean_short_and_complete(made):
             [sys.executable, "-m", "ruff", *how, "nbs", "dags", "tests"], cwd=root, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout
+    alone = [sys.executable, "-m", "ruff", "check", "--isolated", "--extend-select=E,I,UP,B", "--line-length=120"]
+    done = subprocess.run([*alone, root / "team" / f"{case.name}.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
     assert {path.stem.rpartition("_")[2] for path in (root / "dags").glob(f"{case.name}_*.py")} == {
         "arrive", "etl", "train", "predict", "monitor", "watch",
     }  # fmt: skip
@@ -685,6 +688,26 @@ def test_a_column_that_nearly_gives_the_target_away_is_asked_about(positives, mi
     said = [one for one in found.warnings if "nearly tells y by itself" in one]
     assert found.columns["paid"].use == "feature" and len(said) == 1, found.warnings
     assert "paid" in said[0] and "closed_by" in said[0] and "x" not in said[0].partition(":")[0].split(", ")
+
+
+@pytest.mark.parametrize(("noise", "asked"), [(0.06, True), (0.2, False)])
+def test_a_number_that_nearly_is_the_number_to_predict_is_asked_about(noise, asked):
+    rng = np.random.default_rng(2)
+    price = rng.lognormal(8, 0.6, 2000)
+    table = pd.DataFrame(
+        {"paid": price * (1 + rng.normal(0, noise, 2000)), "size": price**0.3 * rng.lognormal(0, 1, 2000)}
+    )
+    found = inspect_table(table.assign(price=price), "price")
+    said = [one for one in found.warnings if one.startswith("paid: nearly tells price by itself")]
+    assert len(said) == asked and found.columns["paid"].use == "feature", found.warnings
+
+
+def test_classes_that_a_number_nearly_tells_are_asked_about():
+    rng = np.random.default_rng(3)
+    grade = rng.integers(0, 4, 2000)
+    points = 25 * grade + rng.uniform(0, 25, 2000) + rng.normal(0, 0.4, 2000)
+    found = inspect_table(pd.DataFrame({"points": points, "age": rng.uniform(size=2000), "grade": grade}), "grade")
+    assert [one for one in found.warnings if one.startswith("points: nearly tells grade by itself")], found.warnings
 
 
 def test_of_many_columns_that_tell_much_a_few_are_named():

@@ -55,8 +55,10 @@ def next_commands(
     ]
 
 # %% ../../nbs/api/cli/13_new.ipynb #b781ab27
-def _show_written(console: Console, made: "Draft", paths: list[str], would: bool) -> None:
+def _show_written(console: Console, made: "Draft", project: "Project", paths: list[str], would: bool) -> None:
     "What was written, or would be"
+    from mlpkg.recipes.scaffold import told_source
+
     folders: dict[str, list[str]] = {}
     for path in paths:
         folder, _, name = path.rpartition("/")
@@ -65,6 +67,8 @@ def _show_written(console: Console, made: "Draft", paths: list[str], would: bool
     for folder, names in folders.items():
         shown = f"{folder}/[dim] {' '.join(names)}[/dim]" if folder else f"[dim]{' '.join(names)}[/dim]"
         console.print(f"  {shown}", soft_wrap=True, highlight=False)
+    if words := told_source(made, project):
+        console.print(f"[yellow]! {escape(words)}[/yellow]", highlight=False, soft_wrap=True)
 
 # %% ../../nbs/api/cli/13_new.ipynb #be0f0b3a
 def _show_next(console: Console, made: "Draft", paths: list[str]) -> None:
@@ -116,10 +120,10 @@ def new_command(
         return _show_changes(console, made, there, project, paths)
     if dry_run:
         planned = [path.relative_to(project.root).as_posix() for path in new_files(made, project)]
-        _show_written(console, made, [*planned, "settings.ini"], would=True)
+        _show_written(console, made, project, [*planned, "settings.ini"], would=True)
         return
     paths = write_pipeline(made, project)
-    _show_written(console, made, paths, would=False)
+    _show_written(console, made, project, paths, would=False)
     _show_next(console, made, paths)
 
 # %% ../../nbs/api/cli/13_new.ipynb #fb886684

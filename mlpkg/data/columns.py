@@ -174,7 +174,7 @@ def minutes_of_day(
 ) -> pd.Series:  # float64; NaN for what is not a time of day
     "Times of day in minutes since midnight"
     parts = as_texts(column).str.strip().str.zfill(4).str.extract(r"^([01]?\d|2[0-3]):?([0-5]\d)$").astype("float64")
-    return (parts[0] * 60 + parts[1]).rename(column.name)
+    return parts[0] * 60 + parts[1]
 
 # %% ../../nbs/api/data/17_columns.ipynb #3ab6c72d
 _called = {"float64, dots": 'numbers like 1.234,5, as thousands="." in the contract says'}

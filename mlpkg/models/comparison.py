@@ -196,6 +196,12 @@ def _unmet(found: Comparison, rules: PromotionSettings) -> Iterable[str]:
             words = f"{metric} {one.value:.4f}, at {least} {bound:.4f}, misses the required {required:g}"
             yield f"{words} ({_evidence(found, level)})"
 
+# %% ../../nbs/api/models/24_comparison.ipynb #8a6251ed
+def _constant(metric: Metric, ours: float, over: "Measurement") -> float:
+    "The figure of the best constant, over which a model has a gain"
+    value = over.value or 0.0
+    return round(ours - value if get_quality(metric).higher else ours + value, 4) + 0.0
+
 # %% ../../nbs/api/models/24_comparison.ipynb #be405567
 def _gain(
     found: Comparison,
@@ -207,7 +213,8 @@ def _gain(
     low = one.bounds(level)[0] if one else float("nan")
     if not one or ours is None or low != low:
         return float("nan"), f"it is not known by how much {metric} is better"
-    against = "chance" if theirs is None else f"the champion's {theirs:.4f}"
+    constant = "chance" if metric == "roc_auc" else f"the best constant's {_constant(metric, ours, one):.4f}"
+    against = constant if theirs is None else f"the champion's {theirs:.4f}"
     return low, f"{metric} {ours:.4f} against {against}: a gain of {one.value:+.4f}, {low:+.4f} at least"
 
 # %% ../../nbs/api/models/24_comparison.ipynb #134e3da2
@@ -255,7 +262,7 @@ def _no_better(found: Comparison, rules: PromotionSettings) -> str:  # "" if it 
     low = one.bounds(_floor_level(found, rules))[0]
     if low > 0:
         return ""
-    constant = round(ours - one.value if get_quality(rules.metric).higher else ours + one.value, 4) + 0.0
+    constant = _constant(rules.metric, ours, one)
     verb, least = "is" if one.value <= 0 else "may be", f", {low:+.4f} at least" if low == low else ""
     words = f"{rules.metric} {ours:.4f} {verb} no better than the best constant: a gain of {one.value:+.4f}{least}"
     return f"{words}. {_look}. `promotion.minimum = {rules.metric}: {constant:g}` would refuse such a model"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ScaffoldError', 'Project', 'find_project', 'check_name_of', 'templates_path', 'fill_text', 'fill_notebook',
-           'recipe_path', 'request_of', 'new_files', 'new_section', 'in_the_way', 'write_files', 'write_pipeline',
-           'untidy_lines']
+           'recipe_path', 'told_source', 'request_of', 'new_files', 'new_section', 'in_the_way', 'write_files',
+           'write_pipeline', 'untidy_lines']
 
 # %% ../../nbs/api/recipes/32_scaffold.ipynb #3229b5f4
 import json
@@ -146,6 +146,21 @@ def _from_project(source: str, root: Path) -> str:
         return source
     path = Path(source).absolute() if Path(source).exists() else project_path(source)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+# %% ../../nbs/api/recipes/32_scaffold.ipynb #6ee05d6b
+def told_source(
+    made: Draft,
+    project: Project,
+) -> str:  # Empty where the path means the same on other machines
+    "What the pipeline reads unless it is told otherwise, if others do not have it"
+    source = _from_project(made.source, project.root)
+    if not Path(source).is_absolute():
+        return ""
+    return (
+        f"{made.name}_etl reads {source} unless `-p source=...` says otherwise: it is outside of the project, so this "
+        f"works on no other machine. Put the file into the project's folder, or at a URL, and write its path into "
+        f"dags/{made.name}_etl.py"
+    )
 
 # %% ../../nbs/api/recipes/32_scaffold.ipynb #6b9e3cab
 def request_of(
