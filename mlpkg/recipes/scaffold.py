@@ -157,8 +157,8 @@ def told_source(
     if not Path(source).is_absolute():
         return ""
     return (
-        f"{made.name}_etl reads {source} unless `-p source=...` says otherwise: it is outside of the project, so this "
-        f"works on no other machine. Put the file into the project's folder, or at a URL, and write its path into "
+        f"{made.name}_etl reads {source} unless `-p source=FILE` says otherwise: it is outside of the project, so this "
+        "works on no other machine. Put the file into the project's folder, or at a URL, and write its path into "
         f"dags/{made.name}_etl.py"
     )
 
