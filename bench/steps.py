@@ -42,6 +42,7 @@ NOTEBOOKS = {"trivial": "x = 1", "usual": USUAL}
 PACKAGES = ("apache-airflow", "apache-airflow-providers-papermill", "papermill", "mlflow", "ipykernel")
 COLD = {"MLPKG_KERNELS__WARM": "no", "MLPKG_AIRFLOW__PRELOAD": ""}
 WARM = {"MLPKG_KERNELS__WARM": "yes", "MLPKG_KERNELS__IDLE": "300"}
+MLPKG = [sys.executable, "-c", "from mlpkg.cli.start import main; main()"]
 LOOP = "import papermill; [papermill.execute_notebook({0!r}, {1!r}, progress_bar=False) for _ in range({2})]"
 
 
@@ -100,7 +101,7 @@ def command(way: Way, notebook: str, count: int) -> list[str]:
         return [sys.executable, "-c", f"{NOTEBOOKS[notebook]}\n" * count]
     if way.kind == "papermill":
         return [sys.executable, "-c", LOOP.format(f"notebooks/{notebook}.ipynb", f"var/out/{notebook}.ipynb", count)]
-    return [sys.executable, "-c", "from mlpkg.cli.start import main; main()", "run", dag_name(way.kind, notebook, count)]
+    return [*MLPKG, "run", dag_name(way.kind, notebook, count)]
 
 
 Figures = dict[tuple[str, str, int], list[float]]  # Way, notebook and number of steps -> seconds of each run

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['step_name', 'code_digest', 'find_unfinished', 'describe_cell', 'mark', 'read_scraps', 'scrap_metrics', 'scrap_text',
-           'show_scraps', 'plot_title', 'describe_plots', 'show_without_scripts', 'render_html', 'write_whole',
-           'join_streams', 'redact_notebook', 'store_notebook', 'store_page']
+           'show_scraps', 'plot_title', 'describe_plots', 'show_without_scripts', 'render_html', 'join_streams',
+           'redact_notebook', 'store_notebook', 'store_page']
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #b6b5949e
 import ast
@@ -284,20 +284,6 @@ def render_html(
     show_without_scripts(page)
     text = make_passive(exporter.from_notebook_node(page, resources={"metadata": {"name": title}})[0])
     return text.replace("<head>", f'<head><meta http-equiv="Content-Security-Policy" content="{_policy}"/>', 1)
-
-# %% ../../nbs/api/steps/14_notebooks.ipynb #b32e8188
-def write_whole(
-    path: Path,  # Replaced if it exists
-    text: str,  # Its new content
-) -> None:  # OSError where there is no room; the file is then as it was
-    "Write a file of which nobody ever sees a part"
-    draft = path.with_name(f"{path.name}.new")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
 
 # %% ../../nbs/api/steps/14_notebooks.ipynb #67535796
 def join_streams(
