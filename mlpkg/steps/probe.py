@@ -27,8 +27,9 @@ usual = (
     "sklearn.inspection", "sklearn.linear_model", "sklearn.metrics", "sklearn.model_selection", "sklearn.pipeline",
     "sklearn.preprocessing", "mlflow", "mlflow.sklearn", "mlflow.pyfunc.scoring_server",
     "mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store",
-    "mlflow.utils.requirements_utils:_init_packages_to_modules_map", "mlpkg.steps.reachable:remember_versions", "git",
-    "optuna", "pandera.pandas", "deltalake.fs", "skops.io", "scrapbook",
+    "mlflow.utils.requirements_utils:_init_packages_to_modules_map", "git", "optuna", "pandera.pandas", "deltalake.fs",
+    "skops.io", "scrapbook", "mlpkg.steps.reachable:remember_versions", "mlpkg.steps.provenance:package_digest",
+    "bs4", "cadwyn", "libcst", "nbconvert", "upath",  # for commands
 )  # fmt: skip
 
 # %% ../../nbs/api/steps/15_probe.ipynb #c7202bec
