@@ -102,7 +102,7 @@ def parse_list(
 class KernelSettings(Group):
     "Kernels that have imported the usual libraries already"
 
-    warm: bool = Field(True, description="Are kernels forked from a process that has imported libraries once?")
+    warm: bool = Field(True, description="Do kernels and commands come from a process that has imported libraries?")
     preload: Annotated[list[str], BeforeValidator(parse_list)] = Field(
         ["usual"], description="Modules that this process imports; 'usual' stands for those of most notebooks"
     )

@@ -180,6 +180,24 @@ def test_a_program_reads_writes_and_fails_as_in_a_process_of_its_own(address, tm
     assert bool(cold.returncode) == (text == "{late")
 
 
+def test_settings_can_switch_it_off(address, project):
+    file = project.root / "settings.ini"
+    slow = start_slow(project)
+    assert len(programs(address)) == 2  # the command and the kernel of its step
+    slow.send_signal(signal.SIGTERM)
+    slow.communicate(timeout=120)
+    file.write_text(file.read_text().replace("[local]", "[local]\nkernels.warm = no", 1))
+    done = subprocess.run([MLPKG, "runs"], cwd=project.root, env=project.env, capture_output=True, text=True)
+    assert done.returncode == 0 and "small" in done.stdout
+    slow = start_slow(project)
+    (command,) = programs(address)
+    below = [command, *supervisor.descendants(command, supervisor.parents())]
+    assert any("cli.main" in Path(f"/proc/{pid}/cmdline").read_text() for pid in below)
+    slow.send_signal(signal.SIGTERM)
+    slow.communicate(timeout=120)
+    assert statuses(project) == ("KILLED", "KILLED")
+
+
 @pytest.mark.parametrize("word", ["no", "False", "0", "off"])
 def test_it_can_be_switched_off(word):
     assert not may_be_warm(["runs"], {"MLPKG_KERNELS__WARM": word})
