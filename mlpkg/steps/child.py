@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['reseed', 'read_rc_file', 'prepare_matplotlib', 'drop_own_modules', 'tell_matplotlib', 'take_limits',
-           'take_surroundings', 'become_kernel', 'become_program', 'end_control_thread', 'leave']
+           'take_surroundings', 'become_kernel', 'open_again', 'become_program', 'end_control_thread', 'leave']
 
 # %% ../../nbs/api/steps/15_child.ipynb #5a1d0004
 import atexit
 import contextlib
 import gc
+import importlib
 import io
 import os
 import random
+import signal
 import sys
 import threading
 import time
 from pkgutil import resolve_name
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from .probe import own_packages
 
@@ -92,6 +94,7 @@ def take_surroundings(
     os.umask(request["umask"])
     take_limits(request.get("limits", {}))
     os.chdir(request["cwd"])
+    importlib.invalidate_caches()  # folders of `sys.path` may be there by now
     reseed()
     tell_matplotlib()
 
@@ -109,13 +112,25 @@ def become_kernel(
     runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
     return 0
 
+# %% ../../nbs/api/steps/15_child.ipynb #2e592718
+def open_again(
+    stream: TextIO,  # On a descriptor that leads somewhere else by now
+    mode: str,  # "r" or "w"
+) -> TextIO:
+    "The stream that a new process would have"
+    number, how = stream.fileno(), {"encoding": stream.encoding, "errors": stream.errors}
+    lines = 1 if mode == "w" and os.isatty(number) else -1  # as `open` counts: 1 is a line
+    return open(number, mode, lines, **how, closefd=False)  # type: ignore[arg-type,call-overload]
+
 # %% ../../nbs/api/steps/15_child.ipynb #2e592717
 def become_program(
     request: dict[str, Any],  # From `request_for`, with a program
 ) -> int:  # Exit code, when the program has ended; raises what it raises
     "Turn this process into a program, as a script that calls its function does"
     take_surroundings(request)
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
+    for number in request["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdin, sys.stdout = open_again(sys.stdin, "r"), open_again(sys.stdout, "w")
     sys.argv, sys.modules["__main__"] = request["argv"], ModuleType("__main__")
     try:
         resolve_name(request["program"])()
@@ -144,7 +159,11 @@ def leave(
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     files = [one for one in gc.get_objects() if issubclass(type(one), io.IOBase)]
-    for stream in (*files, sys.stdout, sys.stderr):  # those that modules hold as well
+    for stream in (*files, sys.stderr):  # those that modules hold as well
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.flush()
+    try:
+        sys.stdout.flush()
+    except (AttributeError, OSError, ValueError):
+        code = code or 120  # as Python says that output is lost
     os._exit(code)

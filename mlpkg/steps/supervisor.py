@@ -162,18 +162,23 @@ def supervise(
     kernel: int,  # Child of this process
     gently: bool = False,  # Does it end by itself when a signal asks it to, as a command does?
 ) -> int:  # How the kernel ended, as `waitpid` says
-    "Wait until the kernel has ended or has to end; nothing of it is left afterwards"
+    "Wait until the kernel has ended or has to end; nothing of it is left then, but what a command leaves on purpose"
     ended: dict[int, int] = {}
+    passed: set[int] = set()
     signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
     while wanted() and kernel not in ended:
         number = signal.sigwait(_taken)
         if number in _ends and not gently:
             break
-        if number == signal.SIGINT or number in _ends:
-            kill(os.killpg if number == signal.SIGINT else os.kill, kernel, number)
+        if number == signal.SIGINT:
+            kill(os.killpg, kernel, number)
+        elif number in _ends - passed:  # more than one may tell it: a service manager tells every process
+            passed.add(number)
+            kill(os.kill, kernel, number)
         ended |= reap()
     signal.setitimer(signal.ITIMER_REAL, 0)
-    ended |= end_all(kernel)
+    if not (gently and os.WIFEXITED(ended.get(kernel, signal.SIGKILL))):
+        ended |= end_all(kernel)
     return ended.get(kernel, signal.SIGKILL)
 
 # %% ../../nbs/api/steps/15_supervisor.ipynb #77654cad

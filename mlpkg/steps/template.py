@@ -25,6 +25,7 @@ from fastcore.basics import patch
 
 from . import supervisor
 from .child import become_kernel, become_program, leave, prepare_matplotlib
+from .launcher import own_code, short_digest
 from .probe import import_one, leaves_behind, try_in_child, usual
 
 # %% ../../nbs/api/steps/15_template.ipynb #143222a9
@@ -91,6 +92,8 @@ def serve_kernel(
     for target, source in enumerate(streams):
         os.dup2(source, target)
         os.close(source)
+    if hung_up(line):  # tired of waiting
+        return
     os.setsid()
     fcntl.fcntl(line, fcntl.F_SETOWN, os.getpid())  # SIGIO wakes the supervisor when the launcher hangs up
     fcntl.fcntl(line, fcntl.F_SETFL, fcntl.fcntl(line, fcntl.F_GETFL) | os.O_ASYNC)
@@ -242,11 +245,24 @@ def kept(self: Template) -> bool:
     "Is the process alive for which the template is to wait?"
     return bool(self.keeper) and os.path.exists(f"/proc/{self.keeper}")
 
+# %% ../../nbs/api/steps/15_template.ipynb #28ab360e
+@patch
+def has_this_code(self: Template) -> bool:
+    "Is the code of this package the one that its address tells of?"
+    same = self.address.endswith(f"-{short_digest(own_code())}")
+    if not same:
+        print("the package is another one than that of the process that has started this template", flush=True)
+    return same
+
 # %% ../../nbs/api/steps/15_template.ipynb #28ab360c
 @patch
 def run(self: Template) -> None:  # Raises `Kernel` in a kernel
     "Answer requests until there is no kernel and nobody has asked for a while"
+    if not self.has_this_code():
+        return
     self.load()
+    if not self.has_this_code():  # it was changed meanwhile
+        return
     server, self.used = self.listen(), time.time()
     print(f"ready after {time.time() - self.began:.1f} s; left out: {self.problems or 'nothing'}", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: setattr(self, "ending", True))
@@ -278,7 +294,8 @@ def main(
 
 
 if __name__ == "__main__" and "__file__" in globals():
-    del sys.path[0]  # The folder that it was started in
+    if not sys.flags.safe_path:
+        del sys.path[0]  # The folder that it was started in
     try:
         main(*sys.argv[1:])
     except Kernel as kernel:
