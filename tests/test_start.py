@@ -4,6 +4,7 @@ Real templates, terminals and pipelines; a folder of its own for the sockets, so
 """
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import Project, processes_with, wait_for
 
-from mlpkg.cli.start import may_be_warm
+from mlpkg.cli.start import settings_forbid
 from mlpkg.steps import launcher, supervisor
 from mlpkg.steps.probe import usual
 
@@ -182,23 +183,94 @@ def test_a_program_reads_writes_and_fails_as_in_a_process_of_its_own(address, tm
 
 def test_settings_can_switch_it_off(address, project):
     file = project.root / "settings.ini"
-    slow = start_slow(project)
-    assert len(programs(address)) == 2  # the command and the kernel of its step
-    slow.send_signal(signal.SIGTERM)
-    slow.communicate(timeout=120)
     file.write_text(file.read_text().replace("[local]", "[local]\nkernels.warm = no", 1))
-    done = subprocess.run([MLPKG, "runs"], cwd=project.root, env=project.env, capture_output=True, text=True)
-    assert done.returncode == 0 and "small" in done.stdout
     slow = start_slow(project)
-    (command,) = programs(address)
-    below = [command, *supervisor.descendants(command, supervisor.parents())]
-    assert any("cli.main" in Path(f"/proc/{pid}/cmdline").read_text() for pid in below)
+    assert not programs(address)
     slow.send_signal(signal.SIGTERM)
     slow.communicate(timeout=120)
     assert statuses(project) == ("KILLED", "KILLED")
 
 
 @pytest.mark.parametrize("word", ["no", "False", "0", "off"])
-def test_it_can_be_switched_off(word):
-    assert not may_be_warm(["runs"], {"MLPKG_KERNELS__WARM": word})
-    assert may_be_warm(["runs"], {"MLPKG_KERNELS__WARM": "yes"})
+def test_it_can_be_switched_off(word, tmp_path):
+    assert settings_forbid(tmp_path, {"MLPKG_KERNELS__WARM": word})
+    assert not settings_forbid(tmp_path, {"MLPKG_KERNELS__WARM": "yes"})
+
+
+# What a child of the template does with signals, and what it leaves behind
+PROBE = """
+import os, signal, subprocess, sys
+from pathlib import Path
+
+
+def tell():
+    ignored = [number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_IGN]
+    nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    left = subprocess.Popen(["sleep", "60"], start_new_session=True, **nowhere)
+    print([int(number) for number in ignored], left.pid, sys.stdin.seekable())
+"""
+
+
+def run_probe(address: str, *before: str) -> tuple[list[int], int, bool]:
+    "Signals that are ignored, a process that is left behind on purpose, and whether standard input can be sought"
+    code = PROGRAM.replace('sys.argv[2] + ":main"', '"probe_of_test_start:tell"')
+    words = [*before, sys.executable, "-c", code, address, "probe"]
+    done = subprocess.run(words, stdin=subprocess.PIPE, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    ignored, pid, seekable = done.stdout.strip().rsplit(" ", 2)
+    return json.loads(ignored), int(pid), seekable == "True"
+
+
+def test_signals_are_those_of_who_asks_and_not_those_of_who_started_the_template(tmp_path, monkeypatch):
+    (tmp_path / "probe_of_test_start.py").write_text(PROBE)
+    with tempfile.TemporaryDirectory(prefix="mlpkg-test-") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        found = launcher.template_address(sys.executable, ["json"])
+        start = (
+            "import sys; from mlpkg.steps import launcher\n"
+            f"launcher.start_template(sys.executable, {found!r}, ['json'], 600, 8)"
+        )
+        subprocess.run(["sh", "-c", 'trap "" INT HUP; exec "$@"', "sh", sys.executable, "-c", start], check=True)
+        wait_for(lambda: os.path.exists(found), 60, "a template")
+        try:
+            ignored, left, seekable = run_probe(found)
+            assert (ignored, seekable) == ([], False)
+            assert is_there(left)  # it has ended by itself, so what it has left stays
+            os.kill(left, signal.SIGKILL)
+            ignored, left, _ = run_probe(found, "sh", "-c", 'trap "" HUP; exec "$@"', "sh")
+            assert ignored == [signal.SIGHUP]
+            os.kill(left, signal.SIGKILL)
+        finally:
+            supervisor.kill(os.kill, ask(found)["pid"], signal.SIGTERM)
+            wait_for(lambda: not os.path.exists(found), 20, "the end of the template")
+
+
+def test_a_command_with_a_closed_stream_starts_cold(address, project):
+    words = ["sh", "-c", f"{MLPKG} runs <&-"]
+    done = subprocess.run(words, cwd=project.root, env=project.env, capture_output=True, text=True)
+    assert done.returncode == 0 and "cold" not in done.stderr
+
+
+def test_a_template_that_hangs_is_not_waited_for(address, project):
+    pid = ask(address)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        done = subprocess.run(
+            [MLPKG, "runs"], cwd=project.root, env=project.env, capture_output=True, text=True, timeout=120
+        )
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert done.returncode == 0
+    assert done.stderr.startswith("mlpkg: a cold start, because the template does not answer")
+
+
+def test_a_template_of_other_code_ends(tmp_path, monkeypatch):
+    with tempfile.TemporaryDirectory(prefix="mlpkg-test-") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        other = launcher.template_address(sys.executable, ["json"])[:-12] + "0" * 12
+        launcher.start_template(sys.executable, other, ["json"], 600, 8)
+        log = Path(f"{other}.log")
+        wait_for(lambda: log.exists() and "is another one" in log.read_text(), 60, "its last words")
+        wait_for(lambda: not launcher.alive(other), 20, "the end of the template")
+        assert not os.path.exists(other)

@@ -116,7 +116,7 @@ def become_kernel(
 def open_again(
     stream: TextIO,  # On a descriptor that leads somewhere else by now
     mode: str,  # "r" or "w"
-) -> TextIO:
+) -> Any:  # A stream of text
     "The stream that a new process would have"
     number, how = stream.fileno(), {"encoding": stream.encoding, "errors": stream.errors}
     lines = 1 if mode == "w" and os.isatty(number) else -1  # as `open` counts: 1 is a line

@@ -153,7 +153,8 @@ def own_code() -> list[str]:
     "What this package's files are, by name, time and size"
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     files = [file for folder, _, _ in os.walk(package) for file in os.scandir(folder) if file.name.endswith(".py")]
-    return sorted(f"{file.path} {file.stat().st_mtime_ns} {file.stat().st_size}" for file in files)
+    names = {os.path.relpath(file.path, package): file.stat() for file in files}  # whatever leads to the package
+    return sorted(f"{name} {about.st_mtime_ns} {about.st_size}" for name, about in names.items())
 
 # %% ../../nbs/api/steps/15_launcher.ipynb #f61510e0
 def short_digest(
@@ -276,6 +277,7 @@ def send_request(
     data = json.dumps(request).encode()
     try:
         line.connect(address)
+        read_answer(line)  # somebody listens: streams sent to nobody would stay open in the socket
         socket.send_fds(line, [len(data).to_bytes(8, "big")], list(streams))
         line.sendall(data)
         answer = read_answer(line)

@@ -183,6 +183,7 @@ def answer(
     line: socket.socket,
 ) -> None:
     "Deal with one request, in a child of the template"
+    reply(line, ready=True)
     request, streams = receive(line)
     if request.get("ask") == "facts":
         reply(line, **{**self.facts(), "pid": os.getppid()})
