@@ -6,6 +6,7 @@
 __all__ = ['wait_for_disk', 'write_whole']
 
 # %% ../nbs/api/08_files.ipynb #b1132180
+import errno
 import os
 from pathlib import Path
 
@@ -17,6 +18,9 @@ def wait_for_disk(
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not Path(path).is_dir():
+            raise
     finally:
         os.close(handle)
 

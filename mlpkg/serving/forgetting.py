@@ -92,10 +92,11 @@ def waiting_requests(
     folder: Path,  # From `answers_folder`
     column: str,  # sticky, key or request_id
     value: str,
+    files: str = "*.jsonl",  # Their pattern
 ) -> set[str]:  # Ids
     "Somebody's requests in files that wait for the lake"
     found: set[str] = set()
-    for path in folder.glob("*.jsonl"):
+    for path in folder.glob(files):
         try:
             found |= _without(path.read_bytes(), column, value)[1]
         except FileNotFoundError:  # it is in the lake by now
@@ -125,10 +126,12 @@ def _clear_folder(folder: Path, column: str, value: str) -> None:
 def _clear(queue: SegmentQueue, column: str, value: str) -> set[str]:
     "Remove somebody's lines from the files of processes that are gone; the requests that others still hold"
     queue.adopt()
-    there = set(queue.folder.glob("*.jsonl"))
-    for path in {segment.path for segment in queue.ready} & there | set(queue.folder.glob("*.bad")):
+    there, damaged = set(queue.folder.glob("*.jsonl")), set(queue.folder.glob("*.bad"))
+    for path in damaged:
+        queue.owner.claim(path.name.partition("-")[0])  # so that nobody removes the draft
+    for path in {segment.path for segment in queue.ready} & there | damaged:
         _rewrite(path, column, value)
-    return waiting_requests(queue.folder, column, value)
+    return set().union(*(waiting_requests(queue.folder, column, value, files) for files in ("*.jsonl", "*.new")))
 
 # %% ../../nbs/api/serving/32_forgetting.ipynb #c159c020
 def _requests(lake: Lake, table: str, column: str, value: str) -> set[str]:

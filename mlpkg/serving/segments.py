@@ -112,7 +112,7 @@ class SegmentQueue:
             self.rows, self.size = self.rows + rows, self.size + size
 
 # %% ../../nbs/api/serving/16_segments.ipynb #b7d29cea
-def _write_whole(file: Any, data: bytes, end: int) -> None:
+def _put_all(file: Any, data: bytes, end: int) -> None:
     "Write all of the data, or leave the file with its first `end` bytes and raise OSError"
     try:
         rest = memoryview(data)
@@ -136,7 +136,7 @@ def append(
         path = self.folder / f"{self.owner.name}-{self._count:06d}.jsonl"
         self._open = Segment(path), open(path, "xb", buffering=0)
     segment, file = self._open
-    _write_whole(file, data, segment.size)
+    _put_all(file, data, segment.size)
     segment.rows, segment.size = segment.rows + rows, segment.size + len(data)
     self._add(rows, len(data))
     if segment.rows >= self.segment_rows:
@@ -159,6 +159,7 @@ def rotate(
 @patch
 def adopt(self: SegmentQueue) -> None:
     "Take over the segments of processes that are gone"
+    self._remove_drafts()
     mine = {segment.path for segment in self.ready}
     for path in sorted(self.folder.glob("*.jsonl")):
         segment = Segment(path, untried=False)
@@ -181,6 +182,16 @@ def _claim_stale_locks(self: SegmentQueue) -> None:
         with suppress(FileNotFoundError):  # another process was faster
             if time.time() - path.stat().st_mtime > self.stale:
                 self.owner.claim(path.stem)
+
+# %% ../../nbs/api/serving/16_segments.ipynb #9d067a80
+@patch
+def _remove_drafts(self: SegmentQueue) -> None:
+    "Remove what processes that are gone were killed over before it took the place of a file"
+    owners = {path.name.partition("-")[0] for path in self.folder.glob("*.new")}
+    for owner in owners - self.owner._locks.keys():  # a draft of our own may be about to take its place
+        if self.owner.claim(owner):
+            for draft in self.folder.glob(f"{owner}-*.new"):
+                draft.unlink(missing_ok=True)
 
 # %% ../../nbs/api/serving/16_segments.ipynb #f7f38ecc
 @patch

@@ -102,12 +102,13 @@ def remove_old_files(
     now: datetime,  # Retention counts from here
     dry_run: bool = False,  # Only say what would go?
 ) -> Iterator[Removal]:
-    "Remove old files of this machine: logs, damaged lines, copies of models"
+    "Remove old files of this machine: logs, damaged lines, drafts, copies of models"
     serving = Path(settings.serving.folder)
     if days := settings.retention.logs:
         yield guarded("logs", "", _remove_logs, settings, now - timedelta(days=days), dry_run)
     kinds: list[tuple[str, Iterable[Path], int]] = [
         ("damaged lines", serving.glob("served.*/*.bad"), settings.retention.answers),
+        ("drafts of answers", serving.glob("served.*/*.new"), settings.retention.answers),
         ("model copies", _copies(settings), settings.retention.runs),
     ]
     for what, paths, days in kinds:
