@@ -463,12 +463,27 @@ def test_claims_cost_a_table_little_and_not_for_ever(tmp_path, monkeypatch):
 
     replace_together(lake, dict.fromkeys(both, rows), part)
     replace_together(lake, dict.fromkeys(both, rows), part)
-    assert claims() == 2
+    assert claims() == 4
     month_ago = time.time() - 30 * 86400
     with monkeypatch.context() as patch:
         patch.setattr(mlpkg.data.commits.time, "time", lambda: month_ago)
         replace_together(lake, dict.fromkeys(both, rows), part)
     assert claims() == 0
+
+
+def test_months_of_one_depot_are_replaced_by_many_at_once(tmp_path, monkeypatch):
+    lake, both = Lake(tmp_path), ("predictions/flights", "aside/flights")
+    monkeypatch.setattr(mlpkg.data.log, "_waits", [0.0, 0.0])
+    looks = []
+
+    def replace(month, check=None):
+        rows = pa.table({"month": [month], "depot": ["EU"], "row": [1]})
+        replace_together(lake, dict.fromkeys(both, rows), {"month": month, "depot": "EU"}, check)
+
+    replace("01")
+    replace("02", lambda: looks.append(replace("03")))
+    assert len(looks) == 1
+    assert sorted(lake.read(both[1])["month"]) == ["01", "02", "03"]
 
 
 def test_a_claim_that_is_never_let_in_says_so(tmp_path, monkeypatch):
@@ -735,7 +750,7 @@ def test_a_compaction_whose_connection_stays_lost_says_what_to_do(tmp_path, conn
 
     with monkeypatch.context() as patch:
         patch.setattr(mlpkg.data.rewriting, "_commit", lose)
-        with pytest.raises(LakeError, match="could not be reached .*: connection reset. .* do it again when"):
+        with pytest.raises(LakeError, match="files could not be written again: connection reset. .* do it again when"):
             compact(lake, "raw/flights", more_than=1)
     connection.up = True
     assert lake.count("raw/flights") == 20
