@@ -132,6 +132,20 @@ def test_a_copied_project_has_a_database_of_its_own(project, stores):
     assert (stores / "var" / "airflow" / "airflow.db").read_bytes() == before
 
 
+def test_a_copy_without_the_note_where_it_was_is_told_whose_files_it_would_use(project, tmp_path):
+    "It was restored from a backup without that file, or made before there was one"
+    project.mlpkg("run", "small")
+    copied = type(project)(shutil.copytree(project.root, tmp_path / "copy"))
+    (note,) = copied.root.rglob("mlflow.db.folder")
+    was = note.read_text()
+    note.unlink()
+    for _ in range(2):  # until somebody has decided
+        told = copied.mlpkg("runs")
+        assert f"into {note}" in told.replace("\n", " ") and was.strip() in told and not note.exists()
+    note.write_text(was)
+    assert "paths in it follow" in copied.mlpkg("runs")
+
+
 def test_a_copied_project_keeps_its_runs_to_itself(project, tmp_path):
     "MLflow writes absolute paths into its database"
     project.mlpkg("run", "small")

@@ -29,6 +29,12 @@ def same_folder(
         return False
 
 # %% ../../nbs/api/steps/10_moved.ipynb #b999da76
+def _path(
+    place: str,  # A path or a URL, as MLflow keeps it
+) -> str:
+    return unquote(place.removeprefix("file://")) if place.startswith("file://") else place
+
+
 def _followed(
     place: str,  # A path or a URL, as MLflow keeps it
     was: str,  # Folder, absolute
@@ -36,7 +42,7 @@ def _followed(
 ) -> str:  # The place itself where it is not below that folder
     "A place that was below one folder, below another one"
     start = "file://" if place.startswith("file://") else ""
-    path = unquote(place.removeprefix(start)) if start else place
+    path = _path(place)
     if path != was and not path.startswith(f"{was}/"):
         return place
     path = now + path.removeprefix(was)
@@ -64,14 +70,33 @@ def _replace_paths(
             count += store.execute(change).rowcount
     return count
 
+# %% ../../nbs/api/steps/10_moved.ipynb #4dbd1486
+def _left_folder(
+    database: Path,  # SQLite store of MLflow, with its tables
+) -> str:  # Empty where an experiment is in the folder of the database
+    "The folder, outside of that of a store, in which its experiments have their artifacts"
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as store:
+        known = store.execute("SELECT name, artifact_location FROM experiments WHERE artifact_location IS NOT NULL")
+        found = [(_path(place), f"/artifacts/{name}") for name, place in known]
+    folders = [path.removesuffix(end) for path, end in found if path.startswith("/") and path.endswith(end)]
+    at_home = any(same_folder(folder, database.parent) for folder in folders)
+    return "" if at_home or not folders else folders[0]
+
 # %% ../../nbs/api/steps/10_moved.ipynb #0724e415
 def follow_folder(
     database: Path,  # SQLite store of MLflow, with its tables
-) -> int:  # How many places were replaced
+) -> int:  # How many places were replaced; a warning where nobody can tell whether it was copied
     "Let paths into the folder of a store follow it, where it was copied or moved"
     here, mark, count = database.parent.absolute(), database.with_name(f"{database.name}.folder"), 0
     was = mark.read_text(encoding="utf-8").rstrip("\n") if mark.is_file() else ""
     if was and same_folder(was, here):
+        return 0
+    if not was and (left := _left_folder(database)):
+        _log.warning(
+            "%s has its experiments in %s, and no file says whether it was copied from there: runs are stored there. "
+            "If it was copied or moved, write %s into %s; if the artifacts are there on purpose, write %s into it",
+            database, left, left, mark, here,
+        )  # fmt: skip
         return 0
     if was:
         with contextlib.closing(sqlite3.connect(database, timeout=60)) as store, store:
