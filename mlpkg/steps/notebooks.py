@@ -165,10 +165,12 @@ def _brief(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _brief(one) for name, one in value.items()}
     if isinstance(value, float):
-        return float(f"{value:.6g}")
+        return float(f"{value:.6g}") if abs(value) < 100_000 else round(value, 1)
     if not isinstance(value, list) or not value:
         return value
-    if all(isinstance(one, str) and re.fullmatch("[0-9a-f]{12,64}", one) for one in value):
+    if all(isinstance(one, str) and re.fullmatch("[0-9a-f]{12,64}", one) for one in value) and re.search(
+        "[a-f]", "".join(value)
+    ):
         return _Words(f"{len(value):,} digest{'s' * (len(value) > 1)}")
     more = [_Words(f"... {len(value) - 5:,} more")] if len(value) > 6 else []
     return [*map(_brief, value[: 5 if more else None]), *more]
