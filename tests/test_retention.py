@@ -751,7 +751,7 @@ def test_files_of_an_attempt_that_failed_go_at_once(tmp_path, monkeypatch):
         raise OSError("the connection was lost")
 
     monkeypatch.setattr(rewriting, "_commit", partial(lost, before=True))
-    with pytest.raises(LakeError, match="could not be reached .* the connection was lost"):
+    with pytest.raises(LakeError, match="could not be written again: the connection was lost. .* do it again"):
         compact(lake, NAME)
     assert disk(lake) == known
     monkeypatch.setattr(rewriting, "_commit", partial(lost, before=False))
@@ -1024,6 +1024,24 @@ def files_below(root: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("folder", ["", "aside", "aside/orders"])
+def test_files_of_others_in_the_waiting_room_keep_nothing_from_being_tidied(tmp_path, folder):
+    "A file manager puts its own into every folder that somebody looks at"
+    lake, room = Lake(tmp_path), tmp_path / "_waiting"
+    lake.write(NAME, frame(1))
+    waiting = Waiting("aside/orders", "a1", {"month": "01"})
+    put_down(lake, waiting, pa.Table.from_pandas(frame(2), preserve_index=False).to_reader())
+    age_table(Lake(room), "aside/orders/a1", days=100)
+    stray = room / folder / ".DS_Store"
+    stray.write_bytes(b"view")
+    for path in room.rglob("*"):
+        os.utime(path, (0, 0))
+    for dry_run in (True, False):
+        [found, *_] = tidy_lake(lake, now - timedelta(days=10), dry_run=dry_run)
+        assert (found.count, found.failed) == (1, False)
+    assert [path for path in room.rglob("*") if path.is_file()] == [stray]
+
+
 def test_a_dry_run_changes_nothing_and_leaves_rows_that_wait_to_whoever_reads_them(tmp_path):
     lake, part = Lake(tmp_path), {"month": "01"}
     rows = frame(1, ["01"])
@@ -1113,6 +1131,42 @@ def test_a_server_that_cannot_deliver_is_reported(tmp_path, monkeypatch):
     living.release()
     list(forget(Lake(tmp_path / "lake"), tmp_path, "sticky", "customer7"))
     assert holders(Lake(tmp_path / "lake"), tmp_path, "customer7") == []
+
+
+def test_drafts_of_killed_processes_are_forgotten_too(tmp_path):
+    "One is killed between the draft of a file and the moment when it takes its place"
+    lake, folder = Lake(tmp_path / "lake"), answers_folder(tmp_path, "served/orders")
+    folder.mkdir(parents=True)
+    waiting = folder / "dead-000001.jsonl"
+    waiting.write_bytes(to_line(answer("customer7")) + to_line(answer("customer8")))
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from mlpkg.data.lake import Lake\n"
+        "from mlpkg.serving.forgetting import forget\n"
+        "Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "list(forget(Lake(f'{sys.argv[1]}/lake'), sys.argv[1], 'sticky', 'customer8'))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program, tmp_path]).returncode == -9  # noqa: S603
+    assert len(holders(lake, tmp_path, "customer7")) == 2
+    with AnswerLog(lake, "served/orders", tmp_path):  # takes over what the dead process has left
+        pass
+    list(forget(lake, tmp_path, "sticky", "customer7"))
+    assert holders(lake, tmp_path, "customer7") == []
+
+
+def test_a_draft_that_a_living_process_holds_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(forgetting, "patience", 0.2)
+    folder = answers_folder(tmp_path, "served/orders")
+    living = Owner(folder)
+    draft = folder / f"{living.name}-000001.jsonl.0c88bca7.new"
+    draft.write_bytes(to_line(answer("customer7")))
+    with pytest.raises(ForgetError, match="Stop it, or see why"):
+        list(forget(Lake(tmp_path / "lake"), tmp_path, "sticky", "customer7"))
+    assert draft.exists()
+    living.release()
+    list(forget(Lake(tmp_path / "lake"), tmp_path, "sticky", "customer7"))
+    assert not draft.exists()
 
 
 def test_interrupted_after_the_truth_it_finds_the_rest_again(tmp_path, monkeypatch):

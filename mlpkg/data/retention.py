@@ -347,9 +347,10 @@ def remove_tables(
     return Removal(what, where, count, len(sizes), sum(sizes), "; ".join(errors), bool(errors))
 
 # %% ../../nbs/api/data/22_retention.ipynb #99e95139
-def _folders_of_files(lake: Lake, name: str) -> set[str]:
-    "Folders that hold files, without those of logs"
-    return {path.rpartition("/")[0] for path in stored_files(lake, name) if "_delta_log/" not in path}
+def _places_of_rows(lake: Lake) -> set[str]:
+    "Folders of the waiting room that hold files of rows, finished or not"
+    rows = [path.rpartition("/")[0] for path in stored_files(lake, "_waiting") if ".parquet" in path]
+    return {place for place in rows if "/" in place}
 
 # %% ../../nbs/api/data/22_retention.ipynb #8a7f0cc3
 def remove_waiting(
@@ -366,12 +367,11 @@ def remove_waiting(
             stay += [f"{name}/{one.mark}" for one, _ in rows_due(lake, table, name)]
         aside += refused_rows(lake, name)
     waiting = Lake(f"{lake.root}/_waiting", lake.options, run="")
-    pieces = _folders_of_files(lake, "_waiting")
 
     def drop(_: Lake, place: str, files: Collection[str]) -> None:
         take_away(lake, *place.rsplit("/", 1))
 
-    done = remove_tables(waiting, before, stay, dry_run, "rows that waited", pieces, drop)
+    done = remove_tables(waiting, before, stay, dry_run, "rows that waited", _places_of_rows(lake), drop)
     return replace(done, note="; ".join([done.note] * bool(done.note) + aside), failed=done.failed or bool(aside))
 
 # %% ../../nbs/api/data/22_retention.ipynb #0d3a262d

@@ -134,9 +134,9 @@ def rewrite_files(
         raise
     except OSError as error:
         raise LakeError(
-            f"table {name!r}: the store could not be reached while files were written again: {error}. The table is "
-            "whole, with the old files or with the new ones: do it again when the store answers. `mlpkg tidy` removes "
-            "what is left over"
+            f"table {name!r}: files could not be written again: {error}. The table is whole, with the old files or "
+            "with the new ones: do it again when the store can be reached and takes them. `mlpkg tidy` removes what is "
+            "left over"
         ) from error
 
 # %% ../../nbs/api/data/23_rewriting.ipynb #0c027dc7
