@@ -28,7 +28,8 @@ from mlpkg.data.lake import Lake
 from mlpkg.data.upkeep import tidy_lake
 from mlpkg.examples.flights import categorical, clean, features_contract, flight_features, numeric, seed_lake, split
 from mlpkg.examples.flights_data import months, read_planes, read_source, read_weather
-from mlpkg.models.intervals import estimates
+from mlpkg.models.dependence import unseen_splits
+from mlpkg.models.intervals import estimates, z_95
 from mlpkg.models.registry import Loaded, Version
 from mlpkg.models.scoring import probability
 from mlpkg.models.tasks import yes_no
@@ -43,7 +44,7 @@ from mlpkg.monitoring.drift import (
     prediction_drift,
     text_drift,
 )
-from mlpkg.monitoring.estimation import _unseen, check_expected
+from mlpkg.monitoring.estimation import _jackknife_error, _unseen_folds, check_expected
 from mlpkg.monitoring.performance import check_brier, check_performance, check_positive_rate, leading
 from mlpkg.monitoring.report import (
     Report,
@@ -427,6 +428,31 @@ def test_values_that_are_new_in_each_row_raise_the_alarm_although_customers_are_
     assert [one.level for one in found if one.check == "new values"] == [level]
 
 
+def noted(seed: int, days: int, rows: int, customers: int, first: int) -> Window:
+    "Customers who come on any day, and leave a note, which nobody else writes, on six of ten visits"
+    rng, day = np.random.default_rng(seed), np.repeat(np.arange(days), rows)
+    notes = [f"note {first} {one}" for one in range(len(day))]
+    note = np.where(rng.uniform(size=len(day)) < 0.6, notes, "none")
+    blocks = pd.DataFrame({"block": first + day, "customer": rng.integers(0, customers, len(day))})
+    return Window(pd.DataFrame({"note": note, "size": rng.normal(size=len(day))}), None, None, blocks)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ((90, 700, 6000), (14, 700, 6000)),
+        ((60, 60, 10_000), (30, 60, 60)),
+        ((60, 60, 100_000), (30, 60, 60)),
+    ],
+)
+def test_how_often_customers_come_is_not_taken_for_values_that_are_new_in_each_row(before, now):
+    "A sample of the reference has most customers once, where the window has all their visits; or they came less often"
+    for seed in range(3):
+        windows = [noted(2 * seed, *before, 0).at_most(3000), noted(2 * seed + 1, *now, 1000)]
+        found = judge_rows(*windows, [Input("note", "text")], RULES)
+        assert [one.level for one in found if one.check == "new values"] == ["warning"]
+
+
 def test_new_values_on_a_few_days_allow_no_conclusion():
     windows = [replace(one, blocks=one.blocks["block"] % 3) for one in (towns(0, 50, 60, 0), towns(1, 50, 30, 0))]
     windows[1] = replace(with_numbers(windows[1], 0.5), blocks=10 + windows[1].blocks)
@@ -586,7 +612,7 @@ def test_rows_whose_block_is_not_known_are_blocks_by_themselves():
 @pytest.mark.parametrize(("days", "folds"), [(1, 5), (2, 2), (3, 3), (4, 4), (30, 5)])
 def test_the_model_of_errors_is_asked_about_other_days_also_where_there_are_few(days, folds):
     held = replace(scored(1, 1, 600), blocks=np.arange(600) % days)
-    splits = _unseen(held, 0)
+    splits = list(unseen_splits(_unseen_folds(held, 0)))
     assert len(splits) == folds and sorted(np.concatenate([asked for _, asked in splits])) == [*range(600)]
     shared = [set(held.blocks[learned]) & set(held.blocks[asked]) for learned, asked in splits]
     assert days == 1 or not any(shared)
@@ -604,14 +630,36 @@ def priced(seed: int, days: int, rows: int, low: float, high: float, by_day: flo
 
 @pytest.mark.parametrize(("low", "high", "by_day"), [(0.9, 1.0, 0.0), (0.9, 1.0, 0.3), (0.4, 0.5, 0.3)])
 def test_the_interval_of_an_expected_error_holds_for_a_part_of_the_rows_too(low, high, by_day):
-    "Such as parcels that go far: a tenth of the held-out rows is all that is known of them"
+    """Such as parcels that go far: a tenth of the held-out rows is all that is known of them.
+
+    More than 7 of 30 are missed with a probability of 0.00009 where 95 % are covered, and at most 7 with one of
+    0.00002 where only 38 % are.
+    """
     missed = 0
-    for seed in range(15):
+    for seed in range(30):
         held, _ = priced(2 * seed, 30, 60, 0.0, 1.0, by_day, 0)
         window, truth = priced(2 * seed + 1, 10, 60, low, high, by_day, 100)
         found = check_expected("regression", held, window, [Input("distance", "number")], RULES)
         missed += not found.low <= truth <= found.high
-    assert missed <= at_most(15, 0.1)
+    assert missed <= 7
+
+
+@pytest.mark.parametrize("folds", [(5,), (2,), (3, 3), (2, 4), (2, 2, 2), (3, 3, 3)])
+def test_the_error_of_what_is_learned_counts_each_way_in_which_rows_depend(folds):
+    "The mean of rows with effects of 60 blocks in each way, beside which those of single rows are small"
+    ways, errors, off = len(folds), [], []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        blocks = rng.integers(0, 60, (ways, 2400))
+        x = sum(rng.normal(0, 0.3, 60)[one] for one in blocks) + rng.normal(0, 0.1, 2400)
+        fold = [rng.permutation(60)[one] % count for one, count in zip(blocks, folds, strict=True)]
+        models = [(x[learned].mean(), [one[asked[0]] for one in fold]) for learned, asked in unseen_splits(fold)]
+        errors.append(_jackknife_error(*(np.array(one) for one in zip(*models, strict=True))))
+        off.append(abs(x.mean()))
+    widened = stats.t.isf(0.025, min(folds) - 1) / z_95
+    true = np.sqrt(np.mean(np.square(off)))
+    assert np.sqrt(np.mean(np.square(errors))) / widened == pytest.approx(true, rel=0.15)
+    assert np.mean(np.array(off) < z_95 * np.array(errors)) > 0.92  # 95 % of 400, less what chance allows
 
 
 def test_where_days_and_customers_leave_nothing_to_learn_from_days_are_all_there_is():
@@ -621,13 +669,13 @@ def test_where_days_and_customers_leave_nothing_to_learn_from_days_are_all_there
         held,
         blocks=held.blocks.assign(customer=np.where(np.arange(600) < 2, 1 - held.blocks["day"], held.blocks["day"])),
     )
-    splits = _unseen(held, 0)
+    splits = list(unseen_splits(_unseen_folds(held, 0)))
     assert all(len(learned) for learned, _ in splits)
 
 
 def test_the_model_of_errors_is_asked_about_days_and_customers_that_it_has_not_seen():
     held = new_customers(0, 0.3, 0.6)[0]
-    splits = _unseen(held, 0)
+    splits = list(unseen_splits(_unseen_folds(held, 0)))
     assert sorted(np.concatenate([asked for _, asked in splits])) == [*range(len(held.rows))]
     for labels in (held.blocks["block"].to_numpy(), held.blocks["customer"].to_numpy()):
         assert not any(set(labels[learned]) & set(labels[asked]) for learned, asked in splits)

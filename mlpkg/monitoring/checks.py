@@ -173,10 +173,11 @@ def _accompanied(blocks: Any, rows: int) -> np.ndarray:  # Shape (n,)
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #4e04225a
 def _of_one_row(codes: Sequence[np.ndarray], *windows: Window) -> list[np.ndarray]:  # For each window, shape (n,)
-    "Rows with a value that no other row has, of any window, though others are of the same blocks"
+    "1 for a row with a value that no other row has, of any window, 0 for others; -1: alone in one of its blocks"
     counts = np.bincount(np.concatenate(codes) + 1)
     once = [(one >= 0) & (counts[one + 1] == 1) for one in codes]
-    return [one & _accompanied(window.blocks, len(one)) for one, window in zip(once, windows, strict=True)]
+    told = [_accompanied(window.blocks, len(window.rows)) for window in windows]
+    return [np.where(some, one, -1) for some, one in zip(told, once, strict=True)]
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #ba8106ec
 def _or_of_rows(
@@ -192,17 +193,22 @@ def _or_of_rows(
 
 # %% ../../nbs/api/monitoring/12_checks.ipynb #3a3e583f
 def _column_figures(
-    learned: Window, current: Window, names: Sequence[str], texts: Sequence[Input]
+    learned: Window, current: Window, names: Sequence[str], texts: Sequence[Input], least: float
 ) -> Callable[[Deals], np.ndarray]:  # Shape (deals, figures)
     "Missing values by which there are more in each deal, then values of one row, then shares of new values"
     codes = [_unknown_codes(one, learned, current) for one in texts]
     of_rows = [_of_one_row(one, learned, current) for one in codes]
-    gone = [one.rows[list(names)].isna() for one in (learned, current)]
-    means = [np.column_stack([one, *(text[side] for text in of_rows)]) for side, one in enumerate(gone)]
+    gone = [one.rows[list(names)].isna().to_numpy() for one in (learned, current)]
+
+    def more_of_rows(deals: Deals, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+        before, now = deals.shares(old, new, 2)
+        enough = min((old >= 0).sum(), (new >= 0).sum()) >= least
+        return now[:, 1] - before[:, 1] if enough else np.full(len(now), np.nan)
 
     def figures(deals: Deals) -> np.ndarray:
-        before, now = deals.means(*means)
-        return np.column_stack([now - before, *(deals.new_shares(*one) for one in codes)])
+        before, now = deals.means(*gone)
+        by_rows = [more_of_rows(deals, *one) for one in of_rows]
+        return np.column_stack([now - before, *by_rows, *(deals.new_shares(*one) for one in codes)])
 
     return figures
 
@@ -212,7 +218,8 @@ def _column_chances(
 ) -> dict[tuple[str, str], Chance]:  # By check and column
     "How likely it is by chance that as many values are missing or new"
     names, texts = [one.name for one in inputs], [one for one in inputs if one.kind == "text"]
-    figures = _column_figures(learned, current, names, texts)
+    least = (2 / rules.missing) ** 2  # of so many rows, the standard error of a share is at most a quarter of `missing`
+    figures = _column_figures(learned, current, names, texts, least)
     count, size = len(names), len(names) + len(texts)
     moves = dealt.moves(figures, distances=np.arange(size + len(texts)) >= size)
     shares, told = moves[0, size:].copy(), {*block_table(learned.blocks)} <= {*block_table(current.blocks)}

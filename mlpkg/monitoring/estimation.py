@@ -6,7 +6,7 @@
 __all__ = ['calibration_curve_of', 'calibrated', 'expected_auc', 'expectation_error', 'expected_error', 'check_expected']
 
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #446b0300
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -128,37 +128,44 @@ def _matrix(window: Window, inputs: Sequence[Input]) -> pd.DataFrame:
     return coerce_inputs(window.rows, there)[0].assign(predicted=window.p)
 
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #ba56988e
-def _fold_of(way: np.ndarray, folds: int) -> np.ndarray:
-    "Fold of each row; blocks stay together"
-    from sklearn.model_selection import GroupKFold
-
-    fold = np.empty(len(way), dtype=int)
-    for place, (_, asked) in enumerate(GroupKFold(min(folds, int(way.max()) + 1)).split(way, groups=way)):
+def _fold_of(
+    splits: Iterable[tuple[np.ndarray, np.ndarray]],  # Rows to learn from and to ask about, of each fold
+    rows: int,
+) -> np.ndarray:  # Shape (rows,), from 0
+    "Fold of each row, in which it is asked about"
+    fold = np.empty(rows, dtype=int)
+    for place, (_, asked) in enumerate(splits):
         fold[asked] = place
     return fold
 
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #12e37512
-def _unseen(held: Window, seed: int, folds: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
-    "Held-out rows to learn from and to ask about, which share no block where there are two"
-    from sklearn.model_selection import KFold
+def _unseen_folds(held: Window, seed: int, folds: int = 5) -> list[np.ndarray]:
+    "For each way in which held-out rows depend on each other: the fold of each row; blocks stay together"
+    from sklearn.model_selection import GroupKFold, KFold
 
-    ways = [way for way in block_ways(held.blocks, len(held.rows)) if way.max() > 0]
+    rows = len(held.rows)
+    ways = [way for way in block_ways(held.blocks, rows) if way.max() > 0]
     if held.blocks is None or not ways:
-        return list(KFold(folds, shuffle=True, random_state=seed).split(held.p))
+        return [_fold_of(KFold(folds, shuffle=True, random_state=seed).split(held.p), rows)]
+
+    def fold_of(way: np.ndarray, folds: int) -> np.ndarray:
+        return _fold_of(GroupKFold(min(folds, int(way.max()) + 1)).split(way, groups=way), rows)
+
     each = folds_along(folds, len(ways))
-    splits = list(unseen_splits([_fold_of(way, each) for way in ways]))
-    if all(len(learned) for learned, _ in splits):
-        return splits
-    return list(unseen_splits([_fold_of(min(ways, key=np.max), folds)]))  # of the way that has the largest blocks
+    found = [fold_of(way, each) for way in ways]
+    if all(len(learned) for learned, _ in unseen_splits(found)):
+        return found
+    return [fold_of(min(ways, key=np.max), folds)]  # of the way that has the largest blocks
 
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #0dd2a348
 def _jackknife_error(
-    expected: np.ndarray,  # By models that have left out some rows, shape (models,)
-    learned: np.ndarray,  # Share of the rows that each has learned from, shape (models,)
+    expected: np.ndarray,  # By models that have each left out a fold of every way, shape (models,)
+    left: np.ndarray,  # Which folds these are, from 0, shape (models, ways)
 ) -> float:
     "Standard error of what is expected, as large as an interval of so few models needs"
-    squared = (learned / (1 - learned) * (expected - expected.mean()) ** 2).mean()
-    return float(np.sqrt(squared) * t.isf(0.025, len(expected) - 1) / z_95)
+    means = [np.bincount(fold, expected) / np.bincount(fold) for fold in left.T]
+    squared = sum((len(one) - 1) * one.var() for one in means)
+    return float(np.sqrt(squared) * t.isf(0.025, min(map(len, means)) - 1) / z_95)
 
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #65451f88
 def expected_error(
@@ -175,14 +182,15 @@ def expected_error(
     codes = {name: pd.factorize(both[name], sort=True)[0].astype("float64") for name in texts}
     both = both.assign(**{name: np.where(code < 0, np.nan, code) for name, code in codes.items()})
     old, new = both.iloc[: len(held.rows)], both.iloc[len(held.rows) :]
-    off, before, splits = np.abs(held.p - held.y), np.empty(len(old)), _unseen(held, seed)
+    off, before, folds = np.abs(held.p - held.y), np.empty(len(old)), _unseen_folds(held, seed)
     model = HistGradientBoostingRegressor(max_iter=60, max_leaf_nodes=8, min_samples_leaf=50, random_state=seed)
-    expected = np.empty(len(splits))
-    for place, (learned, asked) in enumerate(splits):
+    expected, left = list[float](), list[list[int]]()
+    for learned, asked in unseen_splits(folds):
         model.fit(old.iloc[learned], off[learned])
-        before[asked], expected[place] = model.predict(old.iloc[asked]), model.predict(new).mean()
-    error = _jackknife_error(expected, np.array([len(learned) / len(old) for learned, _ in splits]))
-    return model.fit(old, off).predict(new), before, error
+        before[asked] = model.predict(old.iloc[asked])
+        expected.append(model.predict(new).mean())
+        left.append([int(fold[asked[0]]) for fold in folds])
+    return model.fit(old, off).predict(new), before, _jackknife_error(np.array(expected), np.array(left))
 
 # %% ../../nbs/api/monitoring/13_estimation.ipynb #8e8a8ccc
 def _of_classes(kind: Kind, held: Window, current: Window, seed: int) -> tuple[Estimate, float, np.ndarray]:
