@@ -530,6 +530,14 @@ def test_times_of_day_are_no_group_and_it_is_said_how_they_become_a_feature(tmp_
     assert '`"departure_minutes": number_column("Departure minutes", 0, 1439, made=True)`' in words
 
 
+@pytest.mark.parametrize("last", [58, 69])
+@pytest.mark.parametrize("name", ["customer_id", "desk"])
+def test_codes_with_zeros_in_front_are_no_times_of_day(tmp_path, name, last):
+    made = drafted(tmp_path, members(**{name: [f"{one:04d}" for one in counts(1, last + 1)]}))
+    assert made.group == name and not said(made, "minutes_of_day")
+    assert "time of day" not in made.rule(name)
+
+
 def test_descriptions_keep_the_names_of_the_file(tmp_path):
     table = members(MaxHR=counts(60, 200), **{" Wohnfläche  (m²)": counts(20, 90), "x" * 70: counts(0, 9)})
     made = drafted(tmp_path, table)

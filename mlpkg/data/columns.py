@@ -173,7 +173,9 @@ def minutes_of_day(
     column: pd.Series,  # Like 0930, 930 or 9:30, as texts or numbers; NaN allowed
 ) -> pd.Series:  # float64; NaN for what is not a time of day
     "Times of day in minutes since midnight"
-    parts = as_texts(column).str.strip().str.zfill(4).str.extract(r"^([01]?\d|2[0-3]):?([0-5]\d)$").astype("float64")
+    texts = as_texts(column).str.strip()
+    texts = texts.mask(texts.str.fullmatch(r"\d{1,4}").eq(True), texts.str.zfill(4))  # 5 is five past midnight
+    parts = texts.str.extract(r"^([01]?\d|2[0-3]):?([0-5]\d)$").astype("float64")
     return parts[0] * 60 + parts[1]
 
 # %% ../../nbs/api/data/17_columns.ipynb #3ab6c72d

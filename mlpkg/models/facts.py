@@ -236,8 +236,11 @@ def is_clock(
     facts: ColumnFacts,
 ) -> bool:
     "Does a column of texts hold times of day like 0930?"
-    many = facts.kind == "text" and facts.distinct >= 20
-    return many and all(re.fullmatch(r"([01]\d|2[0-3])[0-5]\d", one) for one in facts.values)
+    if facts.kind != "text" or facts.distinct < 20:
+        return False
+    if not all(re.fullmatch(r"([01]\d|2[0-3])[0-5]\d", one) for one in facts.values):
+        return False
+    return len({one[:2] for one in facts.values}) >= 6 and any(one[2:] >= "30" for one in facts.values)
 
 # %% ../../nbs/api/models/03_facts.ipynb #6c0d2f52
 _with_unit = r"^([^\w\s.,+-]|[^\W\d_]{1,3}(?=\s))?\s?([+-]?\d[\d.,]*)\s?([^\W\d_]{1,12}\d?|[^\w\s/:.,-])?$"

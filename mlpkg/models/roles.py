@@ -111,13 +111,14 @@ def names_things(
     rows: int,  # Of the table, each once
 ) -> bool:
     "Does a column tell something that several rows are about from others?"
-    if not _may_name_things(facts, rows) or _places.search(facts.name.lower()) or is_clock(facts):
+    if not _may_name_things(facts, rows) or _places.search(facts.name.lower()):
         return False
+    if (named := _named_for(facts)) == "things" or is_clock(facts):
+        return named == "things"
     if facts.kind == "text":
-        return _named_for(facts) != "" or all(_codes.fullmatch(one) for one in facts.values)
+        return named != "" or all(_codes.fullmatch(one) for one in facts.values)
     gaps = (facts.high or 0) - (facts.low or 0) > 3 * facts.distinct
-    named = _named_for(facts)
-    return named == "things" or (named == "perhaps" and gaps and rows > 2 * facts.distinct)
+    return named == "perhaps" and gaps and rows > 2 * facts.distinct
 
 # %% ../../nbs/api/models/04_roles.ipynb #d4951324
 def counts_or_names(

@@ -59,7 +59,7 @@ def described(
     "What a column is, as far as its names tell"
     own = " ".join(header.split())
     title = own if own not in ("", facts.name) and len(own) <= 60 else titled_name(facts.name)
-    return f"{title}, a time of day like 0930" if is_clock(facts) else title
+    return f"{title}, a time of day like 0930" if facts.use == "feature" and is_clock(facts) else title
 
 # %% ../../nbs/api/recipes/29_spelling.ipynb #540ce143
 def column_rule(
