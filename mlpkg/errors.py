@@ -23,9 +23,9 @@ class MlpkgError(Exception):
 
 # %% ../nbs/api/02_errors.ipynb #14224fc5
 def did_you_mean(
-    name: str,  # That was given, and does not exist
+    name: str,  # That was given
     known: Iterable[str],  # Those that do
-) -> str:  # Like "; did you mean 'flights_train'?"; "" if none is near
+) -> str:  # Like "; did you mean 'flights_train'?"; "" if none is near, or it is one of them
     "The end of a message about a misspelled name"
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = difflib.get_close_matches(name, known := list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close and name not in known else ""

@@ -887,7 +887,7 @@ def test_values_that_the_model_does_not_know_are_counted_shown_and_warned_of(lak
     assert done.unknown["examples"][1] == "Blue (it knows blue), grey"
     assert "300 (it knows 00300)" in done.unknown["examples"][0]
     [said] = [one.getMessage() for one in caplog.records]
-    assert "zip: 400 of 2,000 rows (20.0 %), such as" in said and "carrier: 45 of 2,000 rows (2.2 %)" in said
+    assert "zip: 400 of 2,000 rows (20.0%), such as" in said and "carrier: 45 of 2,000 rows (2.2%)" in said
     assert done.predicted == 2000
 
 
@@ -906,6 +906,26 @@ def test_a_batch_that_the_model_mostly_does_not_know_is_refused_unless_that_is_a
     assert score(*asked, max_unknown=1).unknown["rate"].tolist() == [1.0]
     monkeypatch.setenv("MLPKG_BATCH__MAX_UNKNOWN_RATE", "1")
     assert score(*asked).predicted == 2000
+
+
+def test_one_batch_that_the_model_mostly_does_not_know_is_not_hidden_by_the_others(lake, parcels, tmp_path):
+    known, loaded = with_codes(parcels)
+    odd = (known["month"] == MONTHS[1]) & (known.groupby("month").cumcount() < 600)
+    known.assign(zip=known["zip"].mask(odd, "rebate (10%)")).to_parquet(tmp_path / "p.parquet")
+    asked = (lake, loaded, str(tmp_path / "p.parquet"), TO)
+    words = r"2,000 rows \(30.0%\), such as rebate \(10%\); zip: 600 of 1,000 rows of month 2026-02 \(60.0%\)\. Nothing"
+    with pytest.raises(BatchError, match=words):
+        score(*asked, {"month": MONTHS}, ["parcel"], rows=300)
+    assert not lake.exists(TO)
+    assert score(*asked, {"month": MONTHS}, ["parcel"], max_unknown=0.6).predicted == 2000
+    assert score(*asked, {"month": MONTHS[:1]}, ["parcel"]).predicted == 1000
+
+
+@pytest.mark.parametrize("share", [float("nan"), 50, -0.1])
+def test_a_share_of_unknown_values_that_is_none_is_refused(lake, loaded, share):
+    with pytest.raises(BatchError, match="max_unknown .*: give a share of a batch's rows, from 0 to 1"):
+        score(lake, loaded, TABLE, TO, {"month": MONTHS}, ["parcel"], max_unknown=share)
+    assert not lake.exists(TO)
 
 
 def test_a_few_rows_that_are_all_new_are_predicted_and_warned_of(lake, parcels, tmp_path, caplog):

@@ -181,7 +181,21 @@ def test_parameters_are_checked_before_anything_starts(project):
     assert "--param rows: expected name=value" in project.mlpkg("run", "small", "-p", "rows", code=2)
     said = project.mlpkg("run", "smal", code=2)
     assert "unknown DAG smal (there are: mapped, small, stock, watching); did you mean 'small'?" in said
+    said = project.mlpkg("run", "smal", "stok", "kettle", code=2)
+    assert "; smal: did you mean 'small'?; stok: did you mean 'stock'?" in said and "kettle:" not in said
     assert project.pipeline_runs("small") == []
+
+
+def test_runs_of_a_dag_without_any_suggest_a_name_only_where_it_has_runs(project):
+    project.mlpkg("run", "small")
+    for empty in ("smally", "stock"):
+        project.mlflow.create_experiment(empty)
+    for dag, hint in {
+        "smally": ": mlpkg run smally",
+        "stok": ": mlpkg run stok",
+        "smal": "; did you mean 'small'?",
+    }.items():
+        assert f"No runs of {dag} yet{hint}" in project.mlpkg("runs", "--dag", dag)
 
 
 def test_a_parameter_that_a_notebook_refuses_fails_the_run(project):

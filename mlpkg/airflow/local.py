@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -108,6 +108,14 @@ def dag_conf(
     return conf
 
 # %% ../../nbs/api/airflow/16_local.ipynb #10b56df5
+def _hints(names: Sequence[str], known: Iterable[str]) -> str:
+    "For each name the one that may have been meant"
+    near = {name: hint for name in names if (hint := did_you_mean(name, known))}
+    if len(names) == 1:
+        return "".join(near.values())
+    return "".join(hint.replace("; ", f"; {name}: ", 1) for name, hint in near.items())
+
+
 def plan(
     known: Mapping[str, Any],  # From `load_dags`
     dag_ids: Sequence[str],  # DAGs to run, in order
@@ -115,12 +123,12 @@ def plan(
 ) -> list[tuple[Any, dict[str, Any]]]:  # (DAG, conf) of each; DagError where something does not exist
     "What to run, checked before the first of it starts"
     if unknown := sorted(set(dag_ids) - known.keys()):
-        near = did_you_mean(unknown[0], known)
+        near = _hints(unknown, known)
         raise DagError(f"unknown DAG {', '.join(unknown)} (there are: {', '.join(sorted(known))}){near}")
     declared = {name for dag_id in dag_ids for name in known[dag_id].params}
     if strange := sorted(given.keys() - declared):
         has = ", ".join(sorted(declared)) or "none"
-        near = did_you_mean(strange[0], declared)
+        near = _hints(strange, declared)
         raise DagError(f"none of these DAGs has a parameter {', '.join(strange)} (they have: {has}){near}")
     return [(known[dag_id], dag_conf(known[dag_id], given)) for dag_id in dag_ids]
 

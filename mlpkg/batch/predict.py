@@ -27,6 +27,7 @@ from joblib import cpu_count
 from .origins import Claim, origin_check
 from .screening import BatchError, Screened, match_inputs, rows_as_json, screen
 from .summary import BatchResult, ScoredBatch, SummaryBuilder
+from .unknown import Known
 from ..data.arrow import Filters, check_name, fit_schema, plain_batch, plain_schema, plain_type
 from ..data.evolution import gain_columns
 from ..data.inputs import Input, as_contract
@@ -89,7 +90,8 @@ def predict_batches(
 ) -> Iterator[ScoredBatch]:  # In the order of the rows
     "Screen and score a stream"
     contract, waiting = as_contract(loaded.inputs), deque[tuple[Screened, Future[np.ndarray]]]()
-    threads, known = _threads(loaded.pipeline[-1], threads), known_values(loaded.pipeline, loaded.inputs)
+    threads = _threads(loaded.pipeline[-1], threads)
+    known = {name: Known(values) for name, values in known_values(loaded.pipeline, loaded.inputs).items()}
     cut = rebatch(batches, rows, max(rows // 4, 1))
     pieces = (screen(piece, loaded.inputs, contract, unread, known) for piece in cut)
     for screened in pieces:
@@ -260,7 +262,8 @@ def _prepare(
     _check_values(source, filters)
     inputs = [one.name for one in loaded.inputs if one.name not in absent]
     columns, kept = list(dict.fromkeys([*keep, *by, *inputs, *marks])), _kept(source.schema, keep, table)
-    summary, origin = SummaryBuilder(tuple(by), loaded.task), prediction_provenance(loaded, source)
+    batches = tuple(str(name) for name, _, some in filters if len(some) > 1)
+    summary, origin = SummaryBuilder(tuple(by), loaded.task, batches=batches), prediction_provenance(loaded, source)
     return _Job(loaded, source, filters, columns, kept, origin, summary, absent, unread, told)
 
 # %% ../../nbs/api/batch/14_predict.ipynb #3cf2c3f7
@@ -374,6 +377,8 @@ def score(
     began, loaded = time.perf_counter(), _with_threshold(loaded, threshold)
     if not loaded.inputs:
         raise BatchError("the model does not say what it takes: log it with mlpkg.models.storage.log_model")
+    if max_unknown is not None and not 0 <= max_unknown <= 1:
+        raise BatchError(f"max_unknown {max_unknown!r}: give a share of a batch's rows, from 0 to 1")
     filters, aside = _partition_filters(partition), f"quarantine/{check_name(to)}"
     there = {name: lake.schema(name) if lake.exists(name) else None for name in (to, aside)}
     kept, groups = (list(dict.fromkeys([*partition, *more])) for more in (keep, by))

@@ -7,7 +7,7 @@ __all__ = ['BatchError', 'match_inputs', 'fast_check', 'Screened', 'screen', 'ro
 
 # %% ../../nbs/api/batch/10_screening.ipynb #644765d4
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pandera.pandas import DataFrameSchema
 
-from .unknown import Unknown, unknown_values
+from .unknown import Known, Unknown, unknown_values
 from ..data.arrow import plain_type
 from ..data.contracts import Outcome, check, violation_columns
 from ..data.inputs import Input, as_contract, as_numbers, map_unknown, shape, without_blanks
@@ -183,9 +183,7 @@ def _all_good(
     return Screened(batch, batch.slice(0, 0), map_unknown(table, new), outcome, unknown)
 
 # %% ../../nbs/api/batch/10_screening.ipynb #6332a057
-def _not_listed(
-    known: Mapping[str, Collection[str]], inputs: Sequence[Input], new: Sequence[Input]
-) -> dict[str, Collection[str]]:
+def _not_listed(known: Mapping[str, Known], inputs: Sequence[Input], new: Sequence[Input]) -> dict[str, Known]:
     "The columns that may hold values the model does not know, after the fast check"
     fine = {one.name for one in inputs if one.categories} - {one.name for one in new}
     return {name: values for name, values in known.items() if name not in fine}
@@ -196,7 +194,7 @@ def screen(
     inputs: Sequence[Input],  # What the model takes
     contract: DataFrameSchema,  # From `mlpkg.data.inputs.as_contract`
     unread: str = "",  # Column that names, separated by commas, the columns of which a value could not be read
-    known: Mapping[str, Collection[str]] | None = None,  # From `mlpkg.models.encoding.known_values`; counts others
+    known: Mapping[str, Known] | None = None,  # See `mlpkg.models.encoding.known_values`; finds others
 ) -> Screened:  # BatchError if the batch does not have the inputs, or dates with two meanings
     "Separate the rows that may be scored from those that may not"
     table, wrong = _shaped(batch, inputs)

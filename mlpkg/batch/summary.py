@@ -7,6 +7,7 @@ __all__ = ['ScoredBatch', 'SummaryBuilder', 'unknown_words', 'BatchResult', 'plo
 
 # %% ../../nbs/api/batch/12_summary.ipynb #497330c1
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +51,9 @@ class SummaryBuilder:
     groups: dict[tuple[str, Any], np.ndarray] = field(default_factory=dict)  # Rows, refused rows, and sums
     violations: list[pd.DataFrame] = field(default_factory=list)
     examples: list[pd.DataFrame] = field(default_factory=list)
-    unknown: dict[str, Unknown] = field(default_factory=dict)  # What the model does not know, by column
+    batches: tuple[str, ...] = ()  # Those of `by` whose values are batches of their own, such as months
+    unknown: dict[str, Counter[tuple[str, Any]]] = field(default_factory=dict)  # Column -> rows by batch, and in all
+    unknown_examples: dict[str, list[str]] = field(default_factory=dict)  # Column -> the first three, in words
 
 # %% ../../nbs/api/batch/12_summary.ipynb #3ec1c069
 def _coded(
@@ -90,12 +93,21 @@ def _add_violations(self: SummaryBuilder, outcome: Outcome) -> None:
     self.examples += [outcome.bad.head(room)] if room else []
 
 # %% ../../nbs/api/batch/12_summary.ipynb #6b71fb59
+_in_all = ("", None)  # The rows of all batches
+
+
 @patch
-def _add_unknown(self: SummaryBuilder, found: Mapping[str, Unknown]) -> None:
-    "Count what the model does not know of a batch; of the values, the first three are kept"
-    for name, more in found.items():
-        now = self.unknown.get(name, Unknown(0, []))
-        self.unknown[name] = Unknown(now.rows + more.rows, [*dict.fromkeys([*now.examples, *more.examples])][:3])
+def _add_unknown(self: SummaryBuilder, batch: ScoredBatch) -> None:
+    "Count what the model does not know of a batch"
+    for name, found in batch.unknown.items():
+        rows = self.unknown.setdefault(name, Counter())
+        rows[_in_all] += int(found.where.sum())
+        for column in self.batches:
+            values, codes = _coded(batch.good[column])
+            counts = np.bincount(codes[found.where], None, len(values)).tolist()
+            rows.update({(column, value): n for value, n in zip(values, counts, strict=True)})
+        kept = self.unknown_examples.setdefault(name, [])
+        kept += [one for one in found.examples if one not in kept][: 3 - len(kept)]
 
 # %% ../../nbs/api/batch/12_summary.ipynb #6c3b30d2
 @patch
@@ -121,7 +133,7 @@ def add(
     self.bad += batch.outcome.bad_rows
     self._add_histogram(batch.raw)
     self._add_groups(batch)
-    self._add_unknown(batch.unknown)
+    self._add_unknown(batch)
     if batch.outcome.bad_rows:
         self._add_violations(batch.outcome)
 
@@ -140,8 +152,9 @@ def unknown_table(
     self: SummaryBuilder,
 ) -> pd.DataFrame:  # column, rows, rate (of the predicted rows), examples; the most rows first
     "Columns with values that the model does not know"
-    most, predicted = sorted(self.unknown.items(), key=lambda one: -one[1].rows), max(self.rows - self.bad, 1)
-    found = [(name, one.rows, one.rows / predicted, ", ".join(one.examples)) for name, one in most]
+    rows, predicted = {name: one[_in_all] for name, one in self.unknown.items()}, max(self.rows - self.bad, 1)
+    most = sorted(rows, key=lambda name: -rows[name])
+    found = [(name, rows[name], rows[name] / predicted, ", ".join(self.unknown_examples[name])) for name in most]
     return pd.DataFrame(found, columns=["column", "rows", "rate", "examples"])
 
 # %% ../../nbs/api/batch/12_summary.ipynb #8933ddc5
@@ -154,7 +167,7 @@ def unknown_words(
         f"{one['column']}: {one['rows']:,} of {rows:,} rows ({one['rate']:.1%}), such as {one['examples']}"
         for one in found.to_dict("records")
     ]
-    return "; ".join(each).replace("%)", " %)")
+    return "; ".join(each)
 
 # %% ../../nbs/api/batch/12_summary.ipynb #766c073f
 @patch
@@ -170,27 +183,41 @@ def check_readable(
                 f"{self.rows:,} values cannot be read, such as {row['examples']}. Nothing was written"
             )
 
-# %% ../../nbs/api/batch/12_summary.ipynb #44812982
+# %% ../../nbs/api/batch/12_summary.ipynb #44812981
 _fewest = 20  # Rows from which on a share says something
 
 
+@patch
+def _mostly_unknown(self: SummaryBuilder, most: float) -> list[str]:  # "" for all rows
+    "The batches of which the model knows too little in a column, in words"
+    rows = {of: int(counts[0]) for of, counts in self.groups.items() if of[0] in self.batches}
+    rows[_in_all], found = self.rows - self.bad, []
+    for name, counts in self.unknown.items():
+        odd = [(of, n, n / rows[of]) for of, n in counts.items() if rows[of] >= _fewest and n / rows[of] > most]
+        found += [
+            "" if of == _in_all else f"{name}: {n:,} of {rows[of]:,} rows of {of[0]} {of[1]} ({share:.1%})"
+            for of, n, share in odd
+        ]
+    return found
+
+# %% ../../nbs/api/batch/12_summary.ipynb #44812982
 @patch
 def check_known(
     self: SummaryBuilder,
     source: str,  # What messages call the source
     model: str = "",  # Registered name, for its settings
-    most: float
-    | None = None,  # Share of rows whose value in a column may be unknown; that of the settings unless given
+    most: float | None = None,  # Share of rows whose value in a column may be unknown; else that of the settings
 ) -> None:
-    "Warn of values that the model does not know; BatchError if they are too many"
+    "Warn of values that the model does not know; BatchError if they are too many in all, or in one batch"
     found, predicted = self.unknown_table(), self.rows - self.bad
     if found.empty:
         return
     limit = load_settings().for_model(model).batch.max_unknown_rate if most is None else most
     words = f"source {source!r} has values that the model does not know, in {unknown_words(found, predicted)}"
-    if found["rate"].max() > limit and predicted >= _fewest:
+    if odd := self._mostly_unknown(limit):
+        listed = "".join(f"; {one}" for one in filter(None, odd))
         raise BatchError(
-            f"{words}. Nothing was written: correct the source, train a model that knows them, or raise "
+            f"{words}{listed}. Nothing was written: correct the source, train a model that knows them, or raise "
             f"batch.max_unknown_rate ({limit:g}) in settings.ini, for one run by MLPKG_BATCH__MAX_UNKNOWN_RATE=1, to "
             "predict such rows as if the values were missing"
         )

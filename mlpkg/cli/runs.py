@@ -257,9 +257,10 @@ def _run_row(mlflow: Any, found: Any) -> tuple[str, ...]:
 # %% ../../nbs/api/cli/12_runs.ipynb #6340b5fb
 def _no_runs(mlflow: Any, dag: str | None) -> str:
     "Say that there is nothing to list, and which name was meant"
-    from mlpkg.steps.tracking import all_pages
+    from mlpkg.steps.tracking import all_pages, pipeline_runs
 
-    near = did_you_mean(dag, [one.name for one in all_pages(mlflow.search_experiments)]) if dag else ""
+    names = [one.name for one in all_pages(mlflow.search_experiments)] if dag else []
+    near = did_you_mean(dag or "", [name for name in names if name == dag or pipeline_runs(mlflow, name, 1)])
     return f"No runs of {dag} yet{near or f': mlpkg run {dag}'}" if dag else "No runs yet: mlpkg run DAG"
 
 # %% ../../nbs/api/cli/12_runs.ipynb #bb829450
