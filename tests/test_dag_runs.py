@@ -187,15 +187,14 @@ def test_parameters_are_checked_before_anything_starts(project):
 
 
 def test_runs_of_a_dag_without_any_suggest_a_name_only_where_it_has_runs(project):
-    project.mlpkg("run", "small")
+    from mlpkg.cli.runs import _no_runs
+
+    store = project.mlflow
+    store.create_run(store.create_experiment("small"), tags={"mlpkg.kind": "pipeline", "mlpkg.dag_id": "small"})
     for empty in ("smally", "stock"):
-        project.mlflow.create_experiment(empty)
-    for dag, hint in {
-        "smally": ": mlpkg run smally",
-        "stok": ": mlpkg run stok",
-        "smal": "; did you mean 'small'?",
-    }.items():
-        assert f"No runs of {dag} yet{hint}" in project.mlpkg("runs", "--dag", dag)
+        store.create_experiment(empty)
+    hints = {"smally": ": mlpkg run smally", "stok": ": mlpkg run stok", "smal": "; did you mean 'small'?"}
+    assert {dag: _no_runs(store, dag).removeprefix(f"No runs of {dag} yet") for dag in hints} == hints
 
 
 def test_a_parameter_that_a_notebook_refuses_fails_the_run(project):
