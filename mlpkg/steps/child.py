@@ -163,7 +163,8 @@ def leave(
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.flush()
     try:
-        sys.stdout.flush()
-    except (AttributeError, OSError, ValueError):
+        if sys.stdout and not sys.stdout.closed:
+            sys.stdout.flush()
+    except OSError:
         code = code or 120  # as Python says that output is lost
     os._exit(code)
